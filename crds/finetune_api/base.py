@@ -1,0 +1,106 @@
+"""What every part of the language shares: strictness, camelCase, and rules.
+
+A cross-field rule is written once, here called `Rule`, with its two readings side by side: the CEL that the API
+server enforces at `kubectl apply`, and the Python that `finetune validate`, the operator and the trainer enforce.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, StringConstraints, model_validator
+from pydantic.alias_generators import to_camel
+from pydantic_core import CoreSchema, PydanticCustomError
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One cross-field rule of the language.
+
+    Args:
+        field: the field that is to blame, relative to the model (camelCase, dotted).
+        message: one sentence that says what was expected.
+        cel: the rule as the API server evaluates it, about `self`.
+        holds: the same rule about the parsed model.
+    """
+
+    field: str
+    message: str
+    cel: str
+    holds: Callable[[Any], bool]
+
+    def schema(self) -> dict[str, str]:
+        """The rule as an entry of `x-kubernetes-validations`."""
+        return {"rule": self.cel, "message": self.message, "fieldPath": f".{self.field}"}
+
+
+class Model(BaseModel):
+    """A frozen, strict piece of the manifest: camelCase outside, snake_case inside, unknown fields refused."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        allow_inf_nan=False,
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        use_attribute_docstrings=True,
+    )
+    rules: ClassVar[tuple[Rule, ...]] = ()
+
+    @model_validator(mode="after")
+    def _obey_rules(self) -> Any:
+        for rule in self.rules:
+            if not rule.holds(self):
+                raise PydanticCustomError("rule", "{message}", {"message": rule.message, "field": rule.field})
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        schema = handler.resolve_ref_schema(handler(core))
+        if cls.rules:
+            schema["x-kubernetes-validations"] = [rule.schema() for rule in cls.rules]
+        return schema
+
+    def manifest(self) -> dict[str, Any]:
+        """The model as it is written in a manifest: camelCase, without what is unset."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def at_most_one(*names: str) -> Callable[[Any], bool]:
+    """A rule's Python reading: no two of these snake_case fields are set."""
+    return lambda model: sum(getattr(model, name) is not None for name in names) <= 1
+
+
+def exactly_one(*names: str) -> Callable[[Any], bool]:
+    """A rule's Python reading: one and only one of these snake_case fields is set."""
+    return lambda model: sum(getattr(model, name) is not None for name in names) == 1
+
+
+def cel_count(*names: str) -> str:
+    """CEL for the number of these camelCase fields that are set."""
+    return "(" + " + ".join(f"(has(self.{name}) ? 1 : 0)" for name in names) + ")"
+
+
+DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+DNS_1035_LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+DNS_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+
+ObjectName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=DNS_SUBDOMAIN)]
+ShortString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Epochs = Annotated[float, Field(gt=0, le=1_000_000)]
+NonNegative = Annotated[float, Field(ge=0, le=1_000_000)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, le=4_294_967_295)]
+Quantity = Annotated[
+    int
+    | Annotated[
+        str,
+        StringConstraints(
+            min_length=1, max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$"
+        ),
+    ],
+    Field(json_schema_extra={"x-kubernetes-int-or-string": True}),
+]

@@ -1,0 +1,241 @@
+"""Generates the CustomResourceDefinition from the models; `make generate` writes it, a test keeps it fresh.
+
+pydantic gives JSON Schema; the API server takes a structural subset of it. `_structural` leads from one to the other:
+references are inlined, `X | None` becomes an optional X, a union told apart by `type` becomes one object with every
+member's fields and CEL rules that say which field belongs to which type. Defaults are not written: they would turn up
+in stored objects and blur what the user wrote; `finetune plan` shows them.
+"""
+
+from __future__ import annotations
+
+import sys
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from finetune_api.job import ALWAYS_MUTABLE, FineTuneJob, JobSpec
+from finetune_api.names import GROUP, JOB_KIND, JOB_PLURAL, VERSION
+
+Schema = dict[str, Any]
+
+_DROPPED = ("title", "default", "additionalProperties", "discriminator", "examples", "const")
+_COPIED_AS_THEY_ARE = ("enum", "required", "x-kubernetes-list-map-keys", "x-kubernetes-validations")
+_EXCLUSIVE = {"exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum"}
+
+COLUMNS: list[Schema] = [
+    {"name": "Status", "type": "string", "jsonPath": '.status.conditions[?(@.type=="Succeeded")].reason'},
+    {
+        "name": "Progress",
+        "type": "number",
+        "jsonPath": ".status.progress.percentage",
+        "description": "Percent of the planned steps",
+    },
+    {"name": "Step", "type": "integer", "jsonPath": ".status.progress.step"},
+    {"name": "Loss", "type": "number", "jsonPath": '.status.metrics[?(@.name=="train/loss")].value'},
+    {"name": "ETA", "type": "date", "jsonPath": ".status.progress.estimatedCompletionTime"},
+    {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
+    {"name": "Attempt", "type": "integer", "jsonPath": ".status.attempt", "priority": 1},
+    {"name": "Model", "type": "string", "jsonPath": ".spec.model.source", "priority": 1},
+    {
+        "name": "Message",
+        "type": "string",
+        "jsonPath": '.status.conditions[?(@.type=="Succeeded")].message',
+        "priority": 1,
+    },
+]
+
+
+def job_crd() -> Schema:
+    """The CustomResourceDefinition of FineTuneJob."""
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{JOB_PLURAL}.{GROUP}"},
+        "spec": {
+            "group": GROUP,
+            "names": {
+                "kind": JOB_KIND,
+                "listKind": f"{JOB_KIND}List",
+                "plural": JOB_PLURAL,
+                "singular": JOB_KIND.lower(),
+                "shortNames": ["ftj"],
+                "categories": ["all", "finetune"],
+            },
+            "scope": "Namespaced",
+            "versions": [
+                {
+                    "name": VERSION,
+                    "served": True,
+                    "storage": True,
+                    "subresources": {"status": {}},
+                    "additionalPrinterColumns": COLUMNS,
+                    "selectableFields": [{"jsonPath": ".spec.suspend"}],
+                    "schema": {"openAPIV3Schema": _object_schema()},
+                }
+            ],
+        },
+    }
+
+
+def to_yaml(document: Schema) -> str:
+    """The document as YAML, block style."""
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.width = 120
+    yaml.representer.ignore_aliases = lambda *_: True
+    stream = StringIO()
+    yaml.dump(document, stream)
+    return "# Generated from finetune_api by `make generate`; edit the models instead.\n" + stream.getvalue()
+
+
+def _object_schema() -> Schema:
+    schema = FineTuneJob.model_json_schema(by_alias=True, ref_template="{model}")
+    root = _structural(schema, schema["$defs"])
+    root["properties"]["apiVersion"] = root["properties"]["kind"] = {"type": "string"}
+    root["properties"]["metadata"] = {"type": "object"}
+    root["properties"]["status"]["default"] = {"observedGeneration": -1}
+    root["required"] = ["metadata", "spec"]
+    for rule in root["x-kubernetes-validations"]:
+        rule.pop("fieldPath")  # the API server knows no field path into metadata
+    root["x-kubernetes-validations"] += _immutability()
+    return root
+
+
+def _immutability() -> list[Schema]:
+    """One rule per spec field, so that the refusal names it; `has` on both sides closes unset-then-set."""
+    fields = [field.alias or name for name, field in JobSpec.model_fields.items()]
+    return [
+        {
+            "rule": "!has(oldSelf.status) || !has(oldSelf.status.attempt) || oldSelf.status.attempt < 1 || "
+            f"(has(self.spec.{name}) == has(oldSelf.spec.{name}) && "
+            f"(!has(self.spec.{name}) || self.spec.{name} == oldSelf.spec.{name}))",
+            "message": f"spec.{name} is immutable once an attempt exists; delete the job and create a new one",
+            "fieldPath": f".spec.{name}",
+        }
+        for name in fields
+        if name not in ALWAYS_MUTABLE
+    ]
+
+
+def _structural(schema: Schema, definitions: dict[str, Schema]) -> Schema:
+    """JSON Schema as pydantic writes it, as the structural schema that the API server takes."""
+    schema = _unwrapped(schema, definitions)
+    if "oneOf" in schema:
+        return _flattened(schema, definitions)
+    if schema.get("x-kubernetes-int-or-string"):
+        pattern = next(option["pattern"] for option in schema["anyOf"] if "pattern" in option)
+        return {"x-kubernetes-int-or-string": True, "pattern": pattern, "maxLength": 32} | _described(schema)
+    result: Schema = {}
+    for key, value in schema.items():
+        if key == "properties":
+            result[key] = {name: _structural(child, definitions) for name, child in value.items()}
+        elif key == "items":
+            result[key] = _structural(value, definitions)
+        elif key in _EXCLUSIVE:
+            result[_EXCLUSIVE[key]] = value
+            result[key] = True
+        elif key not in _DROPPED and key != "$defs":
+            result[key] = value
+    if "const" in schema:
+        result["enum"] = [schema["const"]]
+    return result
+
+
+def _unwrapped(schema: Schema, definitions: dict[str, Schema]) -> Schema:
+    """References followed and `anyOf: [X, null]` reduced to X; what stands beside them (a description) wins."""
+    if "$ref" in schema:
+        return _unwrapped(definitions[schema["$ref"]], definitions) | _beside(schema, "$ref")
+    options = [option for option in schema.get("anyOf", []) if option.get("type") != "null"]
+    if len(options) == 1:
+        return _unwrapped(options[0], definitions) | _beside(schema, "anyOf")
+    if options and "x-kubernetes-int-or-string" not in schema:
+        raise TypeError(f"a union the API server cannot express: {schema}")
+    return schema
+
+
+def _beside(schema: Schema, *keys: str) -> Schema:
+    return {key: value for key, value in schema.items() if key not in keys and key != "default"}
+
+
+def _described(schema: Schema) -> Schema:
+    return {"description": schema["description"]} if "description" in schema else {}
+
+
+def _flattened(union: Schema, definitions: dict[str, Schema]) -> Schema:
+    """A union told apart by `type`, as one object whose CEL rules say which field belongs to which type."""
+    members = {_tag(member): member for member in (_structural(option, definitions) for option in union["oneOf"])}
+    properties: Schema = {"type": {"type": "string", "enum": list(members)}}
+    shared = [
+        rule for rule in _rules(next(iter(members.values()))) if all(rule in _rules(it) for it in members.values())
+    ]
+    rules = list(shared)
+    for tag, member in members.items():
+        for name, schema in member["properties"].items():
+            if name != "type" and _bounds(properties.setdefault(name, schema)) != _bounds(schema):
+                raise TypeError(f"{tag}.{name} has other bounds than its namesake in this union")
+        rules += _required_rules(tag, member)
+        rules += [_guarded(tag, rule) for rule in _rules(member) if rule not in shared]
+    owners = {name: [tag for tag, it in members.items() if name in it["properties"]] for name in properties}
+    rules += [_foreign_rule(name, tags) for name, tags in owners.items() if len(tags) < len(members)]
+    return {
+        "type": "object",
+        "required": ["type", *_always_required(members)],
+        "properties": properties,
+        "x-kubernetes-validations": rules,
+    } | _described(union)
+
+
+def _rules(member: Schema) -> list[Schema]:
+    return list(member.get("x-kubernetes-validations", []))
+
+
+def _tag(member: Schema) -> str:
+    return str(member["properties"]["type"]["enum"][0])
+
+
+def _bounds(schema: Schema) -> Schema:
+    return {key: value for key, value in schema.items() if key != "description"}
+
+
+def _always_required(members: dict[str, Schema]) -> list[str]:
+    common = set.intersection(*(set(member.get("required", [])) for member in members.values()))
+    return sorted(common - {"type"})
+
+
+def _required_rules(tag: str, member: Schema) -> list[Schema]:
+    return [
+        {
+            "rule": f"self.type != '{tag}' || has(self.{name})",
+            "message": f"{tag} needs {name}",
+            "fieldPath": f".{name}",
+        }
+        for name in member.get("required", [])
+        if name not in ("type", "learningRate")
+    ]
+
+
+def _guarded(tag: str, rule: Schema) -> Schema:
+    return rule | {"rule": f"self.type != '{tag}' || ({rule['rule']})"}
+
+
+def _foreign_rule(name: str, tags: list[str]) -> Schema:
+    listed = ", ".join(f"'{tag}'" for tag in tags)
+    return {
+        "rule": f"!has(self.{name}) || self.type in [{listed}]",
+        "message": f"{name} is a field of {', '.join(tags)} only",
+        "fieldPath": f".{name}",
+    }
+
+
+def main() -> None:
+    """Write the CRD into each folder named on the command line."""
+    for folder in sys.argv[1:]:
+        target = Path(folder) / f"{JOB_PLURAL}.{GROUP}.yaml"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(to_yaml(job_crd()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

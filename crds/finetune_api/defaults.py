@@ -1,0 +1,51 @@
+"""The effective job: what a manifest means once everything left out is filled in. `finetune plan` prints it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune_api.job import FineTuneJob, JobSpec
+
+DEFAULT_EPOCHS = 3.0
+DEFAULT_MODULES: list[dict[str, Any]] = [
+    {"name": "all", "parameters": ["*"], "optimizer": {"type": "AdamW", "learningRate": 5e-5}}
+]
+DEFAULT_SCHEDULE: list[dict[str, Any]] = [{"type": "Warmup", "fraction": 0.03}, {"type": "CosineAnnealing"}]
+DEFAULT_METRIC = {"Contrastive": "eval/recall_at_1", "SequenceClassification": "eval/accuracy"}
+
+
+def effective(job: FineTuneJob, task: str) -> FineTuneJob:
+    """Fill in every default, for a task that is known by now."""
+    spec = job.spec.manifest()
+    spec["task"] = task
+    _fill_training(spec["training"])
+    _fill_evaluation(spec["evaluation"], task)
+    if "everySteps" not in spec["checkpoint"]:
+        spec["checkpoint"].setdefault("everyEpochs", 1.0)
+    spec["output"].setdefault("destination", job.destination)
+    resources = spec["resources"]
+    resources.setdefault("device", "CUDA" if resources["gpusPerNode"] else "CPU")
+    spec["modules"] = [_filled_module(module) for module in spec.get("modules", DEFAULT_MODULES)]
+    return job.model_copy(update={"spec": JobSpec.model_validate(spec)})
+
+
+def minimizes(metric: str) -> bool:
+    """Whether a metric gets better as it falls: losses and error rates do."""
+    return any(word in metric for word in ("loss", "perplexity", "error"))
+
+
+def _fill_training(training: dict[str, Any]) -> None:
+    if "steps" not in training:
+        training.setdefault("epochs", DEFAULT_EPOCHS)
+    training.setdefault("microBatchSize", training["batchSize"])
+
+
+def _fill_evaluation(evaluation: dict[str, Any], task: str) -> None:
+    metric = evaluation.setdefault("metric", DEFAULT_METRIC[task])
+    evaluation.setdefault("direction", "Minimize" if minimizes(metric) else "Maximize")
+
+
+def _filled_module(module: dict[str, Any]) -> dict[str, Any]:
+    if module.get("frozen"):
+        return module
+    return {"schedule": DEFAULT_SCHEDULE, **module}

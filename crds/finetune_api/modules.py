@@ -1,0 +1,110 @@
+"""The parts of one model, and how each of them learns: what this project exists for."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from finetune_api.base import DNS_LABEL, Count, Epochs, Model, NonNegative, Rule, at_most_one
+from finetune_api.optimizers import Optimizer
+from finetune_api.schedules import Phase
+
+ModuleName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=DNS_LABEL)]
+Glob = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+
+
+class Regularization(Model):
+    """Penalties on the weights: grad += l1·sign(w) + l2·w once per optimizer step, before clipping."""
+
+    l1: NonNegative = 0.0
+    """Strength of the L1 penalty."""
+    l2: NonNegative = 0.0
+    """Strength of the L2 penalty."""
+
+
+class Freeze(Model):
+    """When a module is frozen: it is trainable from `until` (inclusive) to `from` (exclusive)."""
+
+    rules = (
+        Rule(
+            field="untilStep",
+            message="set at most one of untilStep and untilEpoch",
+            cel="!(has(self.untilStep) && has(self.untilEpoch))",
+            holds=at_most_one("until_step", "until_epoch"),
+        ),
+        Rule(
+            field="fromStep",
+            message="set at most one of fromStep and fromEpoch",
+            cel="!(has(self.fromStep) && has(self.fromEpoch))",
+            holds=at_most_one("from_step", "from_epoch"),
+        ),
+        Rule(
+            field="fromStep",
+            message="fromStep must be after untilStep: the module is trainable in between",
+            cel="!has(self.untilStep) || !has(self.fromStep) || self.untilStep < self.fromStep",
+            holds=lambda it: it.until_step is None or it.from_step is None or it.until_step < it.from_step,
+        ),
+        Rule(
+            field="fromEpoch",
+            message="fromEpoch must be after untilEpoch: the module is trainable in between",
+            cel="!has(self.untilEpoch) || !has(self.fromEpoch) || self.untilEpoch < self.fromEpoch",
+            holds=lambda it: it.until_epoch is None or it.from_epoch is None or it.until_epoch < it.from_epoch,
+        ),
+    )
+
+    until_step: Count | None = None
+    """Frozen before this step."""
+    until_epoch: Epochs | None = None
+    """Frozen before this epoch: 1 thaws before the first step of epoch 1, counted from 0."""
+    from_step: Count | None = None
+    """Frozen again from this step on."""
+    from_epoch: Epochs | None = None
+    """Frozen again from this epoch on."""
+
+
+_FROZEN = "!has(self.frozen) || !self.frozen || !has(self.{0})"
+
+
+def _not_when_frozen(field: str) -> Rule:
+    return Rule(
+        field=field,
+        message=f"a frozen module takes no {field}",
+        cel=_FROZEN.format(field),
+        holds=lambda it: not it.frozen or getattr(it, field) is None,
+    )
+
+
+class Module(Model):
+    """A set of parameters and how it learns."""
+
+    rules = (
+        Rule(
+            field="optimizer",
+            message="a module needs an optimizer, or frozen: true",
+            cel="has(self.optimizer) || (has(self.frozen) && self.frozen)",
+            holds=lambda it: it.frozen or it.optimizer is not None,
+        ),
+        *map(_not_when_frozen, ("optimizer", "schedule", "regularization", "freeze")),
+    )
+
+    name: ModuleName
+    """Name of the module, as it appears in the plan, in the status and in Prometheus."""
+    parameters: Annotated[list[Glob], Field(min_length=1, max_length=64)]
+    """Shell globs over the parameter names of the base model; `*` crosses dots, case matters."""
+    exclude: Annotated[list[Glob], Field(max_length=64)] | None = None
+    """Globs that take parameters out again."""
+    frozen: bool = False
+    """Never trained."""
+    optimizer: Optimizer | None = None
+    """The module's optimizer; required unless the module is frozen."""
+    schedule: Annotated[list[Phase], Field(min_length=1, max_length=16)] | None = None
+    """Phases of the learning rate (default: warm-up over 3 %, then cosine)."""
+    regularization: Regularization | None = None
+    """L1 and L2 penalties."""
+    decay_exclude: Literal["OneDimensional", "Nothing"] = "OneDimensional"
+    """What weight decay, L1 and L2 leave out: biases and norms, or nothing."""
+    clip_grad_norm: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
+    """Largest gradient norm over this module."""
+    freeze: Freeze | None = None
+    """Freeze and thaw at a step or an epoch."""

@@ -1,0 +1,46 @@
+"""Names that more than one part of the system must agree on: of the API, of children, of files in the trainer pod."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+GROUP: Final = "finetune.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = "finetune.dev/v1alpha1"
+JOB_KIND: Final = "FineTuneJob"
+JOB_PLURAL: Final = "finetunejobs"
+
+MAX_NAME: Final = 40
+"""Longest name of a job: every derived name has to fit a DNS label of 63 characters."""
+
+JOB_LABEL: Final = f"{GROUP}/job"
+ATTEMPT_LABEL: Final = f"{GROUP}/attempt"
+SPEC_HASH_ANNOTATION: Final = f"{GROUP}/spec-hash"
+MANAGED_BY: Final = {"app.kubernetes.io/managed-by": "finetune-operator"}
+TRAINER_CONTAINER: Final = "trainer"
+
+SPEC_KEY: Final = "job.json"
+SPEC_DIR: Final = "/etc/finetune"
+CLAIMS_DIR: Final = "/claims"
+SCRATCH_DIR: Final = "/scratch"
+TERMINATION_LOG: Final = "/dev/termination-log"
+
+ATTEMPT_ENV: Final = "FINETUNE_ATTEMPT"
+METRICS_PORT: Final = 9090
+METRICS_PORT_NAME: Final = "metrics"
+
+CHECKPOINTS_FOLDER: Final = ".checkpoints"
+
+State = Literal[
+    "Queued", "Pending", "Running", "Restarting", "Suspending", "Suspended", "Stalled", "Succeeded", "Failed"
+]
+
+
+def attempt_name(job: str, number: int) -> str:
+    """Name of the Kubernetes Job and of the ConfigMap of an attempt, counted from 1."""
+    return f"{job}-a{number}"
+
+
+def output_claim(job: str) -> str:
+    """Name of the claim the operator makes when a job names no destination."""
+    return f"{job}-output"

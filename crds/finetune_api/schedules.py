@@ -1,0 +1,256 @@
+"""Learning-rate schedules: each phase is a pure function of position that yields a factor on the base rate.
+
+In plain Python, so that the picture before a run, the operator and the trainer share one formula. A schedule runs on
+its module's own clock: the optimizer steps at which the module is trainable, counted from 0. Position is local to the
+phase; nothing is inherited from the phase before. To add a schedule: one class with its `factor`, one name in `Phase`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from finetune_api.base import Count, Epochs, Model, NonNegative, Rule, at_most_one, cel_count, exactly_one
+
+Factor = Annotated[float, Field(ge=0, le=1000)]
+Portion = Annotated[float, Field(ge=0, le=1)]
+Unit = Literal["Step", "Epoch"]
+
+
+class ScheduleError(ValueError):
+    """A schedule that does not fit the run; the message names the phase and the numbers."""
+
+
+class _Phase(Model):
+    steps: Count | None = None
+    """Duration in optimizer steps."""
+    epochs: Epochs | None = None
+    """Duration in epochs."""
+    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Duration as a part of the module's trainable steps, in (0, 1]."""
+
+    @abstractmethod
+    def factor(self, k: int, n: int, steps_per_epoch: int) -> float:
+        """The factor on the base rate at step `k` of the `n` steps of this phase (0 <= k < n)."""
+
+    def duration(self, total: int, steps_per_epoch: int) -> int | None:
+        """Steps this phase lasts on a clock of `total` steps; None when it fills what is left."""
+        if self.steps is not None:
+            return self.steps
+        if self.epochs is not None:
+            return round(self.epochs * steps_per_epoch)
+        if self.fraction is not None:
+            return round(self.fraction * total)
+        return None
+
+
+_ONE_DURATION = Rule(
+    field="steps",
+    message="set at most one of steps, epochs and fraction",
+    cel=f"{cel_count('steps', 'epochs', 'fraction')} <= 1",
+    holds=at_most_one("steps", "epochs", "fraction"),
+)
+
+
+class Constant(_Phase):
+    """f(k) = factor."""
+
+    rules = (_ONE_DURATION,)
+    type: Literal["Constant"]
+    factor_: Annotated[Factor, Field(alias="factor")] = 1.0
+    """The factor."""
+
+    def factor(self, k: int, n: int, steps_per_epoch: int) -> float:
+        return self.factor_
+
+
+class Warmup(_Phase):
+    """f(k) = s + (1 - s)·k/n: 0 starts as transformers does, 1/3 as torch's LinearLR."""
+
+    rules = (_ONE_DURATION,)
+    type: Literal["Warmup"]
+    start_factor: Portion = 0.0
+    """Factor at the first step."""
+
+    def factor(self, k: int, n: int, steps_per_epoch: int) -> float:
+        return self.start_factor + (1.0 - self.start_factor) * k / n
+
+
+class TimeDecay(_Phase):
+    """f(k) = 1 / (1 + rate·t), t in steps or epochs."""
+
+    rules = (_ONE_DURATION,)
+    type: Literal["TimeDecay"]
+    rate: NonNegative
+    """How fast it decays: at 1, the rate is halved after one unit."""
+    unit: Unit = "Epoch"
+    """What t counts."""
+    staircase: bool = False
+    """Change only at whole units."""
+
+    def factor(self, k: int, n: int, steps_per_epoch: int) -> float:
+        return 1.0 / (1.0 + self.rate * _time(k, self.unit, self.staircase, steps_per_epoch))
+
+
+class ExponentialDecay(_Phase):
+    """f(k) = gamma^t, t in steps or epochs."""
+
+    rules = (_ONE_DURATION,)
+    type: Literal["ExponentialDecay"]
+    gamma: Annotated[float, Field(gt=0, le=1)]
+    """Factor per unit."""
+    unit: Unit = "Epoch"
+    """What t counts."""
+    staircase: bool = False
+    """Change only at whole units."""
+
+    def factor(self, k: int, n: int, steps_per_epoch: int) -> float:
+        return float(self.gamma ** _time(k, self.unit, self.staircase, steps_per_epoch))
+
+
+class StepDecay(_Phase):
+    """f(k) = factor^(number of steps, epochs or milestones passed)."""
+
+    rules = (
+        _ONE_DURATION,
+        Rule(
+            field="everySteps",
+            message="set exactly one of everySteps, everyEpochs and milestones",
+            cel=f"{cel_count('everySteps', 'everyEpochs', 'milestones')} == 1",
+            holds=exactly_one("every_steps", "every_epochs", "milestones"),
+        ),
+    )
+    type: Literal["StepDecay"]
+    factor_: Annotated[Factor, Field(alias="factor")]
+    """Factor at each drop."""
+    every_steps: Count | None = None
+    """A drop every so many steps."""
+    every_epochs: Epochs | None = None
+    """A drop every so many epochs."""
+    milestones: Annotated[list[Epochs], Field(min_length=1, max_length=64)] | None = None
+    """Drops at these epochs of the phase."""
+
+    def factor(self, k: int, n: int, steps_per_epoch: int) -> float:
+        if self.milestones is not None:
+            passed = sum(k >= round(milestone * steps_per_epoch) for milestone in self.milestones)
+        else:
+            passed = k // _period(self.every_steps, self.every_epochs, steps_per_epoch)
+        return float(self.factor_**passed)
+
+
+class CosineAnnealing(_Phase):
+    """f(k) = m + (1 - m)(1 + cos(π·j/T))/2, j steps into a cycle of T (SGDR, arXiv 1608.03983)."""
+
+    rules = (
+        _ONE_DURATION,
+        Rule(
+            field="cycles",
+            message="set at most one of cycles, periodSteps and periodEpochs",
+            cel=f"{cel_count('cycles', 'periodSteps', 'periodEpochs')} <= 1",
+            holds=at_most_one("cycles", "period_steps", "period_epochs"),
+        ),
+        Rule(
+            field="periodMultiplier",
+            message="periodMultiplier needs periodSteps or periodEpochs",
+            cel="!has(self.periodMultiplier) || has(self.periodSteps) || has(self.periodEpochs)",
+            holds=lambda it: it.period_multiplier is None or bool(it.period_steps or it.period_epochs),
+        ),
+    )
+    type: Literal["CosineAnnealing"]
+    min_factor: Portion = 0.0
+    """Factor at the end of a cycle."""
+    cycles: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """Cycles of equal length that fill the phase (1 when no period is set either)."""
+    period_steps: Count | None = None
+    """Length of the first cycle in steps."""
+    period_epochs: Epochs | None = None
+    """Length of the first cycle in epochs."""
+    period_multiplier: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Each cycle is so many times as long as the one before (1 when left out)."""
+
+    def factor(self, k: int, n: int, steps_per_epoch: int) -> float:
+        j, period = self._cycle(k, n, steps_per_epoch)
+        return self.min_factor + (1.0 - self.min_factor) * (1.0 + math.cos(math.pi * j / period)) / 2.0
+
+    def _cycle(self, k: int, n: int, steps_per_epoch: int) -> tuple[float, float]:
+        """Steps into the current cycle, and its length."""
+        if self.period_steps is None and self.period_epochs is None:
+            period = n / (self.cycles or 1)
+            return math.fmod(k, period), period
+        length = _period(self.period_steps, self.period_epochs, steps_per_epoch)
+        multiplier = self.period_multiplier or 1
+        if multiplier == 1:
+            return k % length, length
+        while k >= length:
+            k, length = k - length, length * multiplier
+        return k, length
+
+
+Phase = Annotated[
+    Constant | Warmup | TimeDecay | StepDecay | ExponentialDecay | CosineAnnealing, Field(discriminator="type")
+]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Phases laid out on a module's clock.
+
+    Args:
+        phases: the phases with their lengths in steps; they fill the clock exactly.
+        steps_per_epoch: optimizer steps in one epoch.
+    """
+
+    phases: tuple[tuple[_Phase, int], ...]
+    steps_per_epoch: int
+
+    def factor(self, step: int) -> float:
+        """The factor on the base rate at `step` of the module's clock; the last value holds beyond the end."""
+        for phase, length in self.phases[:-1]:
+            if step < length:
+                return phase.factor(step, length, self.steps_per_epoch)
+            step -= length
+        phase, length = self.phases[-1]
+        return phase.factor(min(step, length - 1), length, self.steps_per_epoch)
+
+
+def lay_out(phases: Sequence[_Phase], total: int, steps_per_epoch: int) -> Schedule:
+    """Lay phases out on a clock of `total` steps.
+
+    Raises:
+        ScheduleError: the phases are longer than the clock, or end before it does.
+    """
+    if total == 0:
+        return Schedule(((phases[-1], 1),), steps_per_epoch)
+    laid: list[tuple[_Phase, int]] = []
+    left = total
+    for position, phase in enumerate(phases):
+        length = phase.duration(total, steps_per_epoch)
+        length = left if length is None else length
+        if length > left:
+            raise ScheduleError(
+                f"schedule[{position}] lasts {length} steps, but only {left} of the module's {total} trainable "
+                "steps are left for it: shorten a phase or train longer"
+            )
+        left -= length
+        if length:
+            laid.append((phase, length))
+    if left:
+        raise ScheduleError(
+            f"the schedule ends {left} steps before the module's {total} trainable steps do: "
+            "leave the duration of the last phase out, and it fills what is left"
+        )
+    return Schedule(tuple(laid), steps_per_epoch)
+
+
+def _time(k: int, unit: Unit, staircase: bool, steps_per_epoch: int) -> float:
+    t = float(k) if unit == "Step" else k / steps_per_epoch
+    return float(math.floor(t)) if staircase else t
+
+
+def _period(steps: int | None, epochs: float | None, steps_per_epoch: int) -> int:
+    return steps if steps is not None else max(1, round((epochs or 1.0) * steps_per_epoch))

@@ -1,0 +1,48 @@
+"""How long, in what batches and in which precision a model trains."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from finetune_api.base import Count, Epochs, Model, Rule, Seed, at_most_one
+
+Precision = Literal["Auto", "FP32", "BF16", "FP16"]
+BatchSize = Annotated[int, Field(ge=1, le=16_777_216)]
+
+
+class Training(Model):
+    """The training run as a whole; what differs between modules is in `modules`."""
+
+    rules = (
+        Rule(
+            field="steps",
+            message="set at most one of epochs and steps",
+            cel="!(has(self.epochs) && has(self.steps))",
+            holds=at_most_one("epochs", "steps"),
+        ),
+        Rule(
+            field="microBatchSize",
+            message="microBatchSize must divide batchSize (default 32)",
+            cel="!has(self.microBatchSize) || (has(self.batchSize) ? self.batchSize : 32) % self.microBatchSize == 0",
+            holds=lambda it: it.micro_batch_size is None or it.batch_size % it.micro_batch_size == 0,
+        ),
+    )
+
+    epochs: Epochs | None = None
+    """Passes over the training set (3 when neither epochs nor steps is set)."""
+    steps: Count | None = None
+    """Optimizer steps, instead of epochs."""
+    batch_size: BatchSize = 32
+    """Samples per optimizer step, over all devices."""
+    micro_batch_size: BatchSize | None = None
+    """Samples one device takes at once (default: batchSize / devices); the rest is accumulated."""
+    precision: Precision = "Auto"
+    """What computes; trainable weights and optimizer state stay FP32. Auto: BF16 where the GPU has it, else FP32."""
+    clip_grad_norm: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
+    """Largest gradient norm over all modules, after the modules' own clipping."""
+    seed: Seed = 0
+    """Seed of everything random: shuffling, dropout, fresh weights."""
+    deterministic: bool = False
+    """Only deterministic algorithms: bit-exact on a GPU too, and slower."""

@@ -1,0 +1,1 @@
+"""The trainer: what runs in the pod, and on a laptop."""
