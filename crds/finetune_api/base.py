@@ -10,9 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    StringConstraints,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
-from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,29 @@ class Model(BaseModel):
     def manifest(self) -> dict[str, Any]:
         """The model as it is written in a manifest: camelCase, without what is unset."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+@dataclass(frozen=True)
+class UniqueBy:
+    """Annotates a list whose items are told apart by one of their fields, as `list-type: map` on the API server."""
+
+    key: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return handler(core) | {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [self.key]}
+
+    def _check(self, items: list[Any]) -> list[Any]:
+        keys = [getattr(item, self.key) for item in items]
+        for position, key in enumerate(keys):
+            if key in keys[:position]:
+                message = f"{key!r} is there already; each {self.key} may stand once"
+                raise PydanticCustomError(
+                    "rule", "{message}", {"message": message, "field": f"[{position}].{self.key}"}
+                )
+        return items
 
 
 def at_most_one(*names: str) -> Callable[[Any], bool]:

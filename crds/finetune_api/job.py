@@ -7,10 +7,9 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import ConfigDict, Field
 
-from finetune_api.base import DNS_1035_LABEL, Model, Rule
+from finetune_api.base import DNS_1035_LABEL, Model, Rule, UniqueBy
 from finetune_api.checkpoint import Checkpoint, Output
 from finetune_api.data import Data
 from finetune_api.evaluation import Evaluation
@@ -44,17 +43,7 @@ class JobSpec(Model):
     """How long, in what batches, in which precision."""
     evaluation: Evaluation = Evaluation()
     """When it is evaluated, and by what."""
-    modules: (
-        Annotated[
-            list[Module],
-            Field(
-                min_length=1,
-                max_length=64,
-                json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
-            ),
-        ]
-        | None
-    ) = None
+    modules: Annotated[list[Module], UniqueBy("name"), Field(min_length=1, max_length=64)] | None = None
     """The parts of the model and how each learns (default: one module `all` with AdamW)."""
     unmatched: Literal["Forbid", "Freeze"] = "Forbid"
     """Parameters that no module names: an error, or frozen."""
@@ -70,18 +59,6 @@ class JobSpec(Model):
     """What happens after a crash."""
     suspend: bool = False
     """Stop, with a checkpoint; go on when it is false again."""
-
-    @model_validator(mode="after")
-    def _module_names_are_unique(self) -> JobSpec:
-        names = [module.name for module in self.modules or []]
-        for position, name in enumerate(names):
-            if name in names[:position]:
-                raise PydanticCustomError(
-                    "rule",
-                    "{message}",
-                    {"message": f"two modules are named {name!r}", "field": f"modules[{position}].name"},
-                )
-        return self
 
     def content_hash(self) -> str:
         """SHA-256 (hex) of what determines the result."""

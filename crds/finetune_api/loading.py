@@ -84,9 +84,11 @@ def load_job(path: Path, settings: Sequence[str] = ()) -> FineTuneJob:
         SpecError: the file cannot be read, holds no FineTuneJob or several, or the job does not obey the language.
     """
     name = str(path)
-    documents = [document for document in _documents(_text(path), name) if _kind(document) == JOB_KIND]
+    every = _documents(_text(path), name)
+    documents = [document for document in every if _kind(document) == JOB_KIND]
     if len(documents) != 1:
-        found = f"{len(documents)} of them" if documents else "none"
+        kinds = ", ".join(f"a {_kind(document) or 'document without kind'}" for document in every)
+        found = f"{len(documents)} of them" if documents else kinds or "nothing"
         raise SpecError([Issue("", f"expected one {JOB_KIND}, found {found}", file=name)])
     document = documents[0]
     try:

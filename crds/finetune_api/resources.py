@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from finetune_api.base import Model, ObjectName, Quantity, Rule, ShortString, exactly_one
+from finetune_api.base import Model, ObjectName, Quantity, Rule, ShortString, UniqueBy, exactly_one
 
 QualifiedName = Annotated[
     str,
@@ -104,12 +104,7 @@ class Runtime(Model):
     """Trainer image (default: from the chart)."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     """As in a container (default: from the chart)."""
-    env: Annotated[
-        list[EnvVar],
-        Field(
-            max_length=64, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
-        ),
-    ] = []
+    env: Annotated[list[EnvVar], UniqueBy("name"), Field(max_length=64)] = []
     """Environment of the trainer container."""
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_api.base import Model
+from finetune_api.base import Model, UniqueBy
 
 Name = Annotated[str, StringConstraints(max_length=316)]
 Message = Annotated[str, StringConstraints(max_length=32_768)]
@@ -139,12 +139,7 @@ class JobStatus(Observed):
 
     observed_generation: Number = -1
     """The generation the operator has seen; -1 before it has seen any."""
-    conditions: Annotated[
-        list[Condition],
-        Field(
-            max_length=8, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
-        ),
-    ] = []
+    conditions: Annotated[list[Condition], UniqueBy("type"), Field(max_length=8)] = []
     """Succeeded, Reconciling, Stalled, Suspended."""
     attempt: Annotated[int, Field(ge=0, le=100_000)] | None = None
     """The current attempt; written before its Job is created."""

@@ -1,0 +1,109 @@
+"""The job as a whole: defaults, hash, claims, the generated CRD, exit codes and the termination message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_api.crd import job_crd, to_yaml
+from finetune_api.defaults import effective
+from finetune_api.exits import PERMANENT, ExitCode, end_of
+from finetune_api.job import FineTuneJob, parse
+from finetune_api.sources import locate
+from finetune_api.status import Metric, ModuleStatus, Report
+
+ROOT = Path(__file__).parents[3]
+
+
+def job(**spec: Any) -> FineTuneJob:
+    minimal = {"model": {"source": "pvc://models/clip"}, "data": {"train": {"source": "pvc://captions/train"}}}
+    return parse(
+        {
+            "apiVersion": "finetune.dev/v1alpha1",
+            "kind": "FineTuneJob",
+            "metadata": {"name": "tiny"},
+            "spec": minimal | spec,
+        }
+    )
+
+
+def test_a_model_and_data_are_a_valid_job_and_everything_else_is_filled_in() -> None:
+    spec = effective(job(), "SequenceClassification").spec
+    assert [module.name for module in spec.modules or []] == ["all"]
+    assert spec.training.epochs == 3
+    assert (spec.evaluation.metric, spec.evaluation.direction) == ("eval/accuracy", "Maximize")
+    assert spec.checkpoint.every_epochs == 1
+    assert spec.output.destination == "pvc://tiny-output"
+    assert spec.resources.device == "CUDA"
+
+
+def test_filling_in_twice_changes_nothing() -> None:
+    once = effective(job(), "Contrastive")
+    assert effective(once, "Contrastive") == once
+
+
+def test_the_hash_is_of_what_determines_the_result() -> None:
+    assert job().spec.content_hash() == job(suspend=True, resources={"cpu": 3}).spec.content_hash()
+    assert job().spec.content_hash() != job(training={"seed": 1}).spec.content_hash()
+
+
+def test_claims_are_named_once_and_the_output_comes_last() -> None:
+    assert job().claims == ["models", "captions", "tiny-output"]
+    assert job(output={"destination": "pvc://models/out"}).claims == ["models", "captions"]
+
+
+@given(st.from_regex(r"\Apvc://[a-z][a-z0-9]{0,9}(/[a-z0-9_]{1,5}){0,3}\Z"))
+def test_a_location_can_be_put_together_again(source: str) -> None:
+    place = locate(source)
+    assert f"pvc://{place.name}/{place.path}".removesuffix("/.") == source
+
+
+@pytest.mark.parametrize("folder", ["crds", "helm/finetune-operator/files/crds"])
+def test_the_committed_crd_is_fresh(folder: str) -> None:
+    committed = (ROOT / folder / "finetunejobs.finetune.dev.yaml").read_text()
+    assert committed == to_yaml(job_crd()), "run `make generate`"
+
+
+def walk(schema: dict[str, Any], path: str = "") -> list[tuple[str, dict[str, Any]]]:
+    children = [(f"{path}.{name}", child) for name, child in schema.get("properties", {}).items()]
+    children += [(f"{path}[]", schema["items"])] if "items" in schema else []
+    return [(path, schema)] + [found for name, child in children for found in walk(child, name)]
+
+
+def test_the_crd_bounds_every_string_and_list_and_describes_every_field() -> None:
+    crd = job_crd()
+    schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    for path, node in walk(schema["properties"]["spec"], "spec"):
+        if node.get("type") == "string":
+            assert "maxLength" in node or "enum" in node, f"{path} has no maxLength"
+        if node.get("type") == "array":
+            assert "maxItems" in node, f"{path} has no maxItems"
+        assert path.endswith(("[]", ".type")) or "description" in node, f"{path} has no description"
+        assert "type" in node or "x-kubernetes-int-or-string" in node, f"{path} has no type"
+    assert len(to_yaml(crd).encode()) < 200 * 1024
+
+
+@given(st.lists(st.text(max_size=300), max_size=80), st.text(max_size=1024))
+def test_the_termination_message_always_fits(names: list[str], message: str) -> None:
+    report = Report(
+        reason="Succeeded",
+        message=message,
+        metrics=[Metric(name=name, value=1.0) for name in names],
+        modules=[ModuleStatus(name=name) for name in names],
+    )
+    text = report.termination_message()
+    assert len(text.encode()) <= 4096
+    assert Report.model_validate_json(text).reason == "Succeeded"
+
+
+def test_exit_codes_mean_what_the_table_says() -> None:
+    assert set(PERMANENT) == {2, 77}
+    assert (end_of(75).retried, end_of(75).counts) == (True, False)
+    assert (end_of(1).retried, end_of(1).counts) == (True, True)
+    assert (end_of(139).reason, end_of(None).reason) == ("Crashed", "Crashed")
+    assert end_of(137, oom_killed=True).reason == "OutOfMemory"
+    assert end_of(ExitCode.OUT_OF_GPU_MEMORY).retried is False

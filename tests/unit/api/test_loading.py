@@ -1,0 +1,139 @@
+"""Every mistake in a manifest gets one message that names file, line, field, value, expectation and nearest choice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from finetune_api.loading import SpecError, check_file, load_job, nearest
+
+GOOD = """\
+apiVersion: finetune.dev/v1alpha1
+kind: FineTuneJob
+metadata: {name: good}
+spec:
+  model: {source: pvc://models/clip}
+  data:
+    train: {source: pvc://captions/train}
+  training: {epochs: 2, batchSize: 16}
+  modules:
+    - name: visual
+      parameters: ["vision_model.*"]
+      optimizer: {type: SGD, learningRate: 2e-5, momentum: 0.9}
+      schedule:
+        - {type: Warmup, steps: 20}
+        - {type: CosineAnnealing, cycles: 3}
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    return path
+
+
+def issues(tmp_path: Path, text: str) -> list[str]:
+    with pytest.raises(SpecError) as caught:
+        load_job(write(tmp_path, text))
+    return [str(issue).removeprefix(f"{tmp_path}/") for issue in caught.value.issues]
+
+
+def test_a_good_job_is_read_and_its_numbers_are_numbers(tmp_path: Path) -> None:
+    job = load_job(write(tmp_path, GOOD))
+    assert job.spec.modules is not None
+    assert job.spec.modules[0].optimizer is not None
+    assert job.spec.modules[0].optimizer.learning_rate == 2e-5
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("momentum:", "momentun:", "job.yaml:12:50: spec.modules[0].optimizer.momentun: unknown field; expected one of "
+         "type, learningRate, weightDecay, momentum, dampening, nesterov; did you mean 'momentum'?"),
+        ("type: SGD", "type: Sgd", "job.yaml:12:19: spec.modules[0].optimizer.type: 'Sgd' is not one of SGD, Adam, "
+         "AdamW, RMSprop; did you mean 'SGD'?"),
+        ("CosineAnnealing", "Cosine", "did you mean 'CosineAnnealing'?"),
+        ("learningRate: 2e-5", "learningRate: 0", "job.yaml:12:30: spec.modules[0].optimizer.learningRate: 0: expected "
+         "greater than 0"),
+        ("batchSize: 16", 'batchSize: "16"', "spec.training.batchSize: '16': expected a valid integer"),
+        ("pvc://captions/train", "pvc://captions/../etc", "is not of the form hf://org/repo or pvc://claim/path"),
+        ("pvc://captions/train", "s3://captions", "is not of the form hf://org/repo or pvc://claim/path"),
+        ("epochs: 2,", "epochs: 2, steps: 10,", "job.yaml:8:25: spec.training.steps: set at most one of epochs and "
+         "steps"),
+        ("steps: 20", "steps: 20, epochs: 1", "set at most one of steps, epochs and fraction"),
+        ("data:\n    train: {source: pvc://captions/train}\n", "data: {}\n", "spec.data.train: is required"),
+        ("name: good", "name: Good", "metadata.name must be a DNS label"),
+        ("name: good", f"name: {'g' * 41}", "of at most 40 characters"),
+        ("cycles: 3", "cycles: .inf", "spec.modules[0].schedule[1].cycles"),
+        ("kind: FineTuneJob", "kind: FineTunejob", "expected one FineTuneJob, found a FineTunejob"),
+        ("metadata: {name: good}", "metadata: {name: good}\nmetadata: {name: again}", "job.yaml:4:1: duplicate key"),
+        ("  model:", "\tmodel:", "not valid YAML"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named(tmp_path: Path, old: str, new: str, expected: str) -> None:
+    assert old in GOOD
+    found = issues(tmp_path, GOOD.replace(old, new, 1))
+    assert any(expected in issue for issue in found), found
+
+
+def test_every_mistake_is_named_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
+    found = issues(tmp_path, GOOD.replace("epochs: 2", "epoch: 2").replace("type: Warmup", "type: Warm"))
+    assert [issue.split(": ")[1] for issue in found] == ["spec.training.epoch", "spec.modules[0].schedule[0].type"]
+
+
+def test_what_kubectl_reads_differently_has_to_be_quoted(tmp_path: Path) -> None:
+    found = issues(tmp_path, GOOD.replace('["vision_model.*"]', "[y, 'no']"))
+    assert found == ["job.yaml:11:20: spec.modules[0].parameters[0]: kubectl reads y as a boolean; quote it: 'y'"]
+
+
+def test_settings_change_fields_by_name_and_position(tmp_path: Path) -> None:
+    job = load_job(
+        write(tmp_path, GOOD),
+        [
+            "modules.visual.optimizer.learningRate=1e-4",
+            "training.epochs=7",
+            "modules.0.schedule.0.steps=5",
+            "task=Contrastive",
+        ],
+    )
+    assert job.spec.modules is not None
+    assert job.spec.modules[0].optimizer is not None
+    assert (job.spec.modules[0].optimizer.learning_rate, job.spec.training.epochs) == (1e-4, 7)
+    assert (job.spec.modules[0].schedule or [])[0].steps == 5
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("training.epochs", "expected path=value"),
+        ("modules.visul.frozen=true", "no item 'visul' here; there is visual"),
+        ("training.epochs.x=1", "has nothing inside"),
+        ("training.epoch=1", "did you mean 'epochs'"),
+    ],
+)
+def test_a_wrong_setting_is_named(tmp_path: Path, setting: str, words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        load_job(write(tmp_path, GOOD), [setting])
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"nothing\.yaml: cannot be read: No such file"):
+        load_job(tmp_path / "nothing.yaml")
+
+
+def test_several_documents_are_judged_one_by_one() -> None:
+    service = "apiVersion: v1\nkind: Service\nmetadata: {name: s}\n"
+    verdicts = check_file(f"{service}---\n{GOOD}---\n{GOOD.replace('SGD', 'SDG')}", "all.yaml")
+    assert [(verdict.kind, len(verdict.issues)) for verdict in verdicts] == [
+        ("Service", 0),
+        ("FineTuneJob", 0),
+        ("FineTuneJob", 1),
+    ]
+    assert verdicts[0].skipped == "not a FineTuneJob but a Service"
+
+
+def test_nearest_forgives_case_first_and_guesses_nothing_far() -> None:
+    assert nearest("sgd", ["SGD", "Adam"]) == "SGD"
+    assert nearest("Cosine", ["Constant", "CosineAnnealing"]) == "CosineAnnealing"
+    assert nearest("xyz", ["SGD", "Adam"]) is None
