@@ -238,7 +238,8 @@ def test_the_spec_may_change_until_the_first_attempt_and_only_suspend_after(api:
     assert patch({"suspend": True}) == ""
     assert patch({"suspend": None}) == ""
     for field, value in FULL.items():
-        if field not in ("suspend", "data"):
+        if field not in ("suspend", *SMALL):
             assert f"spec.{field} is immutable" in patch({field: value}), field
     assert "spec.training is immutable" in patch({"training": None})
-    assert "spec.data is immutable" in patch({"data": FULL["data"]})
+    assert "spec.data is immutable" in patch({"data": {"maxLength": 8}})
+    assert "spec.model is immutable" in patch({"model": {"revision": None}})

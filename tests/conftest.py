@@ -1,0 +1,3 @@
+"""What every tier shares: the harness's fixtures."""
+
+pytest_plugins = ["harness.plugin"]

@@ -1,0 +1,86 @@
+"""A cluster as a test sees it: a kubeconfig, kubectl, and ways to be somebody else."""
+
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import kubeconfig, programs
+from harness.certificates import Authority
+from harness.errors import HarnessError
+
+
+class KubectlError(HarnessError):
+    """kubectl failed; `stderr` is what it said."""
+
+    def __init__(self, args: Sequence[str], stderr: str) -> None:
+        super().__init__(f"kubectl {' '.join(args)}: {stderr.strip()}")
+        self.stderr = stderr
+
+
+class Cluster:
+    """A running cluster; `folder` is a place for files that belong to it."""
+
+    def __init__(self, kubeconfig: Path, folder: Path) -> None:
+        self.kubeconfig = kubeconfig
+        self.folder = folder
+
+    @property
+    def server(self) -> str:
+        """The API server's address."""
+        return str(self._cluster_entry()["server"])
+
+    def kubectl(self, *args: str, input: str | None = None, timeout: float = 120) -> str:
+        """Run kubectl as administrator and return what it printed; raises KubectlError when it fails."""
+        done = self.try_kubectl(*args, input=input, timeout=timeout)
+        if done.returncode:
+            raise KubectlError(args, done.stderr)
+        return done.stdout
+
+    def try_kubectl(
+        self, *args: str, input: str | None = None, timeout: float = 120
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run kubectl as administrator; the caller looks at `returncode`, `stdout` and `stderr`."""
+        # The cache of discovery is keyed by host and port, which other throw-away clusters had before.
+        cache = f"--cache-dir={self.folder / 'kubectl-cache'}"
+        argv = [str(programs.locate("kubectl")), f"--kubeconfig={self.kubeconfig}", cache, *args]
+        return subprocess.run(
+            argv, input=input, env=os.environ, capture_output=True, text=True, timeout=timeout, check=False
+        )
+
+    def get(self, *args: str) -> dict[str, Any]:
+        """`kubectl get ... -o json`, read."""
+        found: dict[str, Any] = json.loads(self.kubectl("get", *args, "-o", "json"))
+        return found
+
+    def apply(self, *objects: dict[str, Any]) -> None:
+        """Apply objects on the server side."""
+        manifest = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)})
+        self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", input=manifest)
+
+    def service_account_kubeconfig(self, namespace: str, name: str) -> Path:
+        """A kubeconfig that speaks as a ServiceAccount, by a token of one hour."""
+        token = self.kubectl("create", "token", name, f"--namespace={namespace}", "--duration=1h").strip()
+        return self._write_kubeconfig(kubeconfig.with_token(self._cluster_entry(), token))
+
+    def user_kubeconfig(self, user: str, groups: Sequence[str] = ()) -> Path:
+        """A kubeconfig that speaks as a user, by a certificate the cluster's own authority signed."""
+        pki = self.folder / "pki"
+        if not pki.exists():
+            raise HarnessError("only the authority of a cluster the harness started can sign for a user")
+        authority = Authority.load(pki)
+        pair = authority.client(user, groups)
+        return self._write_kubeconfig(kubeconfig.with_certificate(self.server, authority.pair.certificate, pair))
+
+    def _write_kubeconfig(self, config: dict[str, Any]) -> Path:
+        handle, path = tempfile.mkstemp(prefix="kubeconfig-", dir=self.folder)
+        os.close(handle)
+        return kubeconfig.write(Path(path), config)
+
+    def _cluster_entry(self) -> dict[str, Any]:
+        config = json.loads(self.kubectl("config", "view", "--raw", "--minify", "--flatten", "-o", "json"))
+        entry: dict[str, Any] = config["clusters"][0]["cluster"]
+        return entry

@@ -1,0 +1,121 @@
+"""Clusters as pytest fixtures. Where one cannot run, its tests say why and how to cure it; in CI they fail.
+
+Enable with `pytest_plugins = ["harness.plugin"]` in the top conftest.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from harness import doctor, external, programs
+from harness.cluster import Cluster
+from harness.controlplane import ControlPlane
+from harness.doctor import Tier
+from harness.errors import HarnessError
+from harness.external import ExternalCluster
+from harness.node import Node
+
+CANNOT_RUN = pytest.StashKey[dict[str, str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers, and a place for what cannot run."""
+    config.addinivalue_line("markers", "cluster: needs a real API server (started by the harness, no root)")
+    config.addinivalue_line("markers", "e2e: needs a real node (started by the harness, as root)")
+    config.stash[CANNOT_RUN] = {}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """List what could not run here, with reasons and cures."""
+    if cannot := config.stash[CANNOT_RUN]:
+        terminalreporter.section("cannot run here")
+        for tier, reasons in cannot.items():
+            terminalreporter.line(f"{tier}: {reasons}")
+
+
+@pytest.fixture(scope="session")
+def require_tier(request: pytest.FixtureRequest) -> Callable[[Tier], None]:
+    """A function that skips the test if a tier cannot run here; in CI it fails the test."""
+
+    def require(tier: Tier) -> None:
+        if obstacles := tier.obstacles():
+            _cannot_run(request.config, tier.name, "; ".join(map(str, obstacles)))
+
+    return require
+
+
+@pytest.fixture(scope="session")
+def cluster_programs(request: pytest.FixtureRequest) -> None:
+    """Compile the cluster's programs if need be, with progress that pytest does not swallow."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    try:
+        with capture.global_and_fixture_disabled():
+            programs.locate("kubectl")
+    except HarnessError as error:
+        _cannot_run(request.config, "control plane", str(error))
+
+
+@pytest.fixture(scope="session")
+def external_cluster() -> Iterator[Cluster | None]:
+    """The cluster that the environment names, if it names one."""
+    try:
+        named = external.named()
+    except HarnessError as error:
+        pytest.fail(str(error), pytrace=False)
+    if named is None:
+        yield None
+        return
+    with ExternalCluster(*named) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def control_plane(external_cluster: Cluster | None, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """An API server and its controllers, for the whole session; the external cluster if one is named."""
+    if external_cluster is not None:
+        yield external_cluster
+        return
+    request.getfixturevalue("require_tier")(doctor.CONTROL_PLANE)
+    request.getfixturevalue("cluster_programs")
+    with ControlPlane() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def node(require_tier: Callable[[Tier], None], request: pytest.FixtureRequest) -> Iterator[Node]:
+    """A node that runs pods, for the whole session; always the harness' own."""
+    require_tier(doctor.NODE)
+    request.getfixturevalue("cluster_programs")
+    with Node() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def e2e_cluster(external_cluster: Cluster | None, request: pytest.FixtureRequest) -> Cluster:
+    """A cluster that runs pods: the external one if it is named, else the node."""
+    if external_cluster is not None:
+        return external_cluster
+    running: Cluster = request.getfixturevalue("node")
+    return running
+
+
+@pytest.fixture(scope="session")
+def kubectl(control_plane: Cluster) -> Callable[..., str]:
+    """kubectl on the control plane."""
+    return control_plane.kubectl
+
+
+@pytest.fixture(scope="session")
+def helm(cluster_programs: None) -> Path:
+    """The path of helm."""
+    return programs.locate("helm")
+
+
+def _cannot_run(config: pytest.Config, name: str, reasons: str) -> NoReturn:
+    config.stash[CANNOT_RUN][name] = reasons
+    if os.environ.get("CI"):
+        pytest.fail(f"the {name} has to run in CI: {reasons}", pytrace=False)
+    pytest.skip(f"the {name} cannot run here: {reasons}")
