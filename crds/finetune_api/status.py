@@ -22,7 +22,7 @@ Number = Annotated[int, Field(ge=-1, le=9_007_199_254_740_991)]
 class Observed(Model):
     """A piece of status: written by the operator, so read leniently and dated."""
 
-    model_config = ConfigDict(strict=False, extra="ignore")
+    model_config = ConfigDict(strict=False, extra="ignore", validate_by_name=True)
 
 
 class Condition(Observed):

@@ -12,6 +12,7 @@ What it asks of the API server, and no more; the chart grants exactly this:
     events.k8s.io         events                   create                              watched namespaces
     coordination.k8s.io   leases                   get, create, update                 its own namespace
 
-It reads no Secret, no Namespace and no CustomResourceDefinition (whether its own is established it learns from discovery,
-which every authenticated client may read), and sets no finalizer. It reaches trainer pods on their port `metrics` (9090).
+It reads no Secret, no Namespace and no CustomResourceDefinition (whether its own is established it learns from
+discovery, which every authenticated client may read), and sets no finalizer. It reaches trainer pods on their port
+`metrics` (9090).
 """

@@ -101,7 +101,7 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """One evaluation after `step` optimizer steps; names start with `eval/`. `best` tells whether it is the best so far."""
+    """One evaluation after `step` optimizer steps. Names start with `eval/`; `best` tells if it is the best so far."""
 
     step: int
     epoch: float
