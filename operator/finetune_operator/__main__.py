@@ -1,0 +1,70 @@
+"""`finetune-operator`: starts the operator."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finetune_operator import config as configuration
+from finetune_operator.cluster import ApiError, NoClusterError
+from finetune_operator.lease import LeaseLostError
+from finetune_operator.logs import LogFormat, configure
+from finetune_operator.service import Options, serve
+
+OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def operate(  # noqa: PLR0917 typer calls it by name
+    config: Annotated[Path | None, typer.Option(help="Configuration file (YAML).")] = None,
+    namespace: Annotated[
+        list[str] | None, typer.Option(help="Namespace to serve; may be repeated. Default: watchNamespaces, else all.")
+    ] = None,
+    log_format: Annotated[LogFormat, typer.Option(help="How log lines are written.")] = LogFormat.PLAIN,
+    leader_elect: Annotated[bool, typer.Option(help="Work only while holding the Lease.")] = True,
+    lease_namespace: Annotated[
+        str | None, typer.Option(envvar="POD_NAMESPACE", help="Namespace of the Lease. Default: the pod's own.")
+    ] = None,
+    metrics_port: Annotated[int, typer.Option(help="Port of /metrics.")] = 8080,
+    health_port: Annotated[int, typer.Option(help="Port of /healthz and /readyz.")] = 8081,
+    debug: Annotated[bool, typer.Option(help="Log more.")] = False,
+) -> None:
+    """Run the fine-tuning operator against the cluster of $KUBECONFIG, or the one it runs in."""
+    configure(log_format, debug=debug)
+    try:
+        settings = configuration.load(config)
+        options = Options(
+            namespaces=namespace or settings.watch_namespaces,
+            leader_elect=leader_elect,
+            lease_namespace=lease_namespace or _own_namespace(),
+            metrics_port=metrics_port,
+            health_port=health_port,
+        )
+        asyncio.run(serve(settings, options))
+    except configuration.ConfigError as error:
+        _end(str(error), 2)
+    except (NoClusterError, LeaseLostError, ApiError, OSError) as error:
+        _end(str(error), 1)
+
+
+def main() -> None:
+    """Entry point of the `finetune-operator` command."""
+    app()
+
+
+def _own_namespace() -> str:
+    return OWN_NAMESPACE.read_text() if OWN_NAMESPACE.exists() else "default"
+
+
+def _end(message: str, code: int) -> None:
+    typer.echo(f"finetune-operator: {message}", err=True)
+    raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    main()

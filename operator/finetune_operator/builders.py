@@ -1,0 +1,250 @@
+"""The objects of an attempt, made from the job and the operator's configuration alone: ConfigMap, Job, output claim.
+
+Names and contents are a function of the job and the attempt's number, so making them twice makes the same thing.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from finetune_api.base import Quantity
+from finetune_api.exits import PERMANENT
+from finetune_api.job import FineTuneJob
+from finetune_api.names import (
+    API_VERSION,
+    ATTEMPT_ENV,
+    ATTEMPT_LABEL,
+    CLAIMS_DIR,
+    JOB_KIND,
+    JOB_LABEL,
+    MANAGED_BY,
+    METRICS_PORT,
+    METRICS_PORT_NAME,
+    SCRATCH_DIR,
+    SPEC_DIR,
+    SPEC_KEY,
+    TERMINATION_LOG,
+    TRAINER_CONTAINER,
+    attempt_name,
+    output_claim,
+)
+from finetune_api.sources import claims
+from finetune_operator.config import Config
+from finetune_operator.observed import ObservedJob
+from finetune_operator.plan import Create, Manifest
+
+TEMPORARY_DIR = "/tmp"  # noqa: S108 an emptyDir of the pod, nobody else's
+SHARED_MEMORY_DIR = "/dev/shm"  # noqa: S108
+NOT_A_CRASH = (0, 75, 137, 143)
+"""Exit codes that a suspended or deleted pod may end with; a rule that failed the Job on them would end it for good."""
+
+
+def prepare_attempt(job: ObservedJob, document: FineTuneJob, number: int, config: Config) -> tuple[Create, ...]:
+    """Everything an attempt needs, in the order it is to be created; the Job comes last."""
+    configmap = Create("configmaps", prepare_configmap(job, number))
+    attempt = Create("jobs", prepare_job(job, document, number, config))
+    if document.spec.output.destination is None:
+        return Create("persistentvolumeclaims", prepare_output_claim(job, config), shared=True), configmap, attempt
+    return configmap, attempt
+
+
+def prepare_output_claim(job: ObservedJob, config: Config) -> Manifest:
+    """The claim for the result of a job that names none; it has no owner, so that the model outlives the job."""
+    claim = config.output_claim
+    spec: dict[str, Any] = {
+        "accessModes": claim.access_modes,
+        "resources": {"requests": {"storage": claim.size}},
+    }
+    if claim.storage_class_name is not None:
+        spec["storageClassName"] = claim.storage_class_name
+    metadata = {
+        "name": output_claim(job.key.name),
+        "namespace": job.key.namespace,
+        "labels": {JOB_LABEL: job.key.name, **MANAGED_BY},
+    }
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
+
+
+def prepare_configmap(job: ObservedJob, number: int) -> Manifest:
+    """The job as the trainer of this attempt reads it."""
+    document = {
+        "apiVersion": API_VERSION,
+        "kind": JOB_KIND,
+        "metadata": {
+            "name": job.key.name,
+            "namespace": job.key.namespace,
+            "uid": job.uid,
+            "generation": job.generation,
+        },
+        "spec": job.spec,
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": _metadata(job, number),
+        "immutable": True,
+        "data": {SPEC_KEY: json.dumps(document, indent=2)},
+    }
+
+
+def prepare_job(job: ObservedJob, document: FineTuneJob, number: int, config: Config) -> Manifest:
+    """The Indexed Job of one attempt: it never retries by itself, for a retry is an attempt of its own."""
+    nodes = document.spec.resources.nodes
+    labels = _labels(job, number)
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": _metadata(job, number),
+        "spec": {
+            "completionMode": "Indexed",
+            "completions": nodes,
+            "parallelism": nodes,
+            "backoffLimit": 0,
+            "podReplacementPolicy": "Failed",
+            "podFailurePolicy": _pod_failure_policy(),
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": _pod(document, attempt_name(job.key.name, number), number, config),
+            },
+        },
+    }
+
+
+def _pod_failure_policy() -> Manifest:
+    """The first rule that matches wins, so a disruption is told from a crash; the last only shows the exit code."""
+    permanent = {"containerName": TRAINER_CONTAINER, "operator": "In", "values": sorted(PERMANENT)}
+    crash = {"containerName": TRAINER_CONTAINER, "operator": "NotIn", "values": list(NOT_A_CRASH)}
+    return {
+        "rules": [
+            {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+            {"action": "FailJob", "onExitCodes": permanent},
+            {"action": "FailJob", "onExitCodes": crash},
+        ]
+    }
+
+
+def _pod(document: FineTuneJob, configmap: str, number: int, config: Config) -> Manifest:
+    trainer = config.trainer
+    return {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": trainer.termination_grace_period_seconds,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": trainer.run_as_user,
+            "runAsGroup": trainer.fs_group,
+            "fsGroup": trainer.fs_group,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_container(document, number, config)],
+        "volumes": _volumes(document, configmap, config),
+    }
+
+
+def _container(document: FineTuneJob, number: int, config: Config) -> Manifest:
+    runtime = document.spec.runtime
+    return {
+        "name": TRAINER_CONTAINER,
+        "image": runtime.image or config.trainer.image,
+        "imagePullPolicy": runtime.image_pull_policy or config.trainer.image_pull_policy,
+        "command": _command(number),
+        "env": _environment(document, number, config),
+        "ports": [{"name": METRICS_PORT_NAME, "containerPort": METRICS_PORT}],
+        "resources": _resources(document, config),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        },
+        "terminationMessagePath": TERMINATION_LOG,
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": _mounts(document),
+    }
+
+
+def _command(number: int) -> list[str]:
+    options = {
+        "--claims-dir": CLAIMS_DIR,
+        "--attempt": str(number),
+        "--metrics-port": str(METRICS_PORT),
+        "--termination-log": TERMINATION_LOG,
+    }
+    return ["finetune", "run", f"{SPEC_DIR}/{SPEC_KEY}", *(word for option in options.items() for word in option)]
+
+
+def _environment(document: FineTuneJob, number: int, config: Config) -> list[Manifest]:
+    """Ours, then the job's, then the administrator's: where several speak, the last is heard."""
+    ours = {"HOME": SCRATCH_DIR, "HF_HOME": f"{SCRATCH_DIR}/huggingface", "TMPDIR": TEMPORARY_DIR}
+    variables: dict[str, Manifest] = {name: {"name": name, "value": value} for name, value in ours.items()}
+    for variable in (*(it.manifest() for it in document.spec.runtime.env), *config.trainer.env):
+        variables[variable["name"]] = variable
+    variables[ATTEMPT_ENV] = {"name": ATTEMPT_ENV, "value": str(number)}
+    return list(variables.values())
+
+
+def _resources(document: FineTuneJob, config: Config) -> Manifest:
+    asked, default = document.spec.resources, config.trainer.resources
+    wanted: dict[str, Quantity | None] = {
+        "cpu": asked.cpu or default.cpu,
+        "memory": asked.memory or default.memory,
+        "ephemeral-storage": asked.ephemeral_storage or default.ephemeral_storage,
+    }
+    if asked.gpus_per_node and asked.device != "CPU":
+        wanted[asked.gpu_resource] = asked.gpus_per_node
+    amounts = {name: str(amount) for name, amount in wanted.items() if amount is not None}
+    return {"requests": amounts, "limits": amounts} if amounts else {}
+
+
+def _volumes(document: FineTuneJob, configmap: str, config: Config) -> list[Manifest]:
+    shared = document.spec.resources.shared_memory or config.trainer.resources.shared_memory
+    memory = {"medium": "Memory"} | ({"sizeLimit": str(shared)} if shared is not None else {})
+    return [
+        {"name": "job", "configMap": {"name": configmap}},
+        {"name": "scratch", "emptyDir": {}},
+        {"name": "tmp", "emptyDir": {}},
+        {"name": "shared-memory", "emptyDir": memory},
+        *(
+            {"name": f"claim-{position}", "persistentVolumeClaim": {"claimName": claim}}
+            for position, claim in enumerate(document.claims)
+        ),
+    ]
+
+
+def _mounts(document: FineTuneJob) -> list[Manifest]:
+    """Only the claim that takes the result can be written to."""
+    written = claims([document.destination])
+    return [
+        {"name": "job", "mountPath": SPEC_DIR, "readOnly": True},
+        {"name": "scratch", "mountPath": SCRATCH_DIR},
+        {"name": "tmp", "mountPath": TEMPORARY_DIR},
+        {"name": "shared-memory", "mountPath": SHARED_MEMORY_DIR},
+        *(
+            {"name": f"claim-{position}", "mountPath": f"{CLAIMS_DIR}/{claim}", "readOnly": claim not in written}
+            for position, claim in enumerate(document.claims)
+        ),
+    ]
+
+
+def _labels(job: ObservedJob, number: int) -> dict[str, str]:
+    return {JOB_LABEL: job.key.name, ATTEMPT_LABEL: str(number), **MANAGED_BY}
+
+
+def _metadata(job: ObservedJob, number: int) -> Manifest:
+    owner = {
+        "apiVersion": API_VERSION,
+        "kind": JOB_KIND,
+        "name": job.key.name,
+        "uid": job.uid,
+        "controller": True,
+        # Blocking the owner's deletion would need a permission on its finalizers.
+        "blockOwnerDeletion": False,
+    }
+    return {
+        "name": attempt_name(job.key.name, number),
+        "namespace": job.key.namespace,
+        "labels": _labels(job, number),
+        "ownerReferences": [owner],
+    }

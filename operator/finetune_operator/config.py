@@ -1,0 +1,98 @@
+"""What the administrator decides: the operator's configuration file, which the chart mounts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from finetune_api.base import Quantity
+
+
+class ConfigError(ValueError):
+    """A configuration file that cannot be used; the message names the file, the field and what was expected."""
+
+
+class Settings(BaseModel):
+    """A piece of the configuration: camelCase outside, unknown fields refused."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
+
+
+class TrainerResources(Settings):
+    """What a trainer pod gets where the job does not say; none means that no request or limit is set."""
+
+    cpu: Quantity | None = None
+    memory: Quantity | None = None
+    ephemeral_storage: Quantity | None = None
+    shared_memory: Quantity | None = None
+
+
+class Trainer(Settings):
+    """How trainer pods are made."""
+
+    image: str = "finetune-trainer:latest"
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    resources: TrainerResources = TrainerResources()
+    run_as_user: Annotated[int, Field(ge=1)] = 65532
+    fs_group: Annotated[int, Field(ge=1)] = 65532
+    image_pull_deadline_seconds: Annotated[int, Field(ge=1)] = 600
+    termination_grace_period_seconds: Annotated[int, Field(ge=1)] = 120
+    env: list[dict[str, Any]] = []
+    """Environment variables in a container's own shape; they win over the job's."""
+
+
+class OutputClaim(Settings):
+    """The claim that is made for a job without `output.destination`."""
+
+    size: Quantity = "20Gi"
+    storage_class_name: str | None = None
+    access_modes: list[str] = ["ReadWriteOnce"]
+
+
+class Config(Settings):
+    """The whole file; every field has a default, so an empty file is a valid one."""
+
+    trainer: Trainer = Trainer()
+    output_claim: OutputClaim = OutputClaim()
+    watch_namespaces: list[str] = []
+    """Namespaces to serve; none means all."""
+    progress_interval_seconds: Annotated[float, Field(gt=0)] = 15
+    """Progress is written to a job's status at most this often."""
+    poll_interval_seconds: Annotated[float, Field(gt=0)] = 5
+    """Trainers are asked for their progress this often."""
+    recheck_interval_seconds: Annotated[float, Field(gt=0)] = 10
+    """A job that waits for something missing looks for it this often."""
+
+
+def load(path: Path | None) -> Config:
+    """Read the configuration file; without one everything has its default.
+
+    Raises:
+        ConfigError: the file cannot be read, is no YAML, or says something that is not understood.
+    """
+    if path is None:
+        return Config()
+    try:
+        document = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        return Config.model_validate(document or {})
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {explain(error)}") from None
+
+
+def explain(error: ValidationError) -> str:
+    """Pydantic's findings in one line: field, then what was expected."""
+    return "; ".join(f"{_field(item['loc'], item.get('ctx', {}))}: {item['msg']}" for item in error.errors()[:5])
+
+
+def _field(location: tuple[int | str, ...], context: dict[str, Any]) -> str:
+    keys = [*location, *([context["field"]] if "field" in context else [])]
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")

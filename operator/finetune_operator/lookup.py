@@ -1,0 +1,57 @@
+"""Asks the API server itself, where a memory will not do: before an attempt is created or called deleted."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from finetune_api.names import JOB_LABEL
+from finetune_operator.cache import Cache
+from finetune_operator.children import Children
+from finetune_operator.cluster import ApiError, Cluster, Document, path_of
+from finetune_operator.observed import Key
+from finetune_operator.plan import Look
+
+
+async def look(wanted: Look, key: Key, cluster: Cluster, cache: Cache) -> Children:
+    """The children of a job as they are now, and what of its references is missing."""
+    jobs, pods, missing = await asyncio.gather(
+        _labelled("jobs", key, cluster), _labelled("pods", key, cluster), _missing(wanted, key.namespace, cluster)
+    )
+    cache.replace_children(key, jobs, pods)
+    return replace(cache.children(key), missing=tuple(missing))
+
+
+async def _labelled(resource: str, key: Key, cluster: Cluster) -> list[Document]:
+    path = path_of(resource, key.namespace)
+    return [item async for item in cluster.items(path, f"{JOB_LABEL}={key.name}")]
+
+
+async def _missing(wanted: Look, namespace: str, cluster: Cluster) -> list[str]:
+    """What is not there, each in a sentence."""
+    claims = [
+        f"PersistentVolumeClaim {name} does not exist in namespace {namespace}"
+        for name in wanted.claims
+        if await _find("persistentvolumeclaims", namespace, name, cluster) is None
+    ]
+    return claims + [
+        problem for name, key in wanted.keys if (problem := await _missing_key(name, key, namespace, cluster))
+    ]
+
+
+async def _missing_key(name: str, key: str, namespace: str, cluster: Cluster) -> str:
+    found = await _find("configmaps", namespace, name, cluster)
+    if found is None:
+        return f"ConfigMap {name} does not exist in namespace {namespace}"
+    if key not in (found.get("data") or {}) and key not in (found.get("binaryData") or {}):
+        return f"ConfigMap {name} has no key {key}"
+    return ""
+
+
+async def _find(resource: str, namespace: str, name: str, cluster: Cluster) -> Document | None:
+    try:
+        return await cluster.get(path_of(resource, namespace, name))
+    except ApiError as error:
+        if error.not_found:
+            return None
+        raise

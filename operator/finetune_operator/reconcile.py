@@ -1,0 +1,346 @@
+"""The heart: what to do about one FineTuneJob, given what the cluster says about it. Pure, and the same at every call.
+
+An attempt goes announced (its number is in status) -> created (its Job exists) -> running -> ended (its Job is Failed
+or gone, and with it every pod) -> the next one, or the end. Each step is one write and is recognized by what the write
+left behind, so an operator that dies before or after any of them goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from finetune_api.exits import CRASHED, SUCCEEDED
+from finetune_api.job import FineTuneJob
+from finetune_api.names import CHECKPOINTS_FOLDER, State, attempt_name, output_claim
+from finetune_api.status import Attempt
+from finetune_operator import ends
+from finetune_operator.builders import prepare_attempt
+from finetune_operator.children import AttemptJob, Children, TrainerPod
+from finetune_operator.config import Config
+from finetune_operator.observed import ObservedJob
+from finetune_operator.plan import Delete, Look, Plan
+from finetune_operator.status import (
+    Standing,
+    merge_patch,
+    only_progress,
+    standing,
+    told,
+    transition,
+    with_record,
+)
+
+MAX_BACKOFF_SECONDS = 300
+LASTED_SECONDS = 600
+"""An attempt that lasted this long was a good one: the waiting before the next starts from the beginning."""
+MAX_MISSING_NAMED = 5
+
+CANNOT_PULL = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
+CANNOT_CONFIGURE = frozenset({"CreateContainerConfigError"})
+
+
+def reconcile(job: ObservedJob, children: Children, now: datetime, config: Config) -> Plan:
+    """What to do about a job.
+
+    Args:
+        children: what belongs to it; foreign Jobs of the same name are among them.
+    """
+    if job.deleting:
+        return Plan()
+    if job.finished:
+        return _tidy(job, children)
+    if job.document is None:
+        return _say(job, Standing("Stalled", f"the job does not obey the language: {job.problem}", "InvalidJob"), now)
+    return _Course(job, job.document, children, now, config).plan()
+
+
+def refused(job: ObservedJob, message: str, now: datetime) -> Plan:
+    """What to do when the API server refused to create what an attempt needs: say so, and try again later."""
+    return _say(job, Standing("Stalled", message, "CreationRefused"), now)
+
+
+def _tidy(job: ObservedJob, children: Children) -> Plan:
+    """Terminal is terminal: whatever of it still runs is stopped, and nothing is ever started again."""
+    left = [it for it in children.jobs if it.owner_uid == job.uid and not it.finished and not it.deleting]
+    status = job.status
+    if status.observed_generation != job.generation:
+        conditions = [it.model_copy(update={"observed_generation": job.generation}) for it in status.conditions]
+        status = status.model_copy(update={"observed_generation": job.generation, "conditions": conditions})
+    return Plan(
+        status=status if status is not job.status else None,
+        deletes=tuple(Delete(it.name, it.uid) for it in left),
+    )
+
+
+def _say(job: ObservedJob, where: Standing, now: datetime, **changes: Any) -> Plan:
+    """Write down where a job stands, if that is news."""
+    status = standing(job, where, now, **changes)
+    if not merge_patch(job.status, status):
+        return Plan()
+    return Plan(status=status, events=transition(job.status, status))
+
+
+class _Course:
+    """One job on its course; every method ends in a plan, and reads as one step of the story."""
+
+    def __init__(
+        self, job: ObservedJob, document: FineTuneJob, children: Children, now: datetime, config: Config
+    ) -> None:
+        self.job = job
+        self.document = document
+        self.children = children
+        self.now = now
+        self.config = config
+        self.number = job.status.attempt or 0
+        found = children.job(self.number)
+        self.attempt = found if found and found.owner_uid == job.uid else None
+        self.pods = tuple(pod for pod in children.pods_of(self.number) if self._is_ours(pod))
+
+    def _is_ours(self, pod: TrainerPod) -> bool:
+        """Pods of an earlier job of the same name carry the same labels; some outlive it for a while."""
+        if self.attempt is not None:
+            return pod.owner_uid == self.attempt.uid
+        record = self.job.record(self.number)
+        return bool(record and record.start_time and pod.created >= record.start_time)
+
+    def plan(self) -> Plan:
+        if self.number == 0:
+            return self._begin(1)
+        attempt, record = self.attempt, self.job.record(self.number)
+        if attempt is None and (record is None or record.start_time is None):
+            return self._begin(self.number)
+        if attempt is None or attempt.failed:
+            return self._ended(attempt, self._record(attempt))
+        if attempt.complete:
+            return self._succeeded(self._record(attempt))
+        return self._active(attempt, self._record(attempt))
+
+    # Before an attempt runs.
+
+    def _begin(self, number: int) -> Plan:
+        """Announce an attempt, and once it is announced create it, as soon as nothing is in its way."""
+        if self.job.suspended:
+            return self._say("Suspended", "suspended: set spec.suspend to false to go on")
+        if self.children.missing is None:
+            return Plan(look=_needs(self.document))
+        if self.children.busy or any(it.owner_uid != self.job.uid for it in self.children.jobs):
+            return self._waiting("Pending", "waiting for the pods of an earlier run to end")
+        if self.children.missing:
+            return self._missing(self.children.missing)
+        if number != self.job.status.attempt:
+            return self._announce(number)
+        return Plan(creates=prepare_attempt(self.job, self.document, number, self.config))
+
+    def _missing(self, sentences: tuple[str, ...]) -> Plan:
+        more = len(sentences) - MAX_MISSING_NAMED
+        named = "; ".join(sentences[:MAX_MISSING_NAMED]) + (f"; and {more} more" if more > 0 else "")
+        message = f"{named}: create what is missing, and the job goes on by itself"
+        return self._waiting("Stalled", message, "MissingReference")
+
+    def _announce(self, number: int) -> Plan:
+        changes: dict[str, Any] = {"attempt": number, "spec_hash": self.document.spec.content_hash()}
+        last = self.job.record(number - 1)
+        if last is not None and ends.meaning(last).counts:
+            changes["restarts"] = (self.job.status.restarts or 0) + 1
+        return self._say("Pending", f"attempt {number} is being created", **changes)
+
+    # While it runs.
+
+    def _active(self, attempt: AttemptJob, record: Attempt) -> Plan:
+        if self.job.suspended:
+            plan = self._say(
+                "Suspending", "the trainer is writing a checkpoint and stops", attempts=self._attempts(record)
+            )
+            return _with_delete(plan, attempt)
+        if attempt.suspended:
+            return self._say("Queued", "waiting for its turn in the queue", attempts=self._attempts(record))
+        pod = next(iter(self.pods), None)
+        if pod is None:
+            return self._pending("waiting for its pod", record)
+        if pod.waiting and pod.waiting.reason in CANNOT_PULL:
+            return self._cannot_pull(attempt, pod, record)
+        if pod.waiting and pod.waiting.reason in CANNOT_CONFIGURE:
+            message = (
+                f"the trainer cannot start: {pod.waiting.message}: create what is missing, and it starts by itself"
+            )
+            return self._say("Stalled", message, reason="ContainerConfig", attempts=self._attempts(record))
+        if pod.running or pod.end or not pod.alive:
+            return self._running(pod, record)
+        if pod.unschedulable:
+            return self._pending(f"no node can take the pod: {pod.unschedulable}", record, "Unschedulable")
+        return self._pending("the pod is starting", record)
+
+    def _pending(self, message: str, record: Attempt, reason: str = "") -> Plan:
+        return self._say("Pending", message, reason=reason, attempts=self._attempts(record))
+
+    def _cannot_pull(self, attempt: AttemptJob, pod: TrainerPod, record: Attempt) -> Plan:
+        """Say so at once; a registry may come back, so give up only after the deadline."""
+        assert pod.waiting
+        # The kubelet alternates between two ways to say it; only the cause itself is worth repeating.
+        cause = pod.waiting.message.rpartition("ErrImagePull: ")[2]
+        message = f"image {pod.image} cannot be pulled: {cause or pod.waiting.reason}"
+        deadline = pod.created + timedelta(seconds=self.config.trainer.image_pull_deadline_seconds)
+        if self.now < deadline:
+            plan = self._pending(message, record, "ImagePullFailing")
+            return _again_after(plan, (deadline - self.now).total_seconds())
+        told_so = record.model_copy(update={"message": message[: ends.MAX_TAIL]})
+        advice = f"{message}: check spec.runtime.image, and that the cluster can reach its registry"
+        plan = self._failed(ends.closed(told_so, self.now, ends.IMAGE_PULL_FAILED), advice)
+        return _with_delete(plan, attempt)
+
+    def _running(self, pod: TrainerPod, record: Attempt) -> Plan:
+        """Running, with progress: a change of state is written at once, progress alone only now and then."""
+        message = f"attempt {self.number} is running" if pod.running else "the trainer has ended; its pods are going"
+        plan = self._say("Running", message, attempts=self._attempts(record), **self._progress())
+        last = self.job.status.progress
+        if plan.status is None or last is None or last.observed_time is None:
+            return plan
+        if not only_progress(merge_patch(self.job.status, plan.status)):
+            return plan
+        left = self.config.progress_interval_seconds - (self.now - last.observed_time).total_seconds()
+        return Plan(requeue_after=left) if left > 0 else plan
+
+    def _progress(self) -> dict[str, Any]:
+        reading = self.children.reading
+        fields = told(reading) if reading and reading.attempt == self.number else {}
+        if "checkpoint" in fields:
+            path = f"{self.document.destination.rstrip('/')}/{CHECKPOINTS_FOLDER}/{self.job.uid}"
+            fields["checkpoint"] = fields["checkpoint"].model_copy(update={"path": path})
+        return fields
+
+    # When it has ended.
+
+    def _succeeded(self, record: Attempt) -> Plan:
+        report = ends.report_of(self.pods)
+        done = record.model_copy(update={"reason": SUCCEEDED.reason})
+        return self._say(
+            "Succeeded",
+            report.message if report else f"the model is at {self.document.destination}",
+            attempts=self._attempts(ends.closed(done, self.now, SUCCEEDED)),
+            **self._progress() | told(report),
+        )
+
+    def _ended(self, attempt: AttemptJob | None, record: Attempt) -> Plan:
+        """Once every pod is gone or terminal: the end, or the next attempt."""
+        stopped_by_us = self.job.suspended or self.job.state in ("Suspending", "Suspended")
+        if any(pod.alive for pod in self.pods):
+            state: State = "Suspending" if stopped_by_us else "Restarting"
+            return self._say(state, "waiting for the pods of the last attempt to end", attempts=self._attempts(record))
+        if record.end_time is None and attempt is None and self.children.missing is None:
+            # It is about to be called deleted: ask the API server itself, for a cache may be behind.
+            return Plan(look=_needs(self.document))
+        record = ends.closed(record, self.now, ends.SUSPENDED if stopped_by_us else ends.DELETED)
+        if attempt is None and stopped_by_us and ends.meaning(record).retried:
+            record = record.model_copy(update={"reason": ends.SUSPENDED.reason})
+        return self._after(record)
+
+    def _after(self, record: Attempt) -> Plan:
+        end = ends.meaning(record)
+        if not end.retried:
+            return self._failed(record, _last_words(record) or _ending(record))
+        if end.counts and (self.job.status.restarts or 0) >= self.document.spec.retry.limit:
+            used = self.document.spec.retry.limit
+            return self._failed(record, f"gave up after {used} retries: {_ending(record)}")
+        if self.job.suspended:
+            message = "suspended: set spec.suspend to false to go on from the last checkpoint"
+            return self._say("Suspended", message, attempts=self._attempts(record), **self._report())
+        if self.job.record(self.number) == record and self._wait(record) <= 0:
+            return self._begin(self.number + 1)
+        return self._restarting(record)
+
+    def _restarting(self, record: Attempt) -> Plan:
+        wait = max(self._wait(record), 0.0)
+        plan = self._say(
+            "Restarting",
+            f"attempt {self.number + 1} follows and resumes from the last checkpoint: {_ending(record)}",
+            attempts=self._attempts(record),
+            **self._report(),
+        )
+        return _again_after(plan, wait)
+
+    def _wait(self, record: Attempt) -> float:
+        """Seconds until the next attempt: doubling with each that ended soon, none after a suspension."""
+        if record.reason == ends.SUSPENDED.reason:
+            return 0.0
+        short = 0
+        for it in reversed(with_record(self.job.status, record)):
+            if it.reason == ends.SUSPENDED.reason or _lasted(it) >= LASTED_SECONDS:
+                break
+            short += 1
+        backoff = self.document.spec.retry.backoff_seconds
+        delay = min(max(MAX_BACKOFF_SECONDS, backoff), backoff * 2.0 ** max(0, short - 1))
+        return delay - (self.now - (record.end_time or self.now)).total_seconds()
+
+    def _failed(self, record: Attempt, message: str) -> Plan:
+        return self._say(
+            "Failed",
+            message,
+            reason=record.reason or CRASHED.reason,
+            attempts=self._attempts(record),
+            **self._report(),
+        )
+
+    # Words.
+
+    def _report(self) -> dict[str, Any]:
+        return self._progress() | told(ends.report_of(self.pods))
+
+    def _record(self, attempt: AttemptJob | None) -> Attempt:
+        """The record of the current attempt, with what is now known of its start and its end."""
+        record = self.job.record(self.number) or Attempt(
+            number=self.number, job=attempt_name(self.job.key.name, self.number)
+        )
+        if attempt is not None and record.start_time is None:
+            record = record.model_copy(update={"start_time": attempt.created})
+        over = attempt is None or attempt.finished
+        pods = [pod for pod in self.pods if over or not pod.gone]
+        return ends.seen_end(record, attempt, pods)
+
+    def _attempts(self, record: Attempt) -> list[Attempt]:
+        return with_record(self.job.status, record)
+
+    def _say(self, state: State, message: str, *, reason: str = "", **changes: Any) -> Plan:
+        attempts: list[Attempt] = changes.get("attempts") or []
+        if self.job.status.start_time is None and attempts:
+            changes["start_time"] = attempts[0].start_time
+        return _say(self.job, Standing(state, message, reason), self.now, **changes)
+
+    def _waiting(self, state: State, message: str, reason: str = "") -> Plan:
+        return _again_after(self._say(state, message, reason=reason), self.config.recheck_interval_seconds)
+
+
+def _needs(document: FineTuneJob) -> Look:
+    """What has to exist before an attempt; a claim that the operator makes itself is not among it."""
+    own = output_claim(document.name) if document.spec.output.destination is None else None
+    references = [it.value_from.config_map_key_ref for it in document.spec.runtime.env if it.value_from]
+    return Look(
+        claims=tuple(claim for claim in document.claims if claim != own),
+        keys=tuple((it.name, it.key) for it in references if it and not it.optional),
+    )
+
+
+def _with_delete(plan: Plan, attempt: AttemptJob) -> Plan:
+    deletes = () if attempt.deleting else (Delete(attempt.name, attempt.uid),)
+    return Plan(status=plan.status, deletes=deletes, events=plan.events)
+
+
+def _again_after(plan: Plan, seconds: float) -> Plan:
+    return Plan(plan.creates, plan.status, plan.deletes, plan.events, plan.look, seconds)
+
+
+def _ending(record: Attempt) -> str:
+    """One line about the end of an attempt; the whole tail of the log stays with the attempt."""
+    code = f"exit code {record.exit_code}" if record.exit_code is not None else record.reason or "no exit code"
+    words = _last_words(record)
+    return f"attempt {record.number} ended with {code}" + (f": {words}" if words else "")
+
+
+def _last_words(record: Attempt) -> str:
+    lines = [line.strip() for line in (record.message or "").splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def _lasted(record: Attempt) -> float:
+    if record.start_time is None or record.end_time is None:
+        return 0.0
+    return (record.end_time - record.start_time).total_seconds()

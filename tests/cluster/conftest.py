@@ -1,0 +1,75 @@
+"""Fixtures of the operator's cluster tests: the language, a namespace per test, credentials, configuration."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.operated import CRD, Api, Namespace, rules, wait_for
+from harness.cluster import Cluster
+
+CONFIG = """
+trainer: {image: trainer:test, imagePullDeadlineSeconds: 3, env: [{name: FROM_ADMIN, value: "yes"}]}
+outputClaim: {size: 1Gi}
+progressIntervalSeconds: 0.2
+pollIntervalSeconds: 0.2
+recheckIntervalSeconds: 0.5
+"""
+NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def api(control_plane: Cluster) -> Api:
+    control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRD))
+    found = Api(control_plane.kubeconfig)
+    # Not `kubectl wait`: it fails on a definition that has no conditions yet.
+    wait_for(lambda: found.answers("/apis/finetune.dev/v1alpha1/finetunejobs"))
+    return found
+
+
+@pytest.fixture
+def namespace(api: Api) -> Iterator[Namespace]:
+    """A namespace that takes restricted pods only."""
+    name = f"operator-{next(NUMBERS)}"
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    api.post("/api/v1/namespaces", {"metadata": {"name": name, "labels": labels}})
+    wait_for(lambda: api.find(f"/api/v1/namespaces/{name}/serviceaccounts/default"))
+    yield Namespace(api, name)
+    for job in api.get(f"/apis/finetune.dev/v1alpha1/namespaces/{name}/finetunejobs")["items"]:
+        api.delete(f"/apis/finetune.dev/v1alpha1/namespaces/{name}/finetunejobs/{job['metadata']['name']}")
+
+
+@pytest.fixture(scope="session")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("operator") / "config.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture(scope="session")
+def kubeconfig(control_plane: Cluster, api: Api) -> Path:
+    """Credentials with exactly the permissions that the operator says it needs."""
+    watched = [(g, r, v) for g, r, v, where in rules() if where == "watched namespaces"]
+    own = [(g, r, v) for g, r, v, where in rules() if where == "its own namespace"]
+    assert len(watched) == 7 and len(own) == 1
+    meta = {"name": "operator-under-test"}
+    subject = [{"kind": "ServiceAccount", "name": "operator-under-test", "namespace": "default"}]
+    kind = "rbac.authorization.k8s.io"
+    control_plane.apply(
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta | {"namespace": "default"}},
+        {"apiVersion": f"{kind}/v1", "kind": "ClusterRole", "metadata": meta, "rules": _rules(watched)},
+        {"apiVersion": f"{kind}/v1", "kind": "ClusterRoleBinding", "metadata": meta, "subjects": subject,
+         "roleRef": {"apiGroup": kind, "kind": "ClusterRole", "name": meta["name"]}},
+        {"apiVersion": f"{kind}/v1", "kind": "Role", "metadata": meta | {"namespace": "default"}, "rules": _rules(own)},
+        {"apiVersion": f"{kind}/v1", "kind": "RoleBinding", "metadata": meta | {"namespace": "default"},
+         "subjects": subject, "roleRef": {"apiGroup": kind, "kind": "Role", "name": meta["name"]}},
+    )  # fmt: skip
+    return control_plane.service_account_kubeconfig("default", "operator-under-test")
+
+
+def _rules(rows: list[tuple[str, str, list[str]]]) -> list[dict[str, Any]]:
+    return [{"apiGroups": [group], "resources": [resource], "verbs": verbs} for group, resource, verbs in rows]

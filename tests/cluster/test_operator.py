@@ -1,0 +1,280 @@
+"""The operator against a real API server: every phase of a job, as a person sees it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.operated import Namespace, Operator, trainer, wait_for
+from harness.cluster import Cluster
+
+pytestmark = pytest.mark.cluster
+
+REPORT = json.dumps(
+    {
+        "reason": "Succeeded",
+        "message": "trained 40 steps",
+        "progress": {"step": 40, "plannedSteps": 40, "percentage": 100.0, "epoch": 1.0},
+        "metrics": [{"name": "eval/loss", "value": 0.25, "step": 40}],
+        "output": {"destination": "pvc://job-output", "digest": "sha256:abc"},
+    }
+)
+PAGE = """# TYPE finetune_step gauge
+finetune_step 10
+finetune_planned_steps 40
+finetune_epoch 0.25
+finetune_loss 1.5
+finetune_evaluation{metric="loss"} 1.25
+finetune_learning_rate{module="visual"} 0.001
+finetune_gradient_norm{module="visual"} 2.5
+finetune_module_parameters{module="visual"} 100
+finetune_module_trainable_parameters{module="visual"} 100
+finetune_module_info{module="visual",optimizer="SGD"} 1
+python_info{version="3"} 1
+"""
+
+
+@pytest.fixture(scope="module")
+def operator(kubeconfig: Path, config: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+    """One operator for all tests that do not kill it."""
+    log = tmp_path_factory.mktemp("log") / "operator.log"
+    running = Operator(kubeconfig, config, log, "--no-leader-elect", "--log-format=json").start().ready()
+    yield running
+    code = running.stop()
+    print(log.read_text()[-20_000:])
+    assert code == 0
+    assert '"exception"' not in log.read_text()
+
+
+def test_a_job_runs_reports_and_succeeds(operator: Operator, namespace: Namespace, control_plane: Cluster) -> None:
+    namespace.create_job()
+    pod = namespace.pod()
+    assert namespace.reaches("Pending")["attempt"] == 1
+    assert namespace.condition("Reconciling")["status"] == "True"
+    page = PAGE
+    with trainer("127.0.7.1", lambda: page):
+        namespace.run(pod, "127.0.7.1")
+        namespace.reaches("Running")
+        status = wait_for(lambda: (it := namespace.status()).get("modules") and it)
+        assert status["progress"]["step"] == 10 and status["progress"]["percentage"] == 25.0
+        assert status["modules"][0] == {
+            "name": "visual", "parameters": 100, "trainable": 100, "optimizer": "SGD",
+            "learningRate": 0.001, "gradientNorm": 2.5, "frozen": False,
+        }  # fmt: skip
+        columns = control_plane.kubectl("get", "ftj", "-n", namespace.name).splitlines()
+        assert columns[0].split() == ["NAME", "STATUS", "PROGRESS", "STEP", "LOSS", "ETA", "AGE"]
+        assert columns[1].split()[:5] == ["job", "Running", "25", "10", "1.5"]
+    namespace.end(pod, 0, REPORT)
+    control_plane.kubectl("wait", "-n", namespace.name, "--for=condition=Succeeded", "ftj/job", "--timeout=20s")
+    _succeeded_for_good(namespace, operator)
+
+
+def _succeeded_for_good(namespace: Namespace, operator: Operator) -> None:
+    status = namespace.status()
+    assert status["observedGeneration"] == 1
+    assert status["progress"]["step"] == 40 and status["output"]["digest"] == "sha256:abc"
+    assert status["attempts"][0]["exitCode"] == 0 and status["attempts"][0]["reason"] == "Succeeded"
+    assert {it["type"]: it["status"] for it in status["conditions"]} == {
+        "Succeeded": "True", "Reconciling": "False", "Stalled": "False", "Suspended": "False",
+    }  # fmt: skip
+    events = [it["reason"] for it in namespace.api.get(namespace.path("events"))["items"] if "FineTuneJob" in str(it)]
+    assert sorted(events) == ["Pending", "Running", "Succeeded"]
+    assert f'finetune_job_learning_rate{{module="visual",name="job",namespace="{namespace.name}"}} 0.001' in (
+        operator.metrics()
+    )
+    namespace.api.remove(namespace.path("jobs", "job-a1"), propagationPolicy="Background")
+    wait_for(lambda: not namespace.attempts())
+    namespace.set_suspend(True)
+    wait_for(lambda: namespace.status()["observedGeneration"] == 2)
+    namespace.set_suspend(False)
+    wait_for(lambda: namespace.status()["observedGeneration"] == 3)
+    assert namespace.state() == "Succeeded" and not namespace.attempts()
+
+
+def test_what_an_attempt_is_made_of(operator: Operator, namespace: Namespace) -> None:
+    namespace.create_claim("captions")
+    namespace.create_job(data={"train": {"source": "pvc://captions/train"}})
+    namespace.pod()
+    claim = namespace.api.get(namespace.path("persistentvolumeclaims", "job-output"))
+    assert "ownerReferences" not in claim["metadata"]
+    configmap = namespace.api.get(namespace.path("configmaps", "job-a1"))
+    written = json.loads(configmap["data"]["job.json"])
+    assert configmap["immutable"] and written["spec"] == namespace.job()["spec"]
+    assert written["metadata"]["uid"] == namespace.job()["metadata"]["uid"]
+    container = namespace.pod()["spec"]["containers"][0]
+    assert container["command"][:3] == ["finetune", "run", "/etc/finetune/job.json"]
+    mounts = {it["mountPath"]: it.get("readOnly", False) for it in container["volumeMounts"]}
+    assert mounts["/claims/captions"] is True and mounts["/claims/job-output"] is False
+    assert {"name": "FROM_ADMIN", "value": "yes"} in container["env"]
+
+
+@pytest.mark.parametrize(
+    ("code", "why", "reason", "says"),
+    [
+        (2, "Error", "InvalidJob", "no column caption"),
+        (77, "Error", "OutOfGPUMemory", "no column caption"),
+        (137, "OOMKilled", "OutOfMemory", "its limit of 2Gi"),
+        (1, "Error", "Crashed", "no column caption"),
+    ],
+)
+def test_a_job_that_fails_says_why(
+    operator: Operator, namespace: Namespace, code: int, why: str, reason: str, says: str
+) -> None:
+    namespace.create_job(retry={"limit": 0})
+    pod = namespace.pod()
+    namespace.run(pod)
+    namespace.end(pod, code, "Traceback...\nno column caption", why)
+    status = namespace.reaches("Failed")
+    stalled = namespace.condition("Stalled")
+    assert (stalled["status"], stalled["reason"]) == ("True", reason)
+    assert says in namespace.condition("Succeeded")["message"]
+    record = status["attempts"][0]
+    assert record["exitCode"] == code and record.get("oomKilled", False) == (why == "OOMKilled")
+    assert len(namespace.attempts()) == 1
+
+
+def test_a_crash_is_retried_until_the_retries_are_used_up(operator: Operator, namespace: Namespace) -> None:
+    namespace.create_job(retry={"limit": 1, "backoffSeconds": 4})
+    namespace.end(namespace.pod(1), 1, "boom")
+    status = namespace.reaches("Restarting")
+    assert "boom" in status["attempts"][0]["message"]
+    namespace.end(namespace.pod(2), 1, "boom again")
+    status = namespace.reaches("Failed")
+    assert status["restarts"] == 1 and status["attempt"] == 2
+    assert [it["number"] for it in status["attempts"]] == [1, 2]
+    assert "gave up after 1 retries" in namespace.condition("Succeeded")["message"]
+
+
+@pytest.mark.parametrize("disrupted", [True, False])
+def test_an_interruption_uses_up_no_retry(operator: Operator, namespace: Namespace, disrupted: bool) -> None:
+    namespace.create_job(retry={"limit": 0, "backoffSeconds": 1})
+    target = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}
+    status: dict[str, Any] = {"conditions": [target]} if disrupted else {}
+    namespace.end(namespace.pod(1), 137 if disrupted else 75, **status)
+    namespace.end(namespace.pod(2), 0, REPORT)
+    found = namespace.reaches("Succeeded")
+    assert "restarts" not in found
+    assert found["attempts"][0]["reason"] == ("Disrupted" if disrupted else "Interrupted")
+    assert found["attempts"][0].get("disruption") == ("PreemptionByScheduler" if disrupted else None)
+
+
+def test_suspend_stops_with_grace_and_resume_goes_on(operator: Operator, namespace: Namespace) -> None:
+    namespace.create_job()
+    pod = namespace.pod()
+    namespace.bind(pod)
+    namespace.run(pod)
+    namespace.reaches("Running")
+    namespace.set_suspend(True)
+    namespace.reaches("Suspending")
+    wait_for(lambda: namespace.pods()[0]["metadata"].get("deletionTimestamp"))
+    namespace.end(pod, 75, '{"reason": "Interrupted", "message": "checkpoint at step 10"}')
+    namespace.remove_pod(pod)
+    status = namespace.reaches("Suspended")
+    assert status["attempts"][0]["reason"] == "Suspended" and status["attempts"][0]["exitCode"] == 75
+    assert namespace.condition("Suspended")["status"] == "True"
+    assert namespace.condition("Reconciling")["status"] == "False"
+    namespace.set_suspend(False)
+    namespace.end(namespace.pod(2), 0, REPORT)
+    assert "restarts" not in namespace.reaches("Succeeded")
+
+
+def test_a_missing_claim_stalls_the_job_until_it_appears(
+    operator: Operator, namespace: Namespace, control_plane: Cluster
+) -> None:
+    env = [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "settings", "key": "a"}}}]
+    namespace.create_job(data={"train": {"source": "pvc://captions/train"}}, runtime={"env": env})
+    namespace.reaches("Stalled")
+    assert "PersistentVolumeClaim captions does not exist" in namespace.condition("Stalled")["message"]
+    assert "ConfigMap settings does not exist" in namespace.condition("Stalled")["message"]
+    assert namespace.condition("Reconciling")["status"] == "False" and "attempt" not in namespace.status()
+    namespace.create_claim("captions")
+    wait_for(lambda: "captions" not in namespace.condition("Stalled")["message"])
+    control_plane.kubectl("create", "configmap", "settings", "--from-literal=a=1", "-n", namespace.name)
+    namespace.pod()
+    assert namespace.reaches("Pending")["attempt"] == 1
+
+
+def test_the_spec_may_change_until_an_attempt_exists(
+    operator: Operator, namespace: Namespace, control_plane: Cluster
+) -> None:
+    namespace.create_job(data={"train": {"source": "pvc://captoins"}})
+    namespace.reaches("Stalled")
+    namespace.create_claim("captions")
+    change = json.dumps({"spec": {"data": {"train": {"source": "pvc://captions"}}}})
+    control_plane.kubectl("patch", "ftj", "job", "-n", namespace.name, "--type=merge", "-p", change)
+    namespace.pod()
+    again = control_plane.try_kubectl(
+        "patch", "ftj", "job", "-n", namespace.name, "--type=merge", "-p", '{"spec":{"training":{"epochs":9}}}'
+    )
+    assert again.returncode and "immutable" in again.stderr
+
+
+def test_an_image_that_cannot_be_pulled_is_seen_at_once_and_fails_in_the_end(
+    operator: Operator, namespace: Namespace
+) -> None:
+    namespace.create_job()
+    waiting = {"reason": "ErrImagePull", "message": "trainer:test: not found"}
+    namespace.set_state(namespace.pod(), "Pending", {"waiting": waiting})
+    wait_for(lambda: "image trainer:test cannot be pulled" in namespace.condition("Succeeded").get("message", ""))
+    assert namespace.state() == "Pending"
+    namespace.reaches("Failed")
+    assert namespace.condition("Stalled")["reason"] == "ImagePullFailed"
+    wait_for(lambda: not namespace.attempts())
+    assert namespace.status()["attempt"] == 1
+
+
+def test_a_missing_secret_stalls_the_job_until_the_trainer_starts(operator: Operator, namespace: Namespace) -> None:
+    namespace.create_job()
+    pod = namespace.pod()
+    waiting = {"reason": "CreateContainerConfigError", "message": 'secret "token" not found'}
+    namespace.set_state(pod, "Pending", {"waiting": waiting})
+    namespace.reaches("Stalled")
+    assert 'secret "token" not found' in namespace.condition("Stalled")["message"]
+    namespace.run(pod)
+    namespace.reaches("Running")
+    assert namespace.condition("Stalled")["status"] == "False"
+
+
+def test_deleting_a_job_takes_everything_but_the_model(operator: Operator, namespace: Namespace) -> None:
+    namespace.create_job()
+    namespace.run(namespace.pod())
+    namespace.reaches("Running")
+    namespace.api.delete(namespace.path("finetunejobs", "job"))
+    wait_for(lambda: not namespace.attempts() and not namespace.pods())
+    wait_for(lambda: namespace.api.find(namespace.path("configmaps", "job-a1")) is None)
+    assert namespace.api.find(namespace.path("persistentvolumeclaims", "job-output"))
+    namespace.create_job()
+    namespace.pod()
+
+
+def test_somebody_elses_job_of_the_same_name_is_left_alone(operator: Operator, namespace: Namespace) -> None:
+    container = {"name": "x", "image": "x"}
+    template = {"spec": {"restartPolicy": "Never", "containers": [container]}}
+    body = {"metadata": {"name": "job-a1"}, "spec": {"suspend": True, "template": template}}
+    namespace.api.post(namespace.path("jobs"), {"apiVersion": "batch/v1", "kind": "Job"} | body)
+    namespace.create_job()
+    namespace.reaches("Stalled")
+    assert "belongs to somebody else" in namespace.condition("Stalled")["message"]
+    namespace.api.remove(namespace.path("jobs", "job-a1"), propagationPolicy="Background")
+    namespace.pod()
+    namespace.reaches("Pending")
+
+
+def test_an_attempt_that_somebody_deleted_is_followed_by_the_next(operator: Operator, namespace: Namespace) -> None:
+    namespace.create_job()
+    namespace.run(namespace.pod())
+    namespace.reaches("Running")
+    namespace.api.remove(namespace.path("jobs", "job-a1"), propagationPolicy="Background")
+    namespace.pod(2)
+    assert namespace.reaches("Pending")["attempts"][0]["reason"] == "Deleted"
+
+
+def test_the_operator_answers_its_probes(operator: Operator) -> None:
+    assert operator.answer("/healthz") == 200 and operator.answer("/readyz") == 200
+    text = operator.metrics()
+    for name in ("finetune_reconcile_total", "finetune_api_calls_total", "finetune_queue_depth", "finetune_jobs"):
+        assert name in text

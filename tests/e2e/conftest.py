@@ -1,0 +1,109 @@
+"""The product as a cluster runs it: chart, operator image and example inputs on a real node, once for all tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from e2e.world import NAMESPACE, ROOT, SYSTEM, World
+from harness import cache, doctor, hostos, images
+from harness.node import Node
+
+OPERATOR_IMAGE = "localhost/finetune-operator:e2e"
+TRAINER_IMAGE = "localhost/finetune-trainer:e2e"
+PROVEN = "trainer-image-proven"
+
+
+@pytest.fixture(scope="session")
+def trainer_image(node: Node, require_tier: Callable[[doctor.Tier], None]) -> Iterator[str]:
+    """The image trainer pods run.
+
+    Every day it is an empty one that shows this checkout's environment. FINETUNE_E2E_TRAINER=image builds the real one;
+    in CI that happens whenever its Dockerfile or the lock file changed since it was last seen to work.
+    """
+    require_tier(doctor.IMAGES)
+    key = cache.digest(ROOT / "trainer" / "Dockerfile", ROOT / "uv.lock")
+    unproven = bool(os.environ.get("CI")) and not cache.entry(PROVEN, key).exists()
+    if os.environ.get("FINETUNE_E2E_TRAINER", "image" if unproven else "bound") == "bound":
+        yield hostos.NAME
+        return
+    node.import_image(images.build(ROOT / "trainer" / "Dockerfile", ROOT, TRAINER_IMAGE))
+    yield TRAINER_IMAGE
+    cache.obtain(PROVEN, key, lambda _: None)
+
+
+@pytest.fixture(scope="session")
+def operator_image(node: Node, require_tier: Callable[[doctor.Tier], None]) -> str:
+    """The operator's image, always the real one."""
+    require_tier(doctor.IMAGES)
+    node.import_image(images.build(ROOT / "operator" / "Dockerfile", ROOT, OPERATOR_IMAGE))
+    return OPERATOR_IMAGE
+
+
+@pytest.fixture(scope="session")
+def installed(node: Node, helm: Path, operator_image: str, trainer_image: str) -> None:
+    """The chart, installed with helm; the operator is ready."""
+    settings = {
+        "image.repository": operator_image.rpartition(":")[0],
+        "image.tag": operator_image.rpartition(":")[2],
+        "image.pullPolicy": "Never",
+        "trainer.image.repository": trainer_image.rpartition(":")[0],
+        "trainer.image.tag": trainer_image.rpartition(":")[2],
+        "trainer.image.pullPolicy": "IfNotPresent",
+        "trainer.imagePullDeadlineSeconds": "20",
+        "progressIntervalSeconds": "3",
+        "pollIntervalSeconds": "1",
+    }
+    chosen = [argument for key, value in settings.items() for argument in ("--set", f"{key}={value}")]
+    chart = ROOT / "helm" / "finetune-operator"
+    subprocess.run(
+        [
+            helm,
+            "install",
+            "finetune",
+            chart,
+            f"--namespace={SYSTEM}",
+            "--create-namespace",
+            "--wait",
+            "--timeout=3m",
+            *chosen,
+        ],
+        env=os.environ | {"KUBECONFIG": str(node.kubeconfig)},
+        check=True,
+    )
+
+
+@pytest.fixture(scope="session")
+def inputs() -> Path:
+    """The example's inputs, prepared once per checkout."""
+    folder = ROOT / ".finetune" / "claims" / "digits"
+    subprocess.run([sys.executable, ROOT / "examples" / "two-optimizers" / "prepare.py", folder], check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def world(node: Node, installed: None, inputs: Path) -> World:
+    """A namespace under restricted Pod Security, with the claims `digits` (the example's inputs) and `models`."""
+    node.kubectl("create", "namespace", NAMESPACE)
+    node.kubectl("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")
+    world = World(node)
+    world.claim("digits")
+    world.claim("models")
+    folder = node.claim_path(NAMESPACE, "digits")
+    shutil.copytree(inputs, folder, dirs_exist_ok=True)
+    return world
+
+
+@pytest.fixture(scope="session")
+def example() -> dict[str, Any]:
+    """The example's job, as a user applies it."""
+    document: dict[str, Any] = YAML(typ="safe").load(ROOT / "examples" / "two-optimizers" / "job.yaml")
+    return document

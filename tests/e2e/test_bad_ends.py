@@ -1,0 +1,64 @@
+"""Jobs that cannot end well, on a real node: each ends in the state, and with the words, a person would want."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from e2e.world import World, condition, message, state, step, variant
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+
+def test_out_of_memory_names_the_limit(world: World, example: dict[str, Any]) -> None:
+    world.apply(variant(example, "hungry", resources={"gpusPerNode": 0, "cpu": "500m", "memory": "200Mi"}))
+    job = world.wait_for_state("hungry", "Failed", timeout=180)
+    assert "200Mi" in message(job)
+    assert "memory" in message(job)
+    [attempt] = job["status"]["attempts"]
+    assert (attempt["oomKilled"], attempt["reason"]) == (True, "OutOfMemory")
+    assert condition(job, "Stalled")["status"] == "True"
+
+
+def test_an_image_that_does_not_exist_is_named_at_once_and_given_up_on(world: World, example: dict[str, Any]) -> None:
+    image = "localhost/no-such-trainer:1"
+    world.apply(variant(example, "imageless", runtime={"image": image}))
+    waiting = world.wait("imageless", lambda job: image in message(job), "word of the image", timeout=60)
+    assert state(waiting) in ("Pending", "Failed")
+    job = world.wait_for_state("imageless", "Failed", timeout=120)
+    assert job["status"]["attempts"][-1]["reason"] == "ImagePullFailed"
+    assert image in message(job)
+
+
+def test_missing_data_says_what_is_missing(world: World, example: dict[str, Any]) -> None:
+    job = variant(example, "dataless")
+    job["spec"]["data"]["train"]["source"] = "pvc://digits/trian"
+    world.apply(job)
+    failed = world.wait_for_state("dataless", "Failed", timeout=180)
+    assert "pvc://digits/trian" in message(failed)
+    [attempt] = failed["status"]["attempts"]
+    assert (attempt["exitCode"], attempt["reason"]) == (2, "InvalidJob")
+
+
+def test_a_missing_claim_stalls_and_heals(world: World, example: dict[str, Any]) -> None:
+    job = variant(example, "claimless", training={"steps": 2, "batchSize": 8})
+    job["spec"]["output"]["destination"] = "pvc://later/claimless"
+    world.apply(job)
+    stalled = world.wait_for_state("claimless", "Stalled", timeout=60)
+    assert "later" in message(stalled)
+    assert condition(stalled, "Stalled")["status"] == "True"
+    assert world.attempts("claimless") == []
+    world.claim("later")
+    world.wait_for_state("claimless", "Succeeded", timeout=240)
+
+
+def test_a_job_deleted_mid_run_leaves_nothing_running(world: World, example: dict[str, Any]) -> None:
+    world.apply(variant(example, "unwanted"))
+    world.wait("unwanted", lambda job: step(job) > 0, "a first step", timeout=180)
+    world.kubectl("delete", "ftj", "unwanted", "--timeout=60s")
+    deadline = time.monotonic() + 150
+    while world.pods("unwanted") or world.attempts("unwanted"):
+        assert time.monotonic() < deadline, "its children are still there"
+        time.sleep(1)

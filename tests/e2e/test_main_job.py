@@ -1,0 +1,124 @@
+"""The main job, for real: applied with kubectl, it trains two modules with two optimizers, and people can watch."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModel, AutoTokenizer
+
+from e2e.prometheus import Prometheus
+from e2e.world import NAMESPACE, SYSTEM, World, condition, state, step
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
+
+
+def test_the_main_job(world: World, example: dict[str, Any], tmp_path: Path) -> None:
+    name = example["metadata"]["name"]
+    world.apply(example)
+
+    running = world.wait(name, lambda job: step(job) > 0, "progress while it runs", timeout=180)
+    assert state(running) == "Running"
+    assert condition(running, "Reconciling")["status"] == "True"
+    assert running["status"]["progress"]["plannedSteps"] > step(running)
+    _sees_each_module(running)
+    _runs_restricted(world, name)
+
+    with Prometheus(f"{_operator_address(world)}:8080", tmp_path) as prometheus:
+        rate = prometheus.wait_for(
+            f'finetune_job_learning_rate{{namespace="{NAMESPACE}",name="{name}",module="visual"}}'
+        )
+        assert 0 < rate <= 1e-3
+
+    before = step(world.job(name))
+    world.node.kubectl(f"--namespace={SYSTEM}", "delete", "pod", "--all", "--wait=false")
+    world.wait(name, lambda job: step(job) > before, "progress after the operator was deleted", timeout=120)
+
+    world.kubectl("wait", f"ftj/{name}", "--for=condition=Succeeded", "--timeout=900s")
+    done = world.job(name)
+    _ended_well(world, done)
+    _can_be_used(world.node.claim_path(NAMESPACE, "models") / "two-optimizers")
+    _reads_well(world.kubectl("get", "ftj"))
+
+
+def _sees_each_module(job: dict[str, Any]) -> None:
+    rows = {row["name"]: row for row in job["status"]["modules"]}
+    assert {name: row.get("optimizer") for name, row in rows.items()} == {
+        "visual": "AdamW",
+        "textual": "RMSprop",
+        "temperature": None,
+    }
+    assert rows["temperature"]["frozen"] is True
+    assert rows["visual"]["learningRate"] > 0
+
+
+def _runs_restricted(world: World, name: str) -> None:
+    [pod] = world.pods(name)
+    assert pod["spec"]["automountServiceAccountToken"] is False
+    security = pod["spec"]["containers"][0]["securityContext"]
+    assert security["readOnlyRootFilesystem"] is True
+    assert security["capabilities"]["drop"] == ["ALL"]
+
+
+def _operator_address(world: World) -> str:
+    pods = world.node.get("pods", f"--namespace={SYSTEM}")["items"]
+    return str(pods[0]["status"]["podIP"])
+
+
+def _ended_well(world: World, job: dict[str, Any]) -> None:
+    name, status = job["metadata"]["name"], job["status"]
+    assert world.attempts(name) == [f"{name}-a1"]
+    assert status["attempt"] == 1
+    assert status.get("restarts", 0) == 0
+    assert status["progress"]["step"] == status["progress"]["plannedSteps"]
+    assert status["output"]["destination"] == "pvc://models/two-optimizers"
+    assert condition(job, "Reconciling")["status"] == "False"
+    metrics = {metric["name"]: metric["value"] for metric in status["metrics"]}
+    assert metrics["eval/recall_at_1"] > 0.4
+    assert metrics["eval/zero_shot_accuracy"] > 0.4
+    reasons = [
+        event["reason"] for event in world.get("events", f"--field-selector=involvedObject.name={name}")["items"]
+    ]
+    assert "Succeeded" in reasons
+
+
+def _can_be_used(output: Path) -> None:
+    model = AutoModel.from_pretrained(output)
+    assert AutoTokenizer.from_pretrained(output)("seven")["input_ids"]
+    assert sum(parameter.numel() for parameter in model.parameters()) > 1_000_000
+    run = json.loads((output / "run.json").read_text())
+    assert run["job"]["spec"]["modules"][0]["optimizer"]["type"] == "AdamW"
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert len({row["step"] for row in rows}) > 50
+
+
+def _reads_well(table: str) -> None:
+    header, row = table.splitlines()[:2]
+    assert header.split() == ["NAME", "STATUS", "PROGRESS", "STEP", "LOSS", "ETA", "AGE"]
+    assert row.split()[1:3] == ["Succeeded", "100"]
+
+
+def test_a_suspended_job_goes_on_where_it_stopped(world: World, example: dict[str, Any]) -> None:
+    from e2e.world import variant
+
+    world.apply(variant(example, "paused", checkpoint={"everySteps": 1000}))
+    world.wait("paused", lambda job: step(job) >= 3, "three steps", timeout=180)
+    world.kubectl("patch", "ftj", "paused", "--type=merge", "--patch", '{"spec": {"suspend": true}}')
+    suspended = world.wait_for_state("paused", "Suspended", timeout=120)
+    reached = suspended["status"]["checkpoint"]["step"]
+    assert reached >= 3
+    assert condition(suspended, "Suspended")["status"] == "True"
+    time.sleep(3)
+    assert world.pods("paused") == []
+
+    world.kubectl("patch", "ftj", "paused", "--type=merge", "--patch", '{"spec": {"suspend": false}}')
+    done = world.wait_for_state("paused", "Succeeded", "Failed", timeout=300)
+    assert state(done) == "Succeeded"
+    assert done["status"]["attempt"] == 2
+    assert [attempt["reason"] for attempt in done["status"]["attempts"]] == ["Suspended", "Succeeded"]
+    rows = (world.node.claim_path(NAMESPACE, "models") / "paused" / "metrics.jsonl").read_text().splitlines()
+    steps = [row["step"] for row in map(json.loads, rows) if "loss" in row]
+    assert steps == sorted(set(steps)), "no step is told twice and none is missing"

@@ -1,0 +1,101 @@
+"""What a test on the node does as a user would: apply, look, wait; and reads what it then sees."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.node import Node
+
+ROOT = Path(__file__).parents[2]
+NAMESPACE = "team"
+SYSTEM = "finetune-system"
+
+Job = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class World:
+    """A namespace with the operator watching it."""
+
+    node: Node
+
+    def kubectl(self, *args: str, input: str | None = None) -> str:
+        return self.node.kubectl(f"--namespace={NAMESPACE}", *args, input=input)
+
+    def get(self, *args: str) -> Any:
+        return json.loads(self.kubectl("get", *args, "-o", "json"))
+
+    def apply(self, manifest: Job) -> None:
+        self.kubectl("apply", "-f", "-", input=json.dumps(manifest))
+
+    def claim(self, name: str) -> None:
+        """A claim of the default StorageClass."""
+        spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+        self.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec})
+
+    def job(self, name: str) -> Job:
+        found: Job = self.get("ftj", name)
+        return found
+
+    def pods(self, name: str) -> list[Job]:
+        found: list[Job] = self.get("pods", f"--selector=finetune.dev/job={name}")["items"]
+        return found
+
+    def attempts(self, name: str) -> list[str]:
+        """Names of the Kubernetes Jobs of a FineTuneJob."""
+        return sorted(
+            job["metadata"]["name"] for job in self.get("jobs", f"--selector=finetune.dev/job={name}")["items"]
+        )
+
+    def wait(self, name: str, wanted: Callable[[Job], bool], what: str, timeout: float) -> Job:
+        """Look at a FineTuneJob until it is as wanted; fail with what it says."""
+        deadline = time.monotonic() + timeout
+        while True:
+            job = self.job(name)
+            if wanted(job):
+                return job
+            if time.monotonic() > deadline:
+                log = self.node.try_kubectl(
+                    f"--namespace={NAMESPACE}", "logs", f"--selector=finetune.dev/job={name}", "--tail=30"
+                )
+                raise AssertionError(
+                    f"{name}: no {what} in {timeout:.0f} s\n{json.dumps(job['status'], indent=1)}\n{log.stdout}"
+                )
+            time.sleep(0.5)
+
+    def wait_for_state(self, name: str, *states: str, timeout: float = 120) -> Job:
+        return self.wait(name, lambda job: state(job) in states, f"state {' or '.join(states)}", timeout)
+
+
+def condition(job: Job, kind: str) -> dict[str, Any]:
+    conditions: list[dict[str, Any]] = job["status"].get("conditions", [])
+    return next((each for each in conditions if each["type"] == kind), {})
+
+
+def state(job: Job) -> str:
+    return str(condition(job, "Succeeded").get("reason", ""))
+
+
+def message(job: Job) -> str:
+    return str(condition(job, "Succeeded").get("message", ""))
+
+
+def step(job: Job) -> int:
+    return int(job["status"].get("progress", {}).get("step", 0))
+
+
+def variant(example: Job, name: str, **spec: Any) -> Job:
+    """The example under another name, shorter, with some of its spec replaced."""
+    job = copy.deepcopy(example)
+    job["metadata"]["name"] = name
+    job["spec"]["output"] = {"destination": f"pvc://models/{name}"}
+    job["spec"]["training"] |= {"epochs": 1, "batchSize": 16}
+    job["spec"]["resources"] = {"gpusPerNode": 0, "cpu": "500m", "memory": "3Gi"}
+    job["spec"] |= spec
+    return job

@@ -1,0 +1,42 @@
+"""The chart's pods obey the strictest Pod Security level; the cluster tests ask a real API server the same."""
+
+import pytest
+
+from unit.chart.rendering import Chart, Object
+
+
+def pods(chart: Chart) -> dict[str, Object]:
+    rendered = chart.render()
+    return {"operator": rendered.pod, "test": rendered.only("Pod")["spec"]}
+
+
+@pytest.mark.parametrize("name", ["operator", "test"])
+def test_a_pod_is_restricted(chart: Chart, name: str) -> None:
+    pod = pods(chart)[name]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["runAsUser"] == 65532
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not pod.keys() & {"hostNetwork", "hostPID", "hostIPC"}
+    for container in pod["containers"]:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+
+
+def test_only_the_operator_holds_a_token(chart: Chart) -> None:
+    found = pods(chart)
+    assert found["operator"]["automountServiceAccountToken"] is True
+    assert found["test"]["automountServiceAccountToken"] is False
+    assert chart.render().only("ServiceAccount")["automountServiceAccountToken"] is False
+
+
+def test_the_network_policy_lets_metrics_in_and_trainers_be_asked(chart: Chart) -> None:
+    spec = chart.render(networkPolicy={"enabled": True, "apiServerPorts": [6443]}).only("NetworkPolicy")["spec"]
+    assert [port["port"] for port in spec["ingress"][0]["ports"]] == ["metrics", "health"]
+    assert [port["port"] for rule in spec["egress"] for port in rule["ports"]] == [53, 53, 6443, 9090]
+
+
+def test_without_being_asked_there_is_none(chart: Chart) -> None:
+    assert chart.render().all("NetworkPolicy") == []

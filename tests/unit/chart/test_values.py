@@ -1,0 +1,136 @@
+"""What a person writes in values.yaml arrives where it belongs, and what cannot be meant is refused by name."""
+
+from collections.abc import Iterator
+
+import pytest
+from ruamel.yaml import YAML
+
+from finetune_operator import config
+from unit.chart.rendering import Chart, Object
+
+DIGEST = f"sha256:{'0a' * 32}"
+
+
+def test_helm_finds_nothing_to_complain_of(chart: Chart) -> None:
+    done = chart.lint()
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# -- images ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("image", "reference"),
+    [
+        ({}, "finetune-operator:0.1.0"),
+        ({"repository": "registry.example.com/operator", "tag": "1.2"}, "registry.example.com/operator:1.2"),
+        ({"tag": "1.2", "digest": DIGEST}, f"finetune-operator@{DIGEST}"),
+    ],
+)
+def test_the_operators_image(chart: Chart, image: Object, reference: str) -> None:
+    assert chart.render(image=image).pod["containers"][0]["image"] == reference
+
+
+def test_the_trainers_image_goes_to_the_operators_settings(chart: Chart) -> None:
+    rendered = chart.render(trainer={"image": {"repository": "r.example.com/trainer", "digest": DIGEST}})
+    assert YAML(typ="safe").load(rendered.config)["trainer"]["image"] == f"r.example.com/trainer@{DIGEST}"
+
+
+# -- the operator's settings -----------------------------------------------------------------------------------------
+
+
+def test_the_operator_reads_them_and_has_none_that_the_chart_does_not_know(chart: Chart) -> None:
+    file = chart.scratch / "config.yaml"
+    file.write_text(chart.render().config)
+    understood = config.load(file).model_dump(by_alias=True, mode="json")
+    assert YAML(typ="safe").load(file) == understood
+
+
+def test_they_are_what_values_say(chart: Chart) -> None:
+    values = chart.defaults()
+    settings = YAML(typ="safe").load(chart.render().config)
+    assert settings["outputClaim"] == values["outputClaim"]
+    assert settings["trainer"] == {
+        **values["trainer"],
+        "image": "finetune-trainer:0.1.0",
+        "imagePullPolicy": "IfNotPresent",
+    }
+
+
+def test_changed_settings_make_new_pods(chart: Chart) -> None:
+    def checksum(**values: object) -> str:
+        metadata = chart.render(**values).only("Deployment")["spec"]["template"]["metadata"]
+        return str(metadata["annotations"]["finetune.dev/config-checksum"])
+
+    assert checksum() == checksum(replicas=2)
+    assert checksum() != checksum(pollIntervalSeconds=7)
+
+
+# -- the pod ---------------------------------------------------------------------------------------------------------
+
+
+def test_scheduling_and_environment_reach_the_pod(chart: Chart) -> None:
+    wanted: Object = {
+        "nodeSelector": {"pool": "system"},
+        "tolerations": [{"key": "system", "operator": "Exists"}],
+        "affinity": {"nodeAffinity": {}},
+        "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}],
+        "priorityClassName": "high",
+        "imagePullSecrets": [{"name": "registry"}],
+    }
+    proxy = {"name": "HTTPS_PROXY", "value": "http://proxy.example.com:3128"}
+    pod = chart.render(**wanted, env=[proxy]).pod
+    assert {key: pod[key] for key in wanted} == wanted
+    assert proxy in pod["containers"][0]["env"]
+
+
+def test_replicas_bring_a_disruption_budget(chart: Chart) -> None:
+    assert chart.render().all("PodDisruptionBudget") == []
+    assert chart.render(replicas=2).only("PodDisruptionBudget")["spec"]["minAvailable"] == 1
+
+
+def test_the_monitor_finds_the_service_and_the_service_the_pod(chart: Chart) -> None:
+    rendered = chart.render(serviceMonitor={"enabled": True, "labels": {"release": "prometheus"}})
+    monitor, service = rendered.only("ServiceMonitor"), rendered.only("Service")
+    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    template = rendered.only("Deployment")["spec"]["template"]
+    assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
+    (port,) = service["spec"]["ports"]
+    assert port["targetPort"] in {each["name"] for each in template["spec"]["containers"][0]["ports"]}
+
+
+# -- mistakes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"replica": 2}, ["replica", "not allowed"]),
+        ({"trainer": {"resource": {"cpu": 1}}}, ["/trainer", "resource", "not allowed"]),
+        ({"replicas": "two"}, ["/replicas", "integer"]),
+        ({"image": {"digest": "sha256:1234"}}, ["/image/digest"]),
+        ({"trainer": {"runAsUser": 0}}, ["/trainer/runAsUser", "minimum"]),
+        ({"trainer": {"resources": {"memory": "16 GB"}}}, ["/trainer/resources/memory"]),
+        ({"watchNamespaces": ["Team_A"]}, ["/watchNamespaces/0"]),
+        ({"trainer": {"env": [{"key": "TOKEN"}]}}, ["/trainer/env/0", "name"]),
+    ],
+)
+def test_a_mistake_is_refused_by_name(chart: Chart, values: Object, words: list[str]) -> None:
+    refusal = chart.refusal(**values)
+    assert all(word in refusal for word in words), refusal
+
+
+def test_every_value_is_in_the_readme(chart: Chart) -> None:
+    readme = (chart.folder / "README.md").read_text()
+    missing = [path for path in paths(chart.defaults()) if f"`{path}`" not in readme]
+    assert not missing, f"the table of values in the chart's README lacks {missing}"
+
+
+def paths(values: Object, prefix: str = "") -> Iterator[str]:
+    """Every setting, as it is written after `--set`."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value and prefix + key != "resources":
+            yield from paths(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key

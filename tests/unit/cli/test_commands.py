@@ -1,0 +1,199 @@
+"""The commands as a person meets them: what they print, what they leave behind, and how they end."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from finetune_api.loading import check_file
+from finetune_api.names import ATTEMPT_ENV
+from finetune_trainer.cli import app
+
+HEAVY = ("torch", "transformers", "matplotlib", "pyarrow", "datasets")
+
+
+def colours(picture: Path) -> int:
+    with Image.open(picture) as image:
+        return len(image.convert("RGB").getcolors(1 << 24) or ())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"], ["version"], ["validate", "JOB"]])
+def test_light_commands_import_nothing_heavy(work: Any, arguments: list[str]) -> None:
+    arguments = [str(work.job) if argument == "JOB" else argument for argument in arguments]
+    code = (
+        "import sys; from finetune_trainer.cli import main\n"
+        f"try: sys.argv = ['finetune', *{arguments!r}]; main()\n"
+        f"except SystemExit as end: assert not end.code, end.code\n"
+        f"found = sys.modules.keys() & {set(HEAVY)!r}; assert not found, found\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)
+
+
+def test_help_teaches_by_example(work: Any) -> None:
+    for command in ("run", "plan", "plot", "validate"):
+        assert f"finetune {command}" in work.finetune(command, "--help").output
+
+
+def test_the_attempt_is_what_the_operator_says(work: Any) -> None:
+    assert ATTEMPT_ENV in work.finetune("run", "--help").output
+
+
+# run
+
+
+def test_run_trains_and_says_where_everything_is(work: Any) -> None:
+    result = work.on_job("run")
+    assert result.exit_code == 0, result.output
+    out = work.folder / "claims" / "out" / "tiny"
+    for there in (out, out / "metrics.jsonl", out / "training.png"):
+        assert str(there) in result.output
+        assert there.exists()
+    assert colours(out / "training.png") > 50
+    assert re.search(r"body +\d+(\.\d)?K? .* SGD .* 0.01 +warm-up 2 steps, then cosine ×2 +from epoch 1", result.output)
+    assert re.search(r"eval/accuracy +0\.\d{4} +[01]\.\d{4} +[+-]\d\.\d{4}", result.output)
+    assert len(re.findall(r"^\d{4}-.*Z  evaluation at step", result.output, re.M)) == 3
+
+
+def test_run_again_trains_nothing_and_keeps_what_is_there(work: Any) -> None:
+    work.on_job("run")
+    result = work.on_job("run")
+    assert result.exit_code == 0
+    assert "nothing was trained" in result.output
+
+
+def test_run_on_a_terminal_shows_its_progress(work: Any) -> None:
+    result = CliRunner().invoke(app, ["run", str(work.job), *work.places(), "--no-plain"])
+    assert result.exit_code == 0, result.output
+    assert "\x1b[" in result.output
+    assert "best so far" in result.output
+    assert "step 10/10" in result.output
+
+
+def test_a_changed_setting_is_what_runs(work: Any) -> None:
+    result = work.on_job("plan", "--set", "modules.head.optimizer.learningRate=1e-4", "--output", "json")
+    head = json.loads(result.stdout)["job"]["spec"]["modules"][1]
+    assert head["optimizer"]["learningRate"] == 1e-4
+
+
+# plan
+
+
+def test_plan_shows_who_owns_what_without_training(work: Any) -> None:
+    result = work.on_job("plan")
+    assert result.exit_code == 0, result.output
+    assert "bert.encoder.layer.{0…1}.*  32 tensors" in result.output
+    assert "from epoch 1 (step 5)" in result.output
+    assert "10 steps (2 epochs of 5 steps)" in result.output
+    assert re.search(r"splitSeed: 0 +# default", result.output)
+    assert not re.search(r"seed: 1 +# default", result.output)
+
+
+def test_plan_without_the_claims_shows_the_rest_and_says_what_is_missing(work: Any) -> None:
+    result = work.on_job("plan", claims=False)
+    assert result.exit_code == 0, result.output
+    assert "not known: which parameters each module owns, because model.source: pvc://tiny/model" in result.output
+    assert "not known: how many steps the run takes, because data.train.source" in result.output
+    assert re.search(r"head +\? +\? +AdamW", result.output)
+
+
+def test_plan_without_the_data_knows_the_parameters(changed: Any) -> None:
+    work = changed("pvc://tiny/train", "pvc://elsewhere/train")
+    result = work.on_job("plan", "--output", "json")
+    found = json.loads(result.stdout)
+    assert [module["elements"] > 0 for module in found["modules"]] == [True, True]
+    assert "classifier.weight" in found["modules"][1]["parameters"]
+    assert found["totalSteps"] is None
+    assert "elsewhere" in found["unknown"][0]
+
+
+def test_plan_without_the_model_knows_the_steps(changed: Any) -> None:
+    work = changed("pvc://tiny/model", "hf://nobody/nothing")
+    found = json.loads(work.on_job("plan", "--output", "json").stdout)
+    assert (found["totalSteps"], found["stepsPerEpoch"]) == (10, 5)
+    assert found["modules"][0]["window"] == {"start": 5, "end": 10}
+    assert found["modules"][0]["parameters"] is None
+
+
+@pytest.mark.parametrize("claims", [True, False])
+def test_the_effective_yaml_is_a_valid_job(work: Any, claims: bool) -> None:
+    result = work.on_job("plan", "--output", "yaml", claims=claims)
+    (verdict,) = check_file(result.stdout, "effective.yaml")
+    assert (verdict.kind, verdict.name, verdict.issues) == ("FineTuneJob", "tiny", ())
+
+
+# plot
+
+
+@pytest.mark.parametrize("known", [["--samples", "800"], ["--steps-per-epoch", "100"]])
+def test_plot_needs_neither_model_nor_data(work: Any, known: list[str]) -> None:
+    result = work.on_job("plot", "-o", "rates.png", *known, claims=False)
+    assert result.exit_code == 0, result.output
+    assert colours(work.folder / "rates.png") > 50
+
+
+def test_plot_counts_the_samples_itself_where_it_can(work: Any) -> None:
+    assert work.on_job("plot").exit_code == 0
+    assert (work.folder / "tiny.png").exists()
+
+
+def test_plot_says_what_it_needs(work: Any) -> None:
+    result = work.on_job("plot", claims=False)
+    assert result.exit_code == 2
+    assert "--samples N" in result.stderr
+
+
+def test_plot_into_a_format_there_is_not(work: Any) -> None:
+    result = work.on_job("plot", "--samples", "800", "-o", "rates.doc")
+    assert result.exit_code == 2
+    assert "rates.doc" in result.stderr
+
+
+# validate
+
+
+def test_validate_judges_every_document(work: Any) -> None:
+    several = work.write(
+        f"{work.job.read_text()}---\nkind: Service\napiVersion: v1\nmetadata: {{name: web}}\n", "all.yaml"
+    )
+    result = work.finetune("validate", several)
+    assert result.exit_code == 0
+    assert "FineTuneJob tiny is valid" in result.output
+    assert "Service web skipped" in result.output
+
+
+def test_validate_names_file_line_column_and_field(changed: Any) -> None:
+    work = changed("momentum: 0.9", "momentun: 0.9")
+    result = work.finetune("validate", work.job)
+    assert result.exit_code == 2
+    place = re.escape(f"{work.job}:16:")
+    assert re.search(rf"{place}\d+: spec.modules\[0\].optimizer.momentun: .*did you mean 'momentum'", result.output)
+
+
+def test_validate_for_machines(changed: Any) -> None:
+    work = changed("batchSize: 8", "batchSize: 0")
+    result = work.finetune("validate", work.job, "--output", "json")
+    assert result.exit_code == 2
+    (verdict,) = json.loads(result.stdout)
+    assert verdict["valid"] is False
+    assert verdict["issues"][0]["path"] == "spec.training.batchSize"
+
+
+def test_validate_reads_stdin(work: Any) -> None:
+    result = CliRunner().invoke(app, ["validate", "-"], input=work.job.read_text())
+    assert result.exit_code == 0
+    assert "FineTuneJob tiny is valid" in result.output
+
+
+def test_validate_one_bad_file_of_several(work: Any) -> None:
+    bad = work.write("a: [1\n", "bad.yaml")
+    result = work.finetune("validate", bad, work.job, work.folder / "nowhere.yaml")
+    assert result.exit_code == 2
+    assert f"{bad}:" in result.output
+    assert "is valid" in result.output
+    assert "nowhere.yaml: cannot be read" in result.output

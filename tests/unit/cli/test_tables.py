@@ -1,0 +1,151 @@
+"""Phrases and tables: short, complete, and the same whatever the numbers are."""
+
+import doctest
+import io
+import math
+from datetime import UTC, datetime, timedelta
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
+from finetune_api.schedules import Phase
+from finetune_trainer import display, plots, tables
+from finetune_trainer.events import StepRecord
+
+DURATIONS = st.one_of(
+    st.just({}),
+    st.integers(1, 10_000).map(lambda steps: {"steps": steps}),
+    st.floats(0.1, 100).map(lambda epochs: {"epochs": epochs}),
+    st.floats(0.01, 1).map(lambda fraction: {"fraction": fraction}),
+)
+UNITS = st.fixed_dictionaries({"unit": st.sampled_from(["Step", "Epoch"]), "staircase": st.booleans()})
+SHAPES = st.one_of(
+    st.floats(0, 10).map(lambda factor: {"type": "Constant", "factor": factor}),
+    st.floats(0, 1).map(lambda start: {"type": "Warmup", "startFactor": start}),
+    st.builds(lambda rate, unit: {"type": "TimeDecay", "rate": rate, **unit}, st.floats(0, 10), UNITS),
+    st.builds(lambda gamma, unit: {"type": "ExponentialDecay", "gamma": gamma, **unit}, st.floats(0.01, 1), UNITS),
+    st.integers(1, 99).map(lambda steps: {"type": "StepDecay", "factor": 0.1, "everySteps": steps}),
+    st.lists(st.floats(0.5, 99), min_size=1, max_size=3).map(
+        lambda at: {"type": "StepDecay", "factor": 0.1, "milestones": at}
+    ),
+    st.integers(1, 9).map(lambda cycles: {"type": "CosineAnnealing", "cycles": cycles}),
+    st.builds(
+        lambda epochs, times: {"type": "CosineAnnealing", "periodEpochs": epochs, "periodMultiplier": times},
+        st.floats(0.1, 9),
+        st.integers(1, 4),
+    ),
+)
+PHASES = st.lists(st.builds(lambda shape, length: {**shape, **length}, SHAPES, DURATIONS), min_size=1, max_size=5)
+
+
+def phases(documents: list[dict[str, Any]]) -> list[Phase]:
+    parsed: list[Phase] = TypeAdapter(list[Phase]).validate_python(documents)
+    return parsed
+
+
+@pytest.mark.parametrize("module", [tables, display, plots])
+def test_examples_in_the_docstrings(module: ModuleType) -> None:
+    assert doctest.testmod(module).failed == 0
+
+
+@given(PHASES)
+def test_a_schedule_is_one_line_with_every_phase_and_its_length(documents: list[dict[str, Any]]) -> None:
+    phrase = tables.schedule_phrase(phases(documents))
+    parts = phrase.split(", then ")
+    assert len(parts) == len(documents)
+    assert "\n" not in phrase
+    assert "None" not in phrase
+    for part, document in zip(parts, documents, strict=True):
+        if "steps" in document:
+            assert tables.plural(document["steps"], "step") in part
+
+
+@pytest.mark.parametrize(
+    ("documents", "phrase"),
+    [
+        (
+            [{"type": "Warmup", "steps": 20}, {"type": "CosineAnnealing", "cycles": 3}],
+            "warm-up 20 steps, then cosine ×3",
+        ),
+        ([{"type": "Warmup", "fraction": 0.03, "startFactor": 0.1}], "warm-up 3 % from 10 %"),
+        (
+            [{"type": "Constant", "epochs": 1.0}, {"type": "TimeDecay", "rate": 0.5}],
+            "constant for 1 epoch, then time decay 0.5 per epoch",
+        ),
+        ([{"type": "StepDecay", "factor": 0.1, "milestones": [2.0, 4.5]}], "×0.1 at epochs 2, 4.5"),
+        ([{"type": "StepDecay", "factor": 0.5, "everyEpochs": 1.0}], "×0.5 every epoch"),
+        (
+            [{"type": "ExponentialDecay", "gamma": 0.9, "staircase": True, "unit": "Epoch"}],
+            "exponential ×0.9 per whole epoch",
+        ),
+        (
+            [{"type": "CosineAnnealing", "periodSteps": 50, "periodMultiplier": 2, "minFactor": 0.01}],
+            "cosine every 50 steps (each ×2) to 1 %",
+        ),
+    ],
+)
+def test_schedules_in_words(documents: list[dict[str, Any]], phrase: str) -> None:
+    assert tables.schedule_phrase(phases(documents)) == phrase
+
+
+@given(st.integers(0, 10**15))
+def test_a_humanized_count_is_short_and_close(count: int) -> None:
+    text = tables.humanize(count)
+    unit = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}.get(text[-1], 1)
+    assert len(text) <= 6
+    assert math.isclose(float(text.rstrip("KMBT")) * unit, count, rel_tol=0.006)
+
+
+@given(st.floats(1e-9, 1e3))
+def test_a_number_reads_back_as_what_it_was(value: float) -> None:
+    assert math.isclose(float(tables.number(value)), value, rel_tol=0.006)
+
+
+@given(st.lists(st.sampled_from(["a.0.w", "a.1.w", "a.1.b", "c", "d.e.f.g", "d.e.f.h"]), unique=True))
+def test_folding_loses_no_tensor(names: list[str]) -> None:
+    assert sum(count for _, count in tables.fold(names)) == len(names)
+
+
+@given(st.lists(st.booleans(), max_size=30))
+def test_frozen_spans_cover_exactly_the_frozen_steps(frozen: list[bool]) -> None:
+    covered = [
+        step for start, end in plots.spans(range(1, len(frozen) + 1), frozen) for step in range(start + 1, end + 1)
+    ]
+    assert covered == [step for step, still in enumerate(frozen, start=1) if still]
+
+
+@given(st.integers(1, 20_000))
+def test_thinning_keeps_the_ends_and_stays_small(length: int) -> None:
+    kept = plots.thinned(range(length))
+    assert (kept[0], kept[-1]) == (0, length - 1)
+    assert len(kept) <= plots.POINTS + 1
+    assert kept == sorted(set(kept))
+
+
+def test_a_log_gets_a_step_every_few_seconds_and_the_last() -> None:
+    stream, now = io.StringIO(), 0.0
+    log = display.PlainDisplay(stream, clock=lambda: now)
+    for step in range(1, 101):
+        log.on_step(record(step))
+        now += 0.5
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 11
+    assert "step 100/100" in lines[-1]
+    assert "visual 1.00e-03" in lines[0]
+    assert "textual frozen" in lines[0]
+    assert "\x1b" not in stream.getvalue()
+
+
+def record(step: int) -> StepRecord:
+    completion = datetime.now(UTC) + timedelta(seconds=90)
+    rates, norms = {"visual": 1e-3, "textual": 0.0}, {"visual": 1.0, "textual": 0.0}
+    frozen = {"visual": False, "textual": True}
+    return StepRecord(step, 100, step / 50, 2.0, rates, norms, frozen, 50.0, 0.5, completion)
+
+
+def test_an_empty_history_still_makes_a_picture() -> None:
+    assert plots.training_figure(plots.History.of([]), "nothing").axes

@@ -1,0 +1,163 @@
+"""A cluster small enough to think about: it applies plans the way the API server and the Job controller would.
+
+Only for tests of the pure core; how the real ones behave is tested against the real ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from finetune_api.status import JobStatus
+from finetune_operator.children import AttemptJob, Children, PodEnd, Said, TrainerPod
+from finetune_operator.config import Config
+from finetune_operator.observed import ObservedJob, observe
+from finetune_operator.plan import Plan
+from finetune_operator.reconcile import reconcile
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+SPEC: dict[str, Any] = {
+    "model": {"source": "hf://org/model"},
+    "data": {"train": {"source": "hf://org/data"}},
+    "resources": {"gpusPerNode": 0, "memory": "2Gi"},
+    "retry": {"limit": 2, "backoffSeconds": 10},
+}
+
+
+def make_job(name: str = "job", status: dict[str, Any] | None = None, **spec: Any) -> ObservedJob:
+    """A FineTuneJob as the API server would give it."""
+    return observe(
+        {
+            "apiVersion": "finetune.dev/v1alpha1",
+            "kind": "FineTuneJob",
+            "metadata": {"name": name, "namespace": "default", "uid": "uid-1", "generation": 1, "resourceVersion": "1"},
+            "spec": SPEC | spec,
+            "status": status or {"observedGeneration": -1},
+        }
+    )
+
+
+def make_attempt(number: int = 1, **changes: Any) -> AttemptJob:
+    attempt = AttemptJob(
+        name=f"job-a{number}", uid=f"uid-a{number}", owner_uid="uid-1", number=number, resource_version="1",
+        created=START, suspended=False, deleting=False, complete=False, failed=None,
+    )  # fmt: skip
+    return replace(attempt, **changes)
+
+
+def make_pod(number: int = 1, **changes: Any) -> TrainerPod:
+    pod = TrainerPod(
+        name=f"job-a{number}-0", owner_uid=f"uid-a{number}",
+        number=number, rank=0, resource_version="1", created=START, phase="Pending",
+        address="", port=9090, image="trainer:1", memory_limit="2Gi", running=False, waiting=None, unschedulable="",
+        end=None, evicted=None, disruption="",
+    )  # fmt: skip
+    return replace(pod, **changes)
+
+
+def running(pod: TrainerPod) -> TrainerPod:
+    return replace(pod, phase="Running", running=True, address="10.0.0.1", waiting=None)
+
+
+def ended(pod: TrainerPod, code: int, message: str = "", **changes: Any) -> TrainerPod:
+    phase = "Failed" if code else "Succeeded"
+    end = PodEnd(code, changes.pop("oom_killed", False), message, changes.pop("finished", START))
+    return replace(pod, phase=phase, running=False, waiting=None, end=end, **changes)
+
+
+class Model:
+    """One FineTuneJob and its children; `created` counts every Job ever made, by name."""
+
+    def __init__(self, **spec: Any) -> None:
+        self.job = make_job(**spec)
+        self.config = Config()
+        self.now = START
+        self.missing: tuple[str, ...] = ()
+        self.attempts: dict[int, AttemptJob] = {}
+        self.pods: dict[int, TrainerPod] = {}
+        self.created: list[str] = []
+
+    def plan(self) -> Plan:
+        children = Children(tuple(self.attempts.values()), tuple(self.pods.values()))
+        plan = reconcile(self.job, children, self.now, self.config)
+        if plan.look is not None:
+            plan = reconcile(self.job, replace(children, missing=self.missing), self.now, self.config)
+        return plan
+
+    def step(self, writes: int | None = None) -> Plan:
+        """Reconcile once; only the first so many writes are carried out before the operator dies."""
+        plan = self.plan()
+        steps: list[Any] = [*plan.creates, *([plan.status] if plan.status else []), *plan.deletes]
+        for step in steps[:writes]:
+            self._carry_out(step)
+        return plan
+
+    def settle(self) -> Plan:
+        """Reconcile until nothing is left to do."""
+        for _ in range(20):
+            plan = self.step()
+            if not (plan.creates or plan.status or plan.deletes):
+                return plan
+        raise AssertionError(f"does not settle: {plan}")
+
+    def _carry_out(self, step: Any) -> None:
+        if isinstance(step, JobStatus):
+            self.job = replace(self.job, status=JobStatus.model_validate(step.manifest()))
+        elif hasattr(step, "uid"):
+            number = next((it.number for it in self.attempts.values() if it.uid == step.uid), None)
+            if number is not None:
+                del self.attempts[number]
+        elif step.resource == "jobs":
+            self._create(step.manifest)
+
+    def _create(self, manifest: dict[str, Any]) -> None:
+        number = int(manifest["metadata"]["name"].rpartition("-a")[2])
+        if number in self.attempts:
+            return
+        self.created.append(manifest["metadata"]["name"])
+        self.attempts[number] = make_attempt(number, created=self.now)
+        self.pods[number] = make_pod(number, created=self.now)
+
+    # What the cluster does.
+
+    def live_pod(self) -> TrainerPod | None:
+        return next((pod for pod in self.pods.values() if pod.alive), None)
+
+    def run(self) -> None:
+        if pod := self.live_pod():
+            self.pods[pod.number] = running(pod)
+
+    def end(self, code: int, **changes: Any) -> None:
+        if pod := self.live_pod():
+            self.pods[pod.number] = ended(pod, code, finished=self.now, **changes)
+
+    def judge(self) -> None:
+        """The Job controller notices that pods have ended."""
+        for number, attempt in self.attempts.items():
+            pod = self.pods.get(number)
+            if attempt.finished or pod is None or pod.alive:
+                continue
+            done = pod.end is not None and pod.end.exit_code == 0
+            failed = Said("BackoffLimitExceeded", "Job has reached the specified backoff limit")
+            self.attempts[number] = replace(attempt, complete=done, failed=None if done else failed)
+
+    def lose_pods(self) -> None:
+        """Dead pods vanish, but never before the Job controller has counted them."""
+        uncounted = {number for number, attempt in self.attempts.items() if not attempt.finished}
+        self.pods = {number: pod for number, pod in self.pods.items() if pod.alive or number in uncounted}
+
+    def delete_attempt(self) -> None:
+        """Somebody deletes the Job by hand, once the operator has seen it; its pod goes on for a while."""
+        number = max(self.attempts, default=0)
+        record = self.job.record(number)
+        if record is not None and record.start_time is not None:
+            del self.attempts[number]
+
+    def suspend(self, value: bool) -> None:
+        spec = self.job.spec | {"suspend": value}
+        status = self.job.status.manifest()
+        self.job = replace(make_job(status=status, **spec), generation=self.job.generation + 1)
+
+    def wait(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)

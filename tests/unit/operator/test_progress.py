@@ -1,0 +1,125 @@
+"""The trainer's page is read with limits: on its size, on the time it takes, and on what it may say."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+import aiohttp
+import pytest
+from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_operator.progress import MAX_BYTES, MAX_ROWS, Reading, Target, parse, read
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def page(*lines: str) -> Reading | None:
+    return parse("\n".join(("finetune_step 5", *lines)) + "\n", NOW)
+
+
+def test_a_page_is_understood() -> None:
+    reading = page(
+        "# HELP finetune_loss The loss.",
+        "finetune_planned_steps 20",
+        "finetune_loss 0.5",
+        'finetune_evaluation{metric="accuracy"} 0.75',
+        'finetune_best_evaluation{metric="accuracy"} 0.8',
+        'finetune_learning_rate{module="visual"} 1e-3',
+        'finetune_gradient_norm{module="visual"} 2',
+        'finetune_module_trainable_parameters{module="visual"} 0',
+        'finetune_module_info{module="visual",optimizer="SGD"} 1',
+        "finetune_expected_completion_timestamp_seconds 1.8e9",
+    )
+    assert reading and reading.progress.percentage == 25.0
+    assert reading.progress.estimated_completion_time == datetime.fromtimestamp(1_800_000_000, UTC)
+    assert {it.name: it.value for it in reading.metrics} == {
+        "train/loss": 0.5, "eval/accuracy": 0.75, "best/accuracy": 0.8,
+    }  # fmt: skip
+    (visual,) = reading.modules
+    assert (visual.learning_rate, visual.gradient_norm, visual.optimizer, visual.frozen) == (1e-3, 2.0, "SGD", True)
+
+
+@pytest.mark.parametrize("value", ["NaN", "+Inf", "-Inf"])
+def test_what_is_not_a_number_is_left_out(value: str) -> None:
+    reading = page(f"finetune_loss {value}")
+    assert reading and not reading.metrics
+
+
+@pytest.mark.parametrize("text", ["", "no metrics here", "finetune_step", "finetune_step 1e300", '{"json": 1}', "\0"])
+def test_what_is_no_page_is_no_reading(text: str) -> None:
+    assert parse(text, NOW) is None
+
+
+def test_names_that_are_not_on_the_list_and_rows_beyond_the_limit_are_left_out() -> None:
+    rows = [f'finetune_learning_rate{{module="m{number}"}} 1' for number in range(1000)]
+    reading = page("evil_metric 1", *rows)
+    assert reading and len(reading.modules) == MAX_ROWS
+    assert "evil" not in str(reading)
+
+
+@given(st.text())
+def test_nothing_that_a_pod_says_is_an_error(text: str) -> None:
+    parse("finetune_step 1\nfinetune_loss" + text, NOW)
+    parse(text, NOW)
+
+
+@asynccontextmanager
+async def answering(handler: Handler) -> AsyncIterator[Target]:
+    app = web.Application()
+    app.router.add_get("/metrics", handler)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield Target(1, "127.0.0.1", int(runner.addresses[0][1]))
+    finally:
+        await runner.cleanup()
+
+
+async def ask(handler: Handler) -> Reading | None:
+    async with answering(handler) as target, aiohttp.ClientSession() as session:
+        return await read(session, target)
+
+
+async def test_a_page_that_is_too_long_is_not_read() -> None:
+    async def endless(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for _ in range(MAX_BYTES // 1024 + 64):
+            await response.write(b"finetune_step 1\n" * 64)
+        return response
+
+    assert await ask(endless) is None
+
+
+async def test_a_pod_that_does_not_answer_is_not_waited_for() -> None:
+    async def silent(_: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(30)
+        return web.Response()
+
+    started = time.monotonic()
+    assert await ask(silent) is None
+    assert time.monotonic() - started < 20
+
+
+async def test_a_redirect_is_not_followed() -> None:
+    async def elsewhere(_: web.Request) -> web.StreamResponse:
+        raise web.HTTPFound("http://127.0.0.1:1/")
+
+    assert await ask(elsewhere) is None
+
+
+async def test_a_page_is_fetched() -> None:
+    async def fine(_: web.Request) -> web.StreamResponse:
+        return web.Response(text="finetune_step 3\n")
+
+    reading = await ask(fine)
+    assert reading and reading.progress.step == 3 and reading.attempt == 1

@@ -1,0 +1,387 @@
+"""The heart of the operator: every step of a job's life, then random lives."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetune_api.status import CheckpointStatus, Metric, Progress
+from finetune_operator.children import Children, Said
+from finetune_operator.config import Config
+from finetune_operator.plan import Look
+from finetune_operator.progress import Reading
+from finetune_operator.reconcile import reconcile
+from unit.operator.model import START, Model, ended, make_attempt, make_job, make_pod, running
+
+
+def truths(model: Model) -> dict[str, str]:
+    return {it.type: it.status for it in model.job.status.conditions}
+
+
+def message(model: Model) -> str:
+    return next(it.message for it in model.job.status.conditions if it.type == "Succeeded")
+
+
+def stalled_reason(model: Model) -> str:
+    return next(it.reason for it in model.job.status.conditions if it.type == "Stalled")
+
+
+def started() -> Model:
+    model = Model()
+    model.settle()
+    model.run()
+    model.settle()
+    return model
+
+
+def test_an_attempt_is_announced_before_it_is_created() -> None:
+    model = Model()
+    plan = model.step()
+    assert plan.status and plan.status.attempt == 1 and not plan.creates
+    plan = model.step()
+    assert [it.resource for it in plan.creates] == ["persistentvolumeclaims", "configmaps", "jobs"] and not plan.status
+
+
+def test_nothing_is_created_before_somebody_has_looked() -> None:
+    job = make_job(data={"train": {"source": "pvc://captions"}})
+    plan = reconcile(job, Children(), START, Config())
+    assert plan.look == Look(claims=("captions",)) and not plan.creates and not plan.status
+
+
+def test_optional_and_secret_references_are_not_looked_for() -> None:
+    env = [
+        {"name": "A", "valueFrom": {"configMapKeyRef": {"name": "a", "key": "k", "optional": True}}},
+        {"name": "B", "valueFrom": {"secretKeyRef": {"name": "b", "key": "k"}}},
+        {"name": "C", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "k"}}},
+    ]
+    plan = reconcile(make_job(runtime={"env": env}), Children(), START, Config())
+    assert plan.look == Look(keys=(("c", "k"),))
+
+
+def test_a_job_that_runs_is_in_progress_for_everyone() -> None:
+    model = started()
+    assert model.job.state == "Running"
+    assert truths(model) == {
+        "Succeeded": "Unknown", "Reconciling": "True", "Stalled": "False", "Suspended": "False",
+    }  # fmt: skip
+    assert model.job.status.start_time == START
+
+
+@pytest.mark.parametrize(
+    ("code", "oom", "reason"),
+    [(2, False, "InvalidJob"), (77, False, "OutOfGPUMemory"), (137, True, "OutOfMemory")],
+)
+def test_what_would_only_fail_again_fails_at_once(code: int, oom: bool, reason: str) -> None:
+    model = started()
+    model.end(code, oom_killed=oom)
+    model.judge()
+    model.settle()
+    assert model.job.state == "Failed" and stalled_reason(model) == reason
+    assert truths(model)["Reconciling"] == "False"
+    assert model.created == ["job-a1"]
+
+
+def test_a_crash_waits_and_resumes_as_a_new_attempt() -> None:
+    model = started()
+    model.end(1, message="ValueError: boom")
+    model.judge()
+    plan = model.settle()
+    assert model.job.state == "Restarting" and plan.requeue_after == 10
+    assert "boom" in message(model)
+    model.wait(10)
+    model.settle()
+    assert model.created == ["job-a1", "job-a2"] and model.job.status.restarts == 1
+
+
+def test_the_waiting_doubles_and_a_long_attempt_resets_it() -> None:
+    model = Model(retry={"limit": 10, "backoffSeconds": 10})
+    waits = []
+    for lasted in (1, 1, 1, 700, 1):
+        model.settle()
+        model.run()
+        model.wait(lasted)
+        model.end(1)
+        model.judge()
+        wait = model.settle().requeue_after or 0
+        waits.append(wait)
+        model.wait(wait)
+    assert waits == [10, 20, 40, 10, 10]
+
+
+def test_no_attempt_follows_while_a_pod_of_the_last_still_runs() -> None:
+    model = started()
+    model.attempts[1] = replace(model.attempts[1], failed=Said("PodFailurePolicy", "x"))
+    model.wait(1000)
+    model.settle()
+    assert model.job.state == "Restarting" and model.created == ["job-a1"]
+
+
+def test_a_disruption_uses_up_no_retry_even_if_only_the_job_tells_of_it() -> None:
+    model = started()
+    model.pods.clear()
+    text = "Pod default/job-a1-0 has condition DisruptionTarget matching FailJob rule at index 0"
+    model.attempts[1] = replace(model.attempts[1], failed=Said("PodFailurePolicy", text))
+    model.settle()
+    model.wait(10)
+    model.settle()
+    assert model.created == ["job-a1", "job-a2"] and model.job.status.restarts is None
+    assert (model.job.status.attempts or [])[0].disruption == "DisruptionTarget"
+
+
+def test_the_exit_code_is_read_from_the_job_when_the_pod_has_vanished() -> None:
+    model = started()
+    model.pods.clear()
+    text = "Container trainer for pod default/job-a1-0 failed with exit code 2 matching FailJob rule at index 1"
+    model.attempts[1] = replace(model.attempts[1], failed=Said("PodFailurePolicy", text))
+    model.settle()
+    assert model.job.state == "Failed" and stalled_reason(model) == "InvalidJob"
+
+
+def test_an_eviction_for_a_full_disk_counts_although_the_trainer_left_in_order() -> None:
+    model = started()
+    evicted = Said("Evicted", "Usage of EmptyDir volume exceeds the limit")
+    model.end(75, evicted=evicted)
+    model.judge()
+    model.settle()
+    assert (model.job.status.attempts or [])[0].reason == "Evicted"
+    model.wait(10)
+    model.settle()
+    assert model.job.status.restarts == 1
+
+
+def test_suspension_deletes_the_attempt_and_resuming_makes_the_next() -> None:
+    model = started()
+    model.suspend(True)
+    model.settle()
+    assert model.job.state == "Suspending" and not model.attempts
+    model.end(75)
+    model.settle()
+    assert model.job.state == "Suspended" and truths(model)["Suspended"] == "True"
+    model.suspend(False)
+    model.settle()
+    assert model.created == ["job-a1", "job-a2"] and model.job.status.restarts is None
+
+
+def test_a_trainer_killed_by_our_suspension_did_not_crash() -> None:
+    model = started()
+    model.suspend(True)
+    model.settle()
+    model.end(143)
+    model.settle()
+    assert (model.job.status.attempts or [])[0].reason == "Suspended"
+
+
+def test_a_job_that_is_created_suspended_waits() -> None:
+    model = Model(suspend=True)
+    model.settle()
+    assert model.job.state == "Suspended" and not model.created
+
+
+def test_what_is_missing_is_named_and_looked_for_again() -> None:
+    model = Model()
+    model.missing = ("PersistentVolumeClaim a does not exist",)
+    plan = model.settle()
+    assert model.job.state == "Stalled" and plan.requeue_after == 10
+    assert "PersistentVolumeClaim a does not exist" in message(model)
+    model.missing = ()
+    model.settle()
+    assert model.created == ["job-a1"] and truths(model)["Stalled"] == "False"
+
+
+def test_a_spec_that_the_language_refuses_stalls_and_says_why() -> None:
+    job = make_job(training={"batchSize": "many"})
+    plan = reconcile(job, Children(), START, Config())
+    assert plan.status and "spec.training.batchSize" in plan.status.conditions[0].message
+    assert plan.events[0].reason == "InvalidJob" and plan.events[0].kind == "Warning"
+
+
+def test_an_image_that_cannot_be_pulled_is_told_steadily_then_fails() -> None:
+    model = Model()
+    model.settle()
+    cause = "rpc error: trainer:1 not found"
+    said = [
+        Said("ErrImagePull", cause),
+        Said("ImagePullBackOff", f'Back-off pulling image "trainer:1": ErrImagePull: {cause}'),
+    ]
+    for each in said * 2:
+        model.pods[1] = replace(model.pods[1], waiting=each)
+        model.settle()
+        assert model.job.state == "Pending" and message(model) == f"image trainer:1 cannot be pulled: {cause}"
+    model.wait(600)
+    plan = model.step()
+    assert model.job.state == "Failed" and stalled_reason(model) == "ImagePullFailed"
+    assert plan.deletes and not model.attempts
+
+
+def test_a_job_suspended_by_a_queue_is_queued_and_keeps_its_attempt() -> None:
+    model = Model()
+    model.settle()
+    model.attempts[1] = replace(model.attempts[1], suspended=True)
+    model.pods.clear()
+    plan = model.settle()
+    assert model.job.state == "Queued" and not plan.deletes
+
+
+def test_the_trainers_last_word_becomes_status() -> None:
+    model = started()
+    report = {
+        "reason": "Succeeded", "message": "done in 40 steps", "progress": {"step": 40, "plannedSteps": 40},
+        "output": {"destination": "pvc://job-output", "digest": "sha256:1"},
+    }  # fmt: skip
+    model.end(0, message=json.dumps(report))
+    model.judge()
+    model.settle()
+    assert model.job.state == "Succeeded" and message(model) == "done in 40 steps"
+    assert model.job.status.output and model.job.status.output.digest == "sha256:1"
+    assert model.job.status.completion_time
+
+
+def reading(step: int, seconds: float) -> Reading:
+    at = START + timedelta(seconds=seconds)
+    return Reading(
+        Progress(step=step, planned_steps=100, observed_time=at),
+        (Metric(name="train/loss", value=1.0 / step, step=step),),
+        checkpoint=CheckpointStatus(step=step, time=START),
+        attempt=1,
+    )
+
+
+def test_progress_alone_is_written_only_now_and_then() -> None:
+    model = started()
+    children = Children(tuple(model.attempts.values()), tuple(model.pods.values()))
+
+    def at(seconds: float, step: int) -> Any:
+        seen = replace(children, reading=reading(step, seconds))
+        return reconcile(model.job, seen, START + timedelta(seconds=seconds), model.config)
+
+    plan = at(0, 1)
+    assert plan.status and plan.status.checkpoint
+    assert plan.status.checkpoint.path == "pvc://job-output/.checkpoints/uid-1"
+    model.job = replace(model.job, status=plan.status)
+    later = at(5, 2)
+    assert later.status is None and later.requeue_after == 10 and not later.events
+    assert at(15, 3).status
+
+
+def test_a_reading_of_an_earlier_attempt_is_not_believed() -> None:
+    model = started()
+    stale = replace(reading(9, 0), attempt=7)
+    children = Children(tuple(model.attempts.values()), tuple(model.pods.values()), reading=stale)
+    assert reconcile(model.job, children, START, model.config).status is None
+
+
+def test_a_new_job_waits_for_what_is_left_of_its_namesake() -> None:
+    old = make_attempt(owner_uid="another")
+    for left in (Children(jobs=(old,), missing=()), Children(pods=(running(make_pod(3)),), missing=())):
+        plan = reconcile(make_job(), left, START, Config())
+        assert plan.status and plan.status.attempt is None and plan.requeue_after and not plan.creates
+
+
+def test_a_dead_pod_of_a_namesake_says_nothing_about_this_job() -> None:
+    model = started()
+    model.pods[1] = replace(model.pods[1], name="old", owner_uid="another")
+    model.pods[1] = ended(model.pods[1], 2)
+    assert not model.step().status or model.job.state == "Pending"
+    assert (model.job.status.attempts or [])[0].exit_code is None
+
+
+def test_a_deleted_job_is_left_to_the_garbage_collector() -> None:
+    model = started()
+    model.job = replace(model.job, deleting=True)
+    plan = model.plan()
+    assert not plan.status and not plan.creates and not plan.deletes
+
+
+def test_the_first_cause_is_not_forgotten_when_other_pods_die_of_it() -> None:
+    model = started()
+    model.pods[1] = ended(model.pods[1], 137, oom_killed=True)
+    model.settle()
+    model.pods[1] = ended(make_pod(), 143)
+    model.judge()
+    model.settle()
+    assert stalled_reason(model) == "OutOfMemory"
+
+
+EVENTS = st.lists(
+    st.one_of(
+        st.tuples(st.just("run")),
+        st.tuples(st.just("end"), st.sampled_from([0, 1, 2, 75, 76, 77, 137, 143])),
+        st.tuples(st.just("oom")),
+        st.tuples(st.just("disrupt")),
+        st.tuples(st.just("judge")),
+        st.tuples(st.just("lose_pods")),
+        st.tuples(st.just("delete_attempt")),
+        st.tuples(st.just("suspend"), st.booleans()),
+        st.tuples(st.just("missing"), st.booleans()),
+        st.tuples(st.just("cannot_pull")),
+        st.tuples(st.just("wait"), st.sampled_from([1, 11, 301, 601])),
+        st.tuples(st.just("die"), st.integers(0, 3)),
+        st.tuples(st.just("settle")),
+    ),
+    max_size=40,
+)
+
+
+def happen(model: Model, what: str, *arguments: Any) -> None:
+    if what == "oom":
+        model.end(137, oom_killed=True)
+    elif what == "disrupt":
+        model.end(143, disruption="EvictionByEvictionAPI")
+    elif what == "missing":
+        model.missing = ("a claim",) if arguments[0] else ()
+    elif what == "cannot_pull":
+        if (pod := model.live_pod()) and not pod.running:
+            model.pods[pod.number] = replace(pod, waiting=Said("ErrImagePull", "not found"))
+    elif what == "die":
+        model.step(writes=arguments[0])
+    else:
+        getattr(model, what)(*arguments)
+
+
+@settings(max_examples=300, deadline=None)
+@given(EVENTS)
+def test_whatever_happens(events: list[tuple[Any, ...]]) -> None:
+    """One Job per attempt, no way back from an end, never two answers at once, and nothing left to do twice."""
+    model = Model()
+    verdict = ""
+    for event in events:
+        happen(model, *event)
+        if event[0] not in ("die", "settle"):
+            model.step()
+        repeated = {name for name, count in Counter(model.created).items() if count > 1}
+        assert not repeated
+        assert sum(pod.alive for pod in model.pods.values()) <= 1
+        found = truths(model)
+        assert not (found.get("Reconciling") == "True" and found.get("Stalled") == "True")
+        assert verdict in ("", found.get("Succeeded"))
+        verdict = found["Succeeded"] if found.get("Succeeded") in ("True", "False") else ""
+    model.settle()
+    plan = model.plan()
+    assert not plan.creates and not plan.status and not plan.deletes and not plan.events
+
+
+@settings(max_examples=100, deadline=None)
+@given(EVENTS)
+def test_every_job_can_still_come_to_an_end(events: list[tuple[Any, ...]]) -> None:
+    model = Model()
+    for event in events:
+        happen(model, *event)
+        model.step()
+    model.missing = ()
+    model.suspend(False)
+    for _ in range(6):
+        model.wait(601)
+        model.settle()
+        model.run()
+        model.settle()
+        model.end(0)
+        model.judge()
+    model.settle()
+    assert model.job.state in ("Succeeded", "Failed")

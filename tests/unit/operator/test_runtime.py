@@ -1,0 +1,103 @@
+"""The parts around the heart: queue, cache, configuration, and what the package says about itself."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_operator.cache import Cache
+from finetune_operator.config import Config, ConfigError, load
+from finetune_operator.metrics import JobCollector
+from finetune_operator.observed import Key
+from finetune_operator.queue import WorkQueue
+
+A, B = Key("default", "a"), Key("default", "b")
+
+
+async def test_a_key_waits_once_and_comes_back_if_it_changed_meanwhile() -> None:
+    queue = WorkQueue()
+    for key in (A, A, B):
+        queue.add(key)
+    assert queue.depth == 2 and await queue.get() == A
+    queue.add(A)
+    assert queue.depth == 1
+    queue.done(A)
+    assert [await queue.get(), await queue.get()] == [B, A]
+
+
+async def test_the_earliest_wish_counts_and_failures_wait_longer() -> None:
+    queue = WorkQueue()
+    queue.add_after(A, 60)
+    queue.add_after(A, 0.01)
+    assert await asyncio.wait_for(queue.get(), 5) == A
+    assert queue.retry(B) < queue.retry(B) < queue.retry(B)
+    queue.forgive(B)
+    assert queue.retry(B) < 1
+
+
+def raw(kind: str, name: str, version: int = 1, **status: Any) -> dict[str, Any]:
+    labels = {"finetune.dev/job": "a", "finetune.dev/attempt": "1"}
+    metadata = {
+        "name": name, "namespace": "default", "uid": f"uid-{name}", "resourceVersion": str(version),
+        "creationTimestamp": "2026-01-01T00:00:00Z", "labels": labels if kind != "job" else {},
+    }  # fmt: skip
+    spec = {"model": {"source": "hf://a/b"}, "data": {"train": {"source": "hf://a/b"}}} if kind == "job" else {}
+    head = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob"} if kind == "job" else {}
+    return head | {"metadata": metadata, "spec": spec, "status": status}
+
+
+def test_an_older_state_never_replaces_a_newer_one() -> None:
+    cache = Cache()
+    cache.put("finetunejobs", raw("job", "a", 7, attempt=2))
+    cache.put("finetunejobs", raw("job", "a", 6, attempt=1))
+    assert cache.jobs[A].status.attempt == 2
+
+
+def test_the_last_words_of_a_deleted_pod_are_kept_until_a_list_does_not_show_it() -> None:
+    cache = Cache()
+    terminated = {"terminated": {"exitCode": 3}}
+    pod = raw("pod", "p", phase="Failed", containerStatuses=[{"name": "trainer", "state": terminated}])
+    cache.put("pods", pod)
+    assert cache.drop("pods", pod) == A
+    (kept,) = cache.children(A).pods
+    assert kept.gone and not kept.alive and kept.end and kept.end.exit_code == 3
+    cache.forget(cache.known())
+    assert not cache.children(A).pods
+
+
+def test_metrics_tell_of_a_job_after_it_has_ended() -> None:
+    cache = Cache()
+    module = {"name": "visual", "learningRate": 0.5}
+    condition = {
+        "type": "Succeeded", "status": "True", "reason": "Succeeded", "lastTransitionTime": "2026-01-01T00:00:00Z",
+        "observedGeneration": 1,
+    }  # fmt: skip
+    cache.put("finetunejobs", raw("job", "a", conditions=[condition], modules=[module], progress={"step": 9}))
+    samples = {it.name: it for family in JobCollector(cache, WorkQueue()).collect() for it in family.samples}
+    assert samples["finetune_job_step"].value == 9
+    assert samples["finetune_job_learning_rate"].labels == {"namespace": "default", "name": "a", "module": "visual"}
+    assert samples["finetune_jobs"].labels == {"state": "Succeeded"}
+
+
+def test_an_empty_configuration_is_a_valid_one(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("")
+    assert load(path) == Config() == load(None)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("trainer: {imagePullPolicy: Sometimes}", "trainer.imagePullPolicy"),
+        ("trainer: {imag: x}", "trainer.imag"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_a_wrong_configuration_is_one_clear_message(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=says):
+        load(path)

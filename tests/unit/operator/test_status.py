@@ -1,0 +1,76 @@
+"""Patches are as small as the news, and events are told once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_api.status import Attempt, JobStatus, Metric, Progress
+from finetune_operator.status import Standing, merge_patch, only_progress, standing, transition, with_record
+from unit.operator.model import START, make_job
+
+
+def apply_merge_patch(target: Any, patch: Any) -> Any:
+    """RFC 7396."""
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(target) if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = apply_merge_patch(result.get(key), value)
+    return result
+
+
+STATUSES = st.builds(
+    JobStatus,
+    observed_generation=st.integers(-1, 5),
+    attempt=st.none() | st.integers(0, 5),
+    progress=st.none() | st.builds(Progress, step=st.integers(0, 5), samples_per_second=st.none() | st.floats(0, 9)),
+    metrics=st.none() | st.lists(st.builds(Metric, name=st.just("train/loss"), value=st.floats(0, 9)), max_size=2),
+)
+
+
+@given(STATUSES, STATUSES)
+def test_a_patch_leads_from_one_status_to_the_other(old: JobStatus, new: JobStatus) -> None:
+    assert apply_merge_patch(old.manifest(), merge_patch(old, new)) == new.manifest()
+    assert not merge_patch(new, new)
+
+
+def test_progress_is_told_from_news() -> None:
+    old = JobStatus(progress=Progress(step=1))
+    assert only_progress(merge_patch(old, JobStatus(progress=Progress(step=2))))
+    assert not only_progress(merge_patch(old, JobStatus(progress=Progress(step=2), attempt=1)))
+    assert not only_progress({})
+
+
+def test_a_transition_time_stays_until_the_answer_changes() -> None:
+    job = make_job()
+    first = standing(job, Standing("Pending", "a"), START)
+    later = START.replace(year=2027)
+    job = make_job(status=first.manifest())
+    second = standing(job, Standing("Running", "b"), later)
+    times = {it.type: it.last_transition_time for it in second.conditions}
+    assert set(times.values()) == {START}
+    third = standing(job, Standing("Failed", "c", "Crashed"), later)
+    assert {it.type: it.last_transition_time for it in third.conditions}["Reconciling"] == later
+    assert third.completion_time == later
+
+
+def test_an_event_is_told_once_and_warns_of_trouble() -> None:
+    job = make_job()
+    failed = standing(job, Standing("Failed", "out of memory", "OutOfMemory"), START)
+    (event,) = transition(job.status, failed)
+    assert (event.kind, event.reason, event.message) == ("Warning", "OutOfMemory", "out of memory")
+    assert not transition(failed, failed)
+
+
+def test_only_the_last_attempts_are_kept() -> None:
+    status = JobStatus()
+    for number in range(1, 14):
+        records = with_record(status, Attempt(number=number, job=f"job-a{number}"))
+        status = status.model_copy(update={"attempts": records})
+    assert [it.number for it in status.attempts or []] == list(range(4, 14))
