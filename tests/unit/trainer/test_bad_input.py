@@ -1,0 +1,239 @@
+"""Every mistake in a spec, a model or the data ends with exit code 2 and a message that says what to change."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune_trainer.errors import OutOfGPUMemory, UserError
+from finetune_trainer.run import RunOptions, run
+from finetune_trainer.tasks.contrastive import Contrastive
+from unit.trainer import tiny
+from unit.trainer.tiny import Recorder
+
+Rows = list[dict[str, Any]]
+
+
+def refused(job: Any, place: tiny.Places) -> str:
+    """The message that this job is refused with, before its first step."""
+    recorder = Recorder()
+    with pytest.raises(UserError) as raised:
+        run(job, RunOptions(claims=place), recorder)
+    assert raised.value.exit_code == 2
+    assert recorder.report is not None
+    assert recorder.report.reason == "InvalidJob"
+    assert recorder.steps == []
+    return str(raised.value)
+
+
+@pytest.fixture
+def refusal(claims: Path, out: Path, tmp_path: Path) -> Callable[[Rows], str]:
+    """What a contrastive job says about these rows."""
+
+    def of(rows: Rows) -> str:
+        tiny.write_rows(tmp_path / "data" / "colours", rows)
+        place = tiny.Places(claims, {"data": tmp_path / "data", "out": out})
+        return refused(tiny.contrastive_job(data={"workers": 2}), place)
+
+    return of
+
+
+def test_a_pattern_with_a_typo(claims: Path, out: Path) -> None:
+    modules = [dict(module) for module in tiny.TWO_MODULES]
+    modules[0]["parameters"] = ["visoin_model.*", "visual_projection.*"]
+    message = refused(tiny.contrastive_job(modules=modules), tiny.places(claims, out))
+    assert "modules[0].parameters (visual): 'visoin_model.*' matches no parameter" in message
+    assert "did you mean 'vision_model.*'" in message
+
+
+def test_a_claim_that_is_not_there(claims: Path, out: Path) -> None:
+    job = tiny.contrastive_job(data={"train": {"source": "pvc://dta/colours"}})
+    message = refused(job, tiny.places(claims, out))
+    assert f"data.train.source: pvc://dta/colours: no claim 'dta': {claims / 'dta'} is not a folder" in message
+    assert "did you mean 'data'? Claims there are: data, models, out" in message
+
+
+def test_no_claims_at_all(tmp_path: Path) -> None:
+    message = refused(tiny.contrastive_job(), tiny.Places(tmp_path / "none", {"out": tmp_path}))
+    assert "no claim 'models'" in message
+    assert "--claim models=DIR" in message
+
+
+def test_a_folder_that_is_not_there(claims: Path, out: Path) -> None:
+    message = refused(tiny.contrastive_job(data={"train": {"source": "pvc://data/colors"}}), tiny.places(claims, out))
+    assert "claim 'data' has no colors; it holds colours, more-colours, reviews" in message
+
+
+def test_a_folder_without_a_model(claims: Path, out: Path) -> None:
+    message = refused(tiny.contrastive_job(model={"source": "pvc://data/colours"}), tiny.places(claims, out))
+    assert "holds no model: it has no config.json" in message
+
+
+def test_a_model_without_weights(claims: Path, out: Path, tmp_path: Path) -> None:
+    shutil.copytree(claims / "models" / "dual", tmp_path / "dual")
+    (tmp_path / "dual" / "model.safetensors").unlink()
+    message = refused(tiny.contrastive_job(), tiny.Places(claims, {"models": tmp_path, "out": out}))
+    assert "model.source: pvc://models/dual: cannot load the weights" in message
+
+
+def test_weights_that_are_not_safetensors_are_not_loaded(claims: Path, out: Path, tmp_path: Path) -> None:
+    shutil.copytree(claims / "models" / "dual", tmp_path / "dual")
+    (tmp_path / "dual" / "model.safetensors").unlink()
+    torch.save({}, tmp_path / "dual" / "pytorch_model.bin")
+    message = refused(tiny.contrastive_job(), tiny.Places(claims, {"models": tmp_path, "out": out}))
+    assert "cannot load the weights" in message
+
+
+def test_a_model_without_an_image_processor(claims: Path, out: Path, tmp_path: Path) -> None:
+    shutil.copytree(claims / "models" / "dual", tmp_path / "dual")
+    (tmp_path / "dual" / "preprocessor_config.json").unlink()
+    message = refused(tiny.contrastive_job(), tiny.Places(claims, {"models": tmp_path, "out": out}))
+    assert "cannot load the image processor" in message
+
+
+def test_data_on_the_hub(claims: Path, out: Path) -> None:
+    message = refused(tiny.contrastive_job(data={"train": {"source": "hf://org/set"}}), tiny.places(claims, out))
+    assert "not yet supported: hf:// data sources" in message
+
+
+def test_a_model_on_the_hub_that_is_not_cached(claims: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    message = refused(tiny.contrastive_job(model={"source": "hf://org/absent"}), tiny.places(claims, out))
+    assert "model.source: hf://org/absent: cannot load the config from org/absent" in message
+
+
+def test_an_empty_folder_and_one_with_other_files(claims: Path, out: Path, tmp_path: Path) -> None:
+    (tmp_path / "data" / "colours").mkdir(parents=True)
+    place = tiny.Places(claims, {"data": tmp_path / "data", "out": out})
+    assert "no .parquet files" in refused(tiny.contrastive_job(), place)
+    (tmp_path / "data" / "colours" / "rows.csv").write_text("a,b")
+    assert "there are .csv files, which are not yet supported" in refused(tiny.contrastive_job(), place)
+
+
+def test_a_file_cut_in_half(claims: Path, out: Path, tmp_path: Path) -> None:
+    file = tiny.write_rows(tmp_path / "data" / "colours", tiny.captioned(9)) / "part-0.parquet"
+    file.write_bytes(file.read_bytes()[:500])
+    message = refused(tiny.contrastive_job(), tiny.Places(claims, {"data": tmp_path / "data", "out": out}))
+    assert f"{file} is not a parquet file that can be read" in message
+
+
+def test_no_rows(claims: Path, out: Path, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "data" / "colours").mkdir(parents=True)
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "data" / "colours" / "a.parquet")
+    message = refused(tiny.contrastive_job(), tiny.Places(claims, {"data": tmp_path / "data", "out": out}))
+    assert "data.train.source: pvc://data/colours: the data set is empty: no rows in" in message
+
+
+def test_a_column_that_is_not_there(claims: Path, out: Path) -> None:
+    message = refused(tiny.contrastive_job(data={"columns": {"text": "txt"}}), tiny.places(claims, out))
+    assert (
+        "data.columns.text: data.train.source has no column 'txt'; did you mean 'text'? It has image, text, label"
+        in message
+    )
+
+
+def test_a_label_column_that_was_asked_for(claims: Path, out: Path) -> None:
+    message = refused(tiny.contrastive_job(data={"columns": {"label": "klass"}}), tiny.places(claims, out))
+    assert "data.columns.label: data.train.source has no column 'klass'; it has image, text, label" in message
+
+
+def test_a_validation_set_without_the_columns(claims: Path, out: Path) -> None:
+    job = tiny.job("dual", "colours", data={"validation": {"source": "pvc://data/reviews"}})
+    assert "data.validation.source has no column 'image'" in refused(job, tiny.places(claims, out))
+
+
+def test_a_corrupt_image(refusal: Callable[[Rows], str], tmp_path: Path) -> None:
+    rows = tiny.captioned(12)
+    rows[7]["image"]["bytes"] = rows[7]["image"]["bytes"][:40]
+    message = refusal(rows)
+    file = tmp_path / "data" / "colours" / "part-0.parquet"
+    assert f"data.train.source: column 'image' of {file}, row 7: not an image that can be opened" in message
+
+
+def test_a_corrupt_image_that_is_only_met_in_training(
+    refusal: Callable[[Rows], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune_trainer.data.VERIFIED_IMAGES", 0)
+    rows = tiny.captioned(12)
+    for row in rows[2:]:
+        row["image"]["bytes"] = b"GIF89a nothing"
+    message = refusal(rows)
+    assert "not an image that can be opened" in message
+    assert "Traceback" not in message
+
+
+def test_an_image_that_is_missing(refusal: Callable[[Rows], str]) -> None:
+    rows = tiny.captioned(12)
+    rows[3]["image"] = None
+    assert "part-0.parquet, row 3: the value is missing" in refusal(rows)
+
+
+def test_an_image_file_that_is_missing(refusal: Callable[[Rows], str]) -> None:
+    rows = [row | {"image": "gone.png"} for row in tiny.captioned(12)]
+    assert "row 0: not an image that can be opened" in refusal(rows)
+
+
+def test_a_text_that_is_no_text(refusal: Callable[[Rows], str]) -> None:
+    rows = [row | {"text": 17} for row in tiny.captioned(12)]
+    assert "column 'text' of" in (message := refusal(rows))
+    assert "expected text, found 17 (int64)" in message
+
+
+def test_a_text_that_is_missing(refusal: Callable[[Rows], str]) -> None:
+    rows = tiny.captioned(12)
+    rows[4]["text"] = None
+    assert "part-0.parquet, row 4: the value is missing" in refusal(rows)
+
+
+def test_a_training_set_smaller_than_a_batch(claims: Path, out: Path) -> None:
+    message = refused(tiny.contrastive_job(training={"batchSize": 64}), tiny.places(claims, out))
+    assert "training.batchSize is 64, but the training set has only 21 samples" in message
+
+
+def test_a_class_that_training_does_not_know(claims: Path, out: Path, tmp_path: Path) -> None:
+    tiny.write_rows(tmp_path / "data" / "train", tiny.reviews(12))
+    tiny.write_rows(tmp_path / "data" / "check", [{"text": "a film", "label": 5}])
+    job = tiny.job("bert", "train", data={"validation": {"source": "pvc://data/check"}})
+    message = refused(job, tiny.Places(claims, {"data": tmp_path / "data", "out": out}))
+    assert "data.validation.source: column 'label'" in message
+    assert "5 is no class of the training set, which has 0, 1" in message
+
+
+def test_labels_that_are_no_classes(claims: Path, out: Path, tmp_path: Path) -> None:
+    tiny.write_rows(tmp_path / "data" / "train", [{"text": "a film", "label": 0.5 + n} for n in range(12)])
+    message = refused(tiny.job("bert", "train"), tiny.Places(claims, {"data": tmp_path / "data", "out": out}))
+    assert "column 'label': expected a whole number or text, found" in message
+
+
+def test_a_metric_that_is_not_measured(claims: Path, out: Path) -> None:
+    message = refused(tiny.contrastive_job(evaluation={"metric": "eval/recal_at_1"}), tiny.places(claims, out))
+    assert "evaluation.metric: 'eval/recal_at_1' is not measured here; did you mean 'eval/recall_at_1'?" in message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there(claims: Path, out: Path) -> None:
+    message = refused(tiny.contrastive_job(resources={"gpusPerNode": 1}), tiny.places(claims, out))
+    assert "resources.device is CUDA, but no GPU works here" in message
+    assert "--set resources.gpusPerNode=0" in message
+
+
+def test_a_gpu_that_is_too_small(claims: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_much(self: Contrastive, model: Any, batch: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 TiB. GPU 0 has ...")
+
+    monkeypatch.setattr(Contrastive, "loss", too_much)
+    recorder = Recorder()
+    with pytest.raises(OutOfGPUMemory) as raised:
+        run(tiny.contrastive_job(), RunOptions(claims=tiny.places(claims, out)), recorder)
+    assert raised.value.exit_code == 77
+    assert "does not hold 6 samples at once: lower training.batchSize (try 3)" in str(raised.value)
+    assert recorder.report is not None
+    assert recorder.report.reason == "OutOfGPUMemory"

@@ -1,0 +1,300 @@
+"""A run that was stopped, crashed or killed goes on as if it had not been: same weights, same metrics, bit for bit."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_api import FineTuneJob
+from finetune_trainer.errors import Interrupted, RunError, UserError
+from finetune_trainer.events import StepRecord
+from finetune_trainer.run import RunOptions, run
+from unit.trainer import tiny
+from unit.trainer.tiny import Recorder
+
+CHANGING = ("seconds", "samples_per_second", "expected_completion")
+
+
+class Struck(Recorder):
+    """Something happens to the run after this step."""
+
+    def __init__(self, step: int, strike: Callable[[], None]) -> None:
+        super().__init__()
+        self.strike_step, self.strike = step, strike
+
+    def on_step(self, record: StepRecord) -> None:
+        super().on_step(record)
+        if record.step == self.strike_step:
+            self.strike()
+
+
+class StruckInEvaluation(Recorder):
+    """SIGTERM arrives in the middle of the evaluation after this step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.strike_step = step
+
+    def on_evaluation_progress(self, done: int, total: int) -> None:
+        if self.steps and self.steps[-1].step == self.strike_step and done == 0:
+            terminate()
+
+
+class CrashError(Exception):
+    """A bug, or a machine that failed."""
+
+
+def crash() -> None:
+    raise CrashError
+
+
+def terminate() -> None:
+    signal.raise_signal(signal.SIGTERM)
+
+
+def job(**changes: Any) -> FineTuneJob:
+    checkpoint = {"everySteps": 2, "keep": 2}
+    return tiny.contrastive_job(
+        **tiny.merged({"checkpoint": checkpoint, "evaluation": {"every": {"steps": 2}}}, changes)
+    )
+
+
+def go(spec: FineTuneJob, claims: Path, out: Path, recorder: Recorder | None = None, **options: Any) -> Recorder:
+    recorder = recorder or Recorder()
+    run(spec, RunOptions(claims=tiny.places(claims, out), **options), recorder)
+    return recorder
+
+
+def digest(recorder: Recorder) -> str | None:
+    assert recorder.report is not None and recorder.report.output is not None
+    return recorder.report.output.digest
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (out / "result" / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in CHANGING} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(claims: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str | None, list[dict[str, Any]]]:
+    """The result of the same run, undisturbed."""
+    out = tmp_path_factory.mktemp("whole")
+    return digest(go(job(), claims, out)), metrics(out)
+
+
+@pytest.mark.parametrize("step", range(1, 7))
+def test_sigterm_after_any_step(step: int, claims: Path, out: Path, whole: tuple[str, Any]) -> None:
+    struck = Struck(step, terminate)
+    with pytest.raises(Interrupted) as raised:
+        go(job(), claims, out, struck)
+    assert raised.value.exit_code == 75
+    assert struck.report is not None
+    assert struck.report.reason == "Interrupted"
+    assert struck.report.checkpoint is not None
+    assert struck.report.checkpoint.step == step
+    assert struck.report.checkpoint.path is not None
+    assert struck.report.checkpoint.path.startswith("pvc://out/result/.checkpoints/local-")
+    resumed = go(job(), claims, out)
+    assert resumed.resumed_step == step
+    assert resumed.said(f"resuming after step {step} of attempt 1")
+    assert (digest(resumed), metrics(out)) == whole
+
+
+@pytest.mark.parametrize("step", range(1, 7))
+def test_a_crash_after_any_step(step: int, claims: Path, out: Path, whole: tuple[str, Any]) -> None:
+    struck = Struck(step, crash)
+    with pytest.raises(CrashError):
+        go(job(), claims, out, struck)
+    assert struck.report is not None
+    assert struck.report.reason == "Crashed"
+    resumed = go(job(), claims, out)
+    assert resumed.resumed_step == (step - 1) // 2 * 2
+    assert (digest(resumed), metrics(out)) == whole
+
+
+def test_sigterm_in_the_middle_of_an_evaluation(claims: Path, out: Path, whole: tuple[str, Any]) -> None:
+    with pytest.raises(Interrupted, match="after step 4"):
+        go(job(), claims, out, StruckInEvaluation(4))
+    resumed = go(job(), claims, out)
+    assert [record.step for record in resumed.evaluations] == [4, 6]
+    assert (digest(resumed), metrics(out)) == whole
+
+
+def test_sigterm_to_the_whole_process_group_leaves_the_workers_alive(
+    claims: Path, out: Path, whole: tuple[str, Any]
+) -> None:
+    def terminate_all() -> None:
+        workers = multiprocessing.active_children()
+        assert len(workers) == 2
+        for worker in workers:
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGTERM)
+        terminate()
+
+    with pytest.raises(Interrupted, match="after step 1"):
+        go(job(data={"workers": 2}), claims, out, Struck(1, terminate_all))
+    assert not multiprocessing.active_children()
+    resumed = go(job(data={"workers": 2}), claims, out)
+    assert (digest(resumed), metrics(out)) == whole
+
+
+def test_sigterm_before_the_first_step_leaves_nothing_behind(claims: Path, out: Path, whole: tuple[str, Any]) -> None:
+    class Early(Recorder):
+        def on_message(self, text: str) -> None:
+            terminate()
+
+    with pytest.raises(Interrupted, match="before the first step"):
+        go(job(), claims, out, Early())
+    assert digest(go(job(), claims, out)) == whole[0]
+
+
+def test_signals_are_given_back(claims: Path, out: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    go(job(), claims, out)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_second_interrupt_does_not_wait(claims: Path, out: Path) -> None:
+    def twice() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    struck = Struck(1, twice)
+    with pytest.raises(KeyboardInterrupt):
+        go(job(), claims, out, struck)
+    assert struck.report is not None
+    assert struck.report.reason == "Interrupted"
+
+
+def test_early_stopping_goes_on_counting(claims: Path, out: Path) -> None:
+    stopping = {"every": {"steps": 1}, "metric": "eval/loss", "earlyStopping": {"patience": 3, "minDelta": 100.0}}
+    with pytest.raises(Interrupted):
+        go(job(evaluation=stopping), claims, out, Struck(2, terminate))
+    resumed = go(job(evaluation=stopping), claims, out)
+    assert [record.step for record in resumed.steps] == [3, 4]
+
+
+@pytest.mark.parametrize("how", ["shorter", "flipped", "missing", "no manifest"])
+def test_a_checkpoint_cut_in_half_is_named_and_the_one_before_is_used(
+    how: str, claims: Path, out: Path, whole: tuple[str, Any]
+) -> None:
+    with pytest.raises(CrashError):
+        go(job(), claims, out, Struck(5, crash))
+    (last,) = out.glob("result/.checkpoints/*/step-00000004")
+    weights = last / "weights.safetensors"
+    content = weights.read_bytes()
+    if how == "shorter":
+        weights.write_bytes(content[: len(content) // 2])
+    elif how == "flipped":
+        weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    else:
+        (weights if how == "missing" else last / "manifest.json").unlink()
+    resumed = go(job(), claims, out)
+    assert resumed.said(f"checkpoint {last} is damaged")
+    assert resumed.resumed_step == 2
+    assert (digest(resumed), metrics(out)) == whole
+
+
+def test_fresh_starts_over(claims: Path, out: Path, whole: tuple[str, Any]) -> None:
+    with pytest.raises(CrashError):
+        go(job(), claims, out, Struck(5, crash))
+    again = go(job(), claims, out, fresh=True)
+    assert again.resumed_step == 0
+    assert (digest(again), metrics(out)) == whole
+
+
+def test_another_spec_or_another_object_resumes_nothing(claims: Path, out: Path) -> None:
+    with pytest.raises(CrashError):
+        go(job(uid="one"), claims, out, Struck(5, crash))
+    assert go(job(uid="two"), claims, out).resumed_step == 0
+
+
+def test_what_changed_in_the_spec_is_reported_and_taken_from_it(claims: Path, out: Path) -> None:
+    with pytest.raises(CrashError):
+        go(job(uid="one"), claims, out, Struck(5, crash))
+    modules = [dict(module) for module in tiny.TWO_MODULES]
+    modules[0]["optimizer"] = {"type": "AdamW", "learningRate": 5e-2}
+    resumed = go(job(uid="one", modules=modules), claims, out)
+    assert resumed.said("modules[0].optimizer.learningRate: 0.01 -> 0.05")
+    assert resumed.plan is not None
+    assert resumed.steps[0].learning_rates["visual"] == resumed.plan.modules[0].learning_rate(4) > 0.01
+
+
+def test_other_data_cannot_be_resumed(claims: Path, out: Path, tmp_path: Path) -> None:
+    tiny.write_rows(tmp_path / "data" / "colours", tiny.captioned(30))
+    place = tiny.Places(claims, {"data": tmp_path / "data", "out": out})
+    with pytest.raises(CrashError):
+        run(job(), RunOptions(claims=place), Struck(5, crash))
+    tiny.write_rows(tmp_path / "data" / "colours", tiny.captioned(30, seed=2), "part-1.parquet")
+    with pytest.raises(UserError, match="the training set has 42 samples, but had 21"):
+        run(job(), RunOptions(claims=place), Recorder())
+
+
+def test_an_older_attempt_may_not_begin_after_a_newer_one(claims: Path, out: Path) -> None:
+    with pytest.raises(CrashError):
+        go(job(), claims, out, Struck(3, crash), attempt=2)
+    with pytest.raises(RunError, match="attempt 2 has begun, so attempt 1 may not go on") as raised:
+        go(job(), claims, out, attempt=1)
+    assert raised.value.exit_code == 1
+
+
+def test_an_older_attempt_writes_nothing_once_a_newer_one_has_begun(claims: Path, out: Path) -> None:
+    def overtake() -> None:
+        with pytest.raises(CrashError):
+            go(job(), claims, out, Struck(3, crash), attempt=2)
+
+    with pytest.raises(RunError, match="attempt 2 has taken over, so attempt 1 writes nothing more"):
+        go(job(), claims, out, Struck(3, overtake), attempt=1)
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+import torch
+from finetune_api import FineTuneJob
+from finetune_trainer.events import Listener
+from finetune_trainer.places import Places
+from finetune_trainer.run import RunOptions, run
+
+class Slow(Listener):
+    def on_step(self, record):
+        Path(sys.argv[3]).write_text(str(record.step))
+        time.sleep(0.05)
+
+torch.set_num_threads(1)
+job = FineTuneJob.model_validate_json(Path(sys.argv[4]).read_text(), strict=True)
+run(job, RunOptions(claims=Places(Path(sys.argv[1]), {"out": Path(sys.argv[2])})), Slow())
+"""
+
+
+def started(claims: Path, out: Path, manifest: Path) -> tuple["subprocess.Popen[bytes]", Path]:
+    heartbeat = out / "step"
+    arguments = [sys.executable, "-c", SCRIPT, str(claims), str(out), str(heartbeat), str(manifest)]
+    return subprocess.Popen(arguments, env={**os.environ, "HF_HUB_OFFLINE": "1"}), heartbeat
+
+
+@pytest.mark.parametrize("workers", [2])
+def test_kill_9_at_a_random_step(workers: int, claims: Path, out: Path, tmp_path: Path, whole: tuple[str, Any]) -> None:
+    spec = job(data={"workers": workers})
+    manifest = tmp_path / "job.json"
+    manifest.write_text(json.dumps(spec.model_dump(mode="json", by_alias=True, exclude_none=True)))
+    process, heartbeat = started(claims, out, manifest)
+    step = random.randint(1, 5)
+    deadline = time.monotonic() + 120
+    while not (heartbeat.exists() and heartbeat.read_text() and int(heartbeat.read_text()) >= step):
+        assert process.poll() is None, "it ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    resumed = go(spec, claims, out)
+    assert (digest(resumed), metrics(out)) == whole, f"killed after step {step}"

@@ -1,0 +1,250 @@
+"""Whole runs of tiny models: what is trained when, at which rate, and what is said about it."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    CLIPModel,
+    VisionTextDualEncoderModel,
+)
+
+from finetune_api import FineTuneJob
+from finetune_api.status import Report
+from finetune_trainer.checkpoints import Checkpoints
+from finetune_trainer.run import RunOptions, plan, run
+from finetune_trainer.tasks.contrastive import Contrastive
+from unit.trainer import tiny
+from unit.trainer.tiny import Recorder
+
+
+def go(job: FineTuneJob, claims: Path, out: Path, **options: Any) -> tuple[Recorder, Report]:
+    recorder = Recorder()
+    report = run(job, RunOptions(claims=tiny.places(claims, out), **options), recorder)
+    assert recorder.closed == 1
+    assert recorder.report == report
+    return recorder, report
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Settings with which every step leaves a checkpoint behind."""
+    monkeypatch.setattr(Checkpoints, "remove", lambda self: None)
+    return {"everySteps": 1, "keep": 100}
+
+
+def saved(out: Path, step: int, what: str) -> dict[str, torch.Tensor]:
+    (folder,) = out.glob(f"result/.checkpoints/*/step-{step:08d}")
+    return dict(load_file(folder / f"{what}.safetensors"))
+
+
+def loaded(folder: Path) -> dict[str, torch.Tensor]:
+    """Weights by the names that the model itself gives them; files may hold older ones."""
+    return dict(VisionTextDualEncoderModel.from_pretrained(folder).named_parameters())
+
+
+def same(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor], prefix: str = "") -> list[bool]:
+    """For each parameter whether it is the same in both."""
+    found = [torch.equal(weights[name], others[name]) for name in others if name.startswith(prefix)]
+    assert found
+    return found
+
+
+def test_a_run_from_beginning_to_end(claims: Path, out: Path) -> None:
+    recorder, report = go(tiny.contrastive_job(), claims, out)
+    assert report.reason == "Succeeded"
+    assert recorder.plan is not None
+    assert (recorder.plan.total_steps, recorder.plan.train_samples, recorder.plan.validation_samples) == (6, 21, 9)
+    assert [record.step for record in recorder.steps] == [1, 2, 3, 4, 5, 6]
+    assert recorder.said("3 of 21 samples do not fill a batch")
+    assert report.progress is not None
+    assert (report.progress.step, report.progress.planned_steps, report.progress.percentage) == (6, 6, 100)
+    assert {metric.name for metric in report.metrics} >= {"train/loss", "eval/recall_at_1", "best/recall_at_1"}
+    assert [module.name for module in report.modules] == ["visual", "textual", "temperature"]
+    assert not list(out.glob("result/.checkpoints"))
+
+
+def test_it_is_evaluated_before_the_first_step_each_epoch_and_after_the_last(claims: Path, out: Path) -> None:
+    recorder, _ = go(tiny.contrastive_job(evaluation={"every": {"steps": 4}}), claims, out)
+    assert [record.step for record in recorder.evaluations] == [0, 4, 6]
+    assert not recorder.evaluations[0].best
+    assert {"eval/loss", "eval/recall_at_1", "eval/recall_at_5", "eval/zero_shot_accuracy"} == set(
+        recorder.evaluations[0].metrics
+    )
+
+
+def test_the_rates_of_the_schedules_are_the_ones_used(claims: Path, out: Path) -> None:
+    recorder, _ = go(tiny.contrastive_job(), claims, out)
+    assert recorder.plan is not None
+    for module in recorder.plan.modules:
+        used = [record.learning_rates[module.name] for record in recorder.steps]
+        assert used == [module.learning_rate(step) for step in range(6)]
+    assert [record.learning_rates["visual"] for record in recorder.steps[:3]] == [0.0, 0.005, 0.01]
+
+
+def test_frozen_means_no_change_no_state_no_gradient(claims: Path, out: Path, kept: dict[str, Any]) -> None:
+    recorder, _ = go(tiny.contrastive_job(checkpoint=kept), claims, out)
+    start = loaded(claims / "models" / "dual")
+    for step in (1, 2, 3):
+        weights, state = saved(out, step, "weights"), saved(out, step, "optimizer")
+        assert all(same(weights, start, "text_"))
+        assert not [name for name in state if name.startswith("text_")]
+    thawed, state = saved(out, 4, "weights"), saved(out, 4, "optimizer")
+    assert not all(same(thawed, start, "text_"))
+    assert state["text_projection.weight/step"].item() == 1
+    assert torch.equal(saved(out, 6, "weights")["logit_scale"], start["logit_scale"])
+    assert [record.frozen["textual"] for record in recorder.steps] == [True] * 3 + [False] * 3
+    assert [record.gradient_norms["textual"] > 0 for record in recorder.steps] == [False] * 3 + [True] * 3
+    assert all(record.gradient_norms["temperature"] == 0 for record in recorder.steps)
+
+
+def test_freezing_again_stops_decay_and_drops_the_state(claims: Path, out: Path, kept: dict[str, Any]) -> None:
+    optimizer = {"type": "AdamW", "learningRate": 1e-2, "weightDecay": 0.5}
+    modules: list[dict[str, Any]] = [
+        {"name": "early", "parameters": ["vis*"], "optimizer": optimizer, "freeze": {"fromStep": 2}},
+        {"name": "rest", "parameters": ["text*", "logit_scale"], "optimizer": optimizer},
+    ]
+    go(tiny.contrastive_job(modules=modules, checkpoint=kept), claims, out)
+    before, after = saved(out, 2, "weights"), saved(out, 6, "weights")
+    assert all(same(before, after, "vis"))
+    assert not all(same(before, after, "text_"))
+    assert [name for name in saved(out, 2, "optimizer") if name.startswith("vis")]
+    assert not [name for name in saved(out, 3, "optimizer") if name.startswith("vis")]
+
+
+def test_accumulated_micro_batches_train_as_the_whole_batch_does(claims: Path, out: Path, tmp_path: Path) -> None:
+    def losses(micro: int, name: str) -> list[float]:
+        training = {"batchSize": 8, "microBatchSize": micro, "epochs": 3}
+        job = tiny.job("calm", "reviews", task="SequenceClassification", training=training)
+        return [record.loss for record in go(job, tmp_path, out / name)[0].steps]
+
+    (tmp_path / "data").symlink_to(claims / "data")
+    model = AutoModelForSequenceClassification.from_pretrained(claims / "models" / "bert", hidden_dropout_prob=0.0)
+    model.config.attention_probs_dropout_prob = 0.0
+    model.save_pretrained(tmp_path / "models" / "calm")
+    tiny.tokenizer().save_pretrained(tmp_path / "models" / "calm")
+    assert losses(2, "parts") == pytest.approx(losses(8, "whole"), rel=1e-5)
+
+
+def test_a_step_that_is_not_finite_is_skipped_for_all_modules(
+    claims: Path, out: Path, kept: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = Contrastive.loss, []
+
+    def sometimes_nan(self: Contrastive, model: Any, batch: Any) -> torch.Tensor:
+        calls.append(1)
+        return original(self, model, batch) * (math.nan if len(calls) == 5 else 1.0)
+
+    monkeypatch.setattr(Contrastive, "loss", sometimes_nan)
+    recorder, report = go(tiny.contrastive_job(checkpoint=kept), claims, out)
+    assert [record.skipped for record in recorder.steps] == [False] * 4 + [True, False]
+    for what in ("weights", "optimizer"):
+        before, after = saved(out, 4, what), saved(out, 5, what)
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    assert recorder.said("step 5 was skipped for all modules: the loss is nan")
+    assert report.reason == "Succeeded"
+    rows = [json.loads(line) for line in (out / "result" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in rows if row["type"] == "step"][4] is None, "NaN is not JSON"
+
+
+def test_patience_ends_a_run_early(claims: Path, out: Path) -> None:
+    stopping = {"every": {"steps": 1}, "metric": "eval/loss", "earlyStopping": {"patience": 2, "minDelta": 100.0}}
+    recorder, report = go(tiny.contrastive_job(evaluation=stopping), claims, out)
+    assert [record.step for record in recorder.steps] == [1, 2, 3]
+    assert recorder.said("stopped early after step 3: eval/loss no longer gets better")
+    assert report.reason == "Succeeded"
+
+
+def test_the_best_weights_are_the_ones_kept(claims: Path, out: Path, kept: dict[str, Any]) -> None:
+    evaluation = {"every": {"steps": 1}, "metric": "eval/loss", "direction": "Maximize"}
+    recorder, report = go(tiny.contrastive_job(evaluation=evaluation, checkpoint=kept), claims, out)
+    losses = [record.metrics["eval/loss"] for record in recorder.evaluations[1:]]
+    best = losses.index(max(losses)) + 1
+    assert best < 6, "the loss falls, so its maximum is an early one"
+    assert all(same(saved(out, best, "weights"), loaded(out / "result")))
+    assert not all(same(saved(out, 6, "weights"), loaded(out / "result")))
+    assert f"step {best}, the best by eval/loss" in report.message
+
+
+def test_without_keep_best_the_last_weights_are_kept(claims: Path, out: Path, kept: dict[str, Any]) -> None:
+    go(tiny.contrastive_job(checkpoint=kept | {"keepBest": False}), claims, out)
+    assert all(same(saved(out, 6, "weights"), loaded(out / "result")))
+
+
+def test_workers_and_runs_change_nothing(claims: Path, out: Path) -> None:
+    digests = set()
+    for name, workers in (("a", 0), ("b", 2), ("c", 0)):
+        report = go(tiny.contrastive_job(data={"workers": workers}), claims, out / name)[1]
+        assert report.output is not None
+        digests.add(report.output.digest)
+    assert len(digests) == 1
+
+
+def test_another_seed_is_another_result(claims: Path, out: Path) -> None:
+    one, other = (go(tiny.contrastive_job(training={"seed": seed}), claims, out / str(seed))[1] for seed in (0, 1))
+    assert one.output is not None and other.output is not None
+    assert one.output.digest != other.output.digest
+
+
+@pytest.mark.parametrize("precision", ["BF16", "FP16"])
+def test_weights_stay_fp32_whatever_computes(precision: str, claims: Path, out: Path) -> None:
+    recorder, _ = go(tiny.contrastive_job(training={"precision": precision}), claims, out)
+    assert all(tensor.dtype == torch.float32 for tensor in load_file(out / "result" / "model.safetensors").values())
+    assert all(math.isfinite(record.loss) for record in recorder.steps)
+
+
+def test_a_clip_with_nothing_but_model_and_data_trains(claims: Path, out: Path) -> None:
+    recorder, _ = go(tiny.job("clip", "colours"), claims, out)
+    assert recorder.evaluations == []
+    assert recorder.steps[-1].loss < recorder.steps[0].loss + 0.5
+    CLIPModel.from_pretrained(out / "result")
+
+
+def test_a_classifier_learns_and_loads(claims: Path, out: Path) -> None:
+    modules = [{"name": "all", "parameters": ["*"], "optimizer": {"type": "AdamW", "learningRate": 2e-2}}]
+    job = tiny.job("bert", "reviews", modules=modules, training={"epochs": 20}, data={"validation": {"fraction": 0.2}})
+    recorder, _ = go(job, claims, out)
+    assert max(record.metrics["eval/accuracy"] for record in recorder.evaluations) == 1.0
+    model = AutoModelForSequenceClassification.from_pretrained(out / "result")
+    encoded = AutoTokenizer.from_pretrained(out / "result")(["a good film", "a bad film"], return_tensors="pt")
+    assert model(**encoded).logits.argmax(dim=1).tolist() == [1, 0]
+
+
+def test_a_new_head_is_reported(claims: Path, out: Path, tmp_path: Path) -> None:
+    tiny.write_rows(tmp_path / "three", [{"text": "a film", "label": number % 3} for number in range(12)])
+    recorder = Recorder()
+    place = tiny.Places(claims, {"data": tmp_path, "out": out})
+    run(tiny.job("bert", "three"), RunOptions(claims=place), recorder)
+    assert recorder.said("newly initialised, because the model does not hold them: classifier.bias, classifier.weight")
+
+
+def test_truncated_texts_are_counted(claims: Path, out: Path, tmp_path: Path) -> None:
+    tiny.write_rows(tmp_path / "long", [{"text": "the film " * (n % 3 * 5 + 1), "label": n % 2} for n in range(12)])
+    recorder = Recorder()
+    place = tiny.Places(claims, {"data": tmp_path, "out": out})
+    run(tiny.job("bert", "long", data={"maxLength": 8}), RunOptions(claims=place), recorder)
+    assert recorder.said("8 of 12 texts are longer than 8 tokens and are truncated")
+
+
+def test_a_plan_needs_no_weights(claims: Path, out: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "models" / "dual"
+    bare.mkdir(parents=True)
+    (bare / "config.json").write_bytes((claims / "models" / "dual" / "config.json").read_bytes())
+    place = tiny.Places(claims, {"models": bare.parent, "out": out})
+    without = plan(tiny.contrastive_job(), place)
+    assert without == plan(tiny.contrastive_job(), tiny.places(claims, out))
+    assert sum(module.elements for module in without.modules) == 3272 + 2920 + 1
+    assert not list(out.iterdir())
+
+
+def test_the_processors_are_saved_with_the_model(claims: Path, out: Path) -> None:
+    go(tiny.contrastive_job(), claims, out)
+    AutoTokenizer.from_pretrained(out / "result")
+    AutoImageProcessor.from_pretrained(out / "result")

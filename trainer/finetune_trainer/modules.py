@@ -1,0 +1,199 @@
+"""Which module owns which parameter, and when each of them is trainable: the plan of a run.
+
+Every parameter has exactly one owner; whatever else a manifest says is an error before the first step. All of it is
+about names and sizes, so that `finetune plan` needs no weights and these functions need no torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from finetune_api.job import FineTuneJob
+from finetune_api.modules import Freeze, Module
+from finetune_api.schedules import ScheduleError, lay_out
+from finetune_trainer.errors import UserError
+from finetune_trainer.events import ModulePlan, RunPlan, Window
+
+SHOWN = 5
+"""So many names are enough to recognise what is meant."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of the model; a tied weight is one parameter with several names, the first of which is its own."""
+
+    names: tuple[str, ...]
+    elements: int
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+
+@dataclass(frozen=True)
+class Ownership:
+    """Parameter names by module, in the manifest's and the model's order; and those that nobody owns."""
+
+    by_module: Mapping[str, tuple[str, ...]]
+    unmatched: tuple[str, ...]
+
+
+def own(
+    modules: Sequence[Module], parameters: Sequence[Parameter], unmatched: Literal["Forbid", "Freeze"] = "Forbid"
+) -> Ownership:
+    """Find the one owner of every parameter.
+
+    Raises:
+        UserError: a pattern matches nothing, or a parameter has two owners, or none.
+    """
+    _check_patterns(modules, [name for parameter in parameters for name in parameter.names])
+    owners = {parameter.name: [m.name for m in modules if _owns(m, parameter)] for parameter in parameters}
+    _check_one_owner(owners)
+    orphans = [name for name, found in owners.items() if not found]
+    if orphans and unmatched == "Forbid":
+        raise UserError(_no_owner(orphans, list(owners)))
+    by_module = {m.name: tuple(name for name, found in owners.items() if m.name in found) for m in modules}
+    for position, module in enumerate(modules):
+        if not by_module[module.name]:
+            raise UserError(f"modules[{position}] {module.name!r} owns nothing: its exclude takes out all it matches")
+    return Ownership(by_module, tuple(orphans))
+
+
+def plan_run(job: FineTuneJob, parameters: Sequence[Parameter], train_samples: int, validation_samples: int) -> RunPlan:
+    """Decide everything about an effective job that depends on the model's names and the data's sizes.
+
+    Raises:
+        UserError: what the manifest says does not fit the model or the data.
+    """
+    training, modules = job.spec.training, job.spec.modules
+    assert modules is not None, "an effective job has modules"
+    steps_per_epoch = train_samples // training.batch_size
+    if not steps_per_epoch:
+        raise UserError(
+            f"training.batchSize is {training.batch_size}, but the training set has only {train_samples} samples: "
+            f"a batch of at most {train_samples} is possible"
+        )
+    total = training.steps or max(1, round((training.epochs or 1.0) * steps_per_epoch))
+    ownership = own(modules, parameters, job.spec.unmatched)
+    sizes = {parameter.name: parameter.elements for parameter in parameters}
+    plans = tuple(_plan_module(m, ownership.by_module[m.name], sizes, total, steps_per_epoch) for m in modules)
+    _check_something_learns(plans, total)
+    return RunPlan(job, plans, ownership.unmatched, total, steps_per_epoch, train_samples, validation_samples)
+
+
+def window(freeze: Freeze | None, total: int, steps_per_epoch: int) -> Window:
+    """The optimizer steps at which a module with this freeze is trainable."""
+    if freeze is None:
+        return Window(0, total)
+    start = freeze.until_step or round((freeze.until_epoch or 0.0) * steps_per_epoch)
+    end = freeze.from_step or (round(freeze.from_epoch * steps_per_epoch) if freeze.from_epoch else total)
+    return Window(start, min(end, total))
+
+
+def _plan_module(
+    module: Module, names: tuple[str, ...], sizes: Mapping[str, int], total: int, steps_per_epoch: int
+) -> ModulePlan:
+    elements = sum(sizes[name] for name in names)
+    if module.frozen:
+        return ModulePlan(module, names, elements, Window(0, 0), None)
+    trainable = window(module.freeze, total, steps_per_epoch)
+    if not trainable.length:
+        raise UserError(
+            f"modules {module.name!r}: freeze leaves it nothing to train: it would be trainable from step "
+            f"{trainable.start} to {trainable.end} of {total}; train longer, thaw sooner, or say frozen: true"
+        )
+    try:
+        schedule = lay_out(module.schedule or [], trainable.length, steps_per_epoch)
+    except ScheduleError as error:
+        raise UserError(f"modules {module.name!r}: {error}") from error
+    return ModulePlan(module, names, elements, trainable, schedule)
+
+
+def _check_something_learns(plans: Sequence[ModulePlan], total: int) -> None:
+    reached = 0
+    for start, end in sorted((plan.window.start, plan.window.end) for plan in plans if plan.window.length):
+        if start > reached:
+            break
+        reached = max(reached, end)
+    if reached < total:
+        raise UserError(f"every module is frozen at step {reached} of {total}: at each step at least one has to learn")
+
+
+def _owns(module: Module, parameter: Parameter) -> bool:
+    return _any_match(parameter.names, module.parameters) and not _any_match(parameter.names, module.exclude or ())
+
+
+def _any_match(names: Iterable[str], patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+def _check_patterns(modules: Sequence[Module], names: Sequence[str]) -> None:
+    for position, module in enumerate(modules):
+        for field, patterns in (("parameters", module.parameters), ("exclude", module.exclude or ())):
+            for pattern in patterns:
+                if not _any_match(names, [pattern]):
+                    place = f"modules[{position}].{field} ({module.name})"
+                    raise UserError(f"{place}: {pattern!r} matches no parameter of the model{_nearest(pattern, names)}")
+
+
+def _nearest(pattern: str, names: Sequence[str]) -> str:
+    globs = dict.fromkeys(f"{prefix}.*" for name in names for prefix in _prefixes(name))
+    candidates = [*globs, *names] if pattern.endswith("*") else [*names, *globs]
+    near = difflib.get_close_matches(pattern, candidates, n=2, cutoff=0.7)
+    if near:
+        return f"; did you mean {' or '.join(map(repr, near))}?"
+    tops = list(dict.fromkeys(f"{name.split('.')[0]}.*" if "." in name else name for name in names))
+    return f"; the model has {_listed(tops)}"
+
+
+def _check_one_owner(owners: Mapping[str, Sequence[str]]) -> None:
+    shared: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for name, found in owners.items():
+        if len(found) > 1:
+            shared[tuple(found)].append(name)
+    for modules, names in shared.items():
+        who = " and ".join(map(repr, modules))
+        raise UserError(
+            f"modules {who} all match {_count(names)}: {_listed(names)}; each parameter has one owner: "
+            f"narrow a pattern, or take them out of one module with exclude"
+        )
+
+
+def _no_owner(orphans: Sequence[str], names: Sequence[str]) -> str:
+    groups = [f"{group} ({count})" if count > 1 else group for group, count in grouped(orphans, names)]
+    verb = "belongs" if len(orphans) == 1 else "belong"
+    return (
+        f"{_count(orphans)} {verb} to no module: {_listed(groups)}; "
+        "name them in a module, or leave them as they are with unmatched: Freeze"
+    )
+
+
+def grouped(some: Sequence[str], names: Sequence[str]) -> list[tuple[str, int]]:
+    """Sum parameters up under the shortest globs that match them and no others, with how many each stands for."""
+    everywhere = Counter(prefix for name in names for prefix in _prefixes(name))
+    here = Counter(prefix for name in some for prefix in _prefixes(name))
+
+    def group(name: str) -> str:
+        whole = (prefix for prefix in _prefixes(name) if here[prefix] == everywhere[prefix] > 1)
+        return next((f"{prefix}.*" for prefix in whole), name)
+
+    return list(Counter(map(group, some)).items())
+
+
+def _prefixes(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:length]) for length in range(1, len(parts))]
+
+
+def _count(names: Sequence[str]) -> str:
+    return "1 parameter" if len(names) == 1 else f"{len(names)} parameters"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

@@ -1,0 +1,283 @@
+"""A run from beginning to end: load, plan modules, build optimizers, resume, loop, save, report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig
+
+from finetune_api.defaults import effective
+from finetune_api.job import FineTuneJob
+from finetune_api.status import Report
+from finetune_trainer import checkpoints as saved
+from finetune_trainer import data, devices, models, optimizers, output, random_state
+from finetune_trainer.checkpoints import Checkpoint, Checkpoints
+from finetune_trainer.data import Dataset
+from finetune_trainer.devices import LossScale
+from finetune_trainer.errors import RunError, UserError
+from finetune_trainer.evaluation import Judge, check_metric
+from finetune_trainer.events import Listener, Listeners, RunPlan
+from finetune_trainer.gradients import Part
+from finetune_trainer.loop import Loop, Progress, Setup
+from finetune_trainer.metrics_file import NAME as METRICS
+from finetune_trainer.metrics_file import MetricsFile, cut_back
+from finetune_trainer.modules import plan_run
+from finetune_trainer.places import Places
+from finetune_trainer.reporting import Tracker, serving
+from finetune_trainer.stop import Stop, watch_signals
+from finetune_trainer.tasks import TASKS, Processors, Task, detect
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What is about this run and not about the job.
+
+    Args:
+        claims: where claims are.
+        attempt: counted from 1; a newer attempt keeps older ones from writing.
+        metrics_port: where Prometheus finds the metrics; None for nowhere.
+        termination_log: where the report is written at the end.
+        fresh: throw checkpoints of the same run away.
+    """
+
+    claims: Places = field(default_factory=Places)
+    attempt: int = 1
+    metrics_port: int | None = None
+    termination_log: Path | None = None
+    fresh: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job, its data and its model's config, found to fit each other; no weights yet."""
+
+    task: Task
+    pretrained: models.Pretrained
+    config: PretrainedConfig
+    train: Dataset
+    validation: Dataset | None
+    plan: RunPlan
+
+
+def run(job: FineTuneJob, options: RunOptions, listener: Listener) -> Report:
+    """Run a job. The listener hears how it ends, well or badly, and is closed.
+
+    Raises:
+        RunError: it did not end well; `exit_code` and `reason` say how.
+    """
+    tracker = Tracker()
+    everyone = Listeners((tracker, listener))
+    try:
+        with watch_signals() as stop, serving(tracker, options.metrics_port):
+            destination = options.claims.destination(job.destination)
+            checkpoints = Checkpoints.of(job, destination, options.attempt)
+            report = _run(_Session(job, options, everyone, tracker, stop, destination, checkpoints))
+    except BaseException as error:
+        _end(tracker.report(*_failure(error)), options, everyone)
+        raise
+    _end(report, options, everyone)
+    return report
+
+
+def _end(report: Report, options: RunOptions, listener: Listener) -> None:
+    """Say the last word to everybody; what goes wrong with that must not hide how the run ended."""
+    with closing(listener):
+        listener.on_end(report)
+        if options.termination_log is not None:
+            with suppress(OSError):
+                options.termination_log.write_text(report.termination_message())
+
+
+def plan(job: FineTuneJob, places: Places) -> RunPlan:
+    """What a run of this job would do: from the model's config and the data's sizes, without weights.
+
+    Raises:
+        UserError: the job does not fit the model or the data.
+    """
+    return prepare(job, places).plan
+
+
+def prepare(job: FineTuneJob, places: Places) -> Prepared:
+    """Look at model and data, and plan the run.
+
+    Raises:
+        UserError: they do not fit the job, or each other.
+    """
+    pretrained = models.find(job.spec.model, places)
+    config = models.load_config(pretrained)
+    job = effective(job, job.spec.task or detect(config))
+    spec = job.spec
+    assert spec.task is not None, "an effective job has a task"
+    kind = TASKS[spec.task]
+    kind.check_batches(spec.training.batch_size, spec.training.micro_batch_size or spec.training.batch_size)
+    train, validation = _open_data(job, kind, places)
+    task = kind.fit(config, train)
+    check_metric(Judge(spec.evaluation), task.metrics)
+    parameters = models.parameters_of(models.skeleton(task, config))
+    decided = plan_run(job, parameters, len(train), len(validation) if validation else 0)
+    return Prepared(task, pretrained, config, train, validation, decided)
+
+
+def _open_data(job: FineTuneJob, kind: type[Task], places: Places) -> tuple[Dataset, Dataset | None]:
+    spec = job.spec.data
+    files = data.find(spec.train.source, "data.train.source", places)
+    names = data.name_columns(files, spec.columns, kind.required, kind.optional)
+    train, validation = data.split(data.read(files, names), spec)
+    if spec.validation is not None and spec.validation.source is not None:
+        files = data.find(spec.validation.source, "data.validation.source", places)
+        optional = [role for role in names if role not in kind.required]
+        named = spec.columns.model_copy(update=names)
+        validation = data.read(files, data.name_columns(files, named, [*kind.required, *optional], ()))
+    return train, validation
+
+
+@dataclass(frozen=True)
+class _Session:
+    """What every stage of a run needs."""
+
+    job: FineTuneJob
+    options: RunOptions
+    listener: Listener
+    tracker: Tracker
+    stop: Stop
+    destination: Path
+    checkpoints: Checkpoints
+
+    @property
+    def metrics(self) -> Path:
+        return self.checkpoints.folder / METRICS
+
+
+def _run(session: _Session) -> Report:
+    job, checkpoints = session.job, session.checkpoints
+    if done := output.existing(job, session.destination, checkpoints.folder):
+        checkpoints.remove()
+        message = f"{job.destination} already holds the result of this job; nothing was trained"
+        return session.tracker.report("OutputAlreadyExists", message, done)
+    random_state.seed_all(job.spec.training.seed)
+    prepared = prepare(job, session.options.claims)
+    try:
+        setup = _set_up(prepared, session.listener)
+        progress = _resume(session, setup)
+        _train(session, setup, progress)
+    except torch.OutOfMemoryError as error:
+        raise devices.out_of_memory(prepared.plan.job.spec, error) from error
+    return _finish(session, setup, progress)
+
+
+def _set_up(prepared: Prepared, listener: Listener) -> Setup:
+    """Load the weights, and build everything that the loop needs."""
+    spec, task = prepared.plan.job.spec, prepared.task
+    compute = devices.choose(spec)
+    devices.set_determinism(spec.training.deterministic)
+    processors = models.load_processors(prepared.pretrained, task, prepared.config, spec.data.max_length)
+    for part in (prepared.train, prepared.validation):
+        if part is not None:
+            task.check(part)
+    listener.on_message(f"loading {prepared.pretrained.source}")
+    model, new = models.load_model(prepared.pretrained, task, prepared.config)
+    for text in (*_notes(prepared, processors), *_new_weights(new)):
+        listener.on_message(text)
+    model.requires_grad_(False)
+    model.to(compute.device)  # type: ignore[arg-type]
+    model.train()
+    named = dict(model.named_parameters())
+    learners = [module for module in prepared.plan.modules if module.window.length]
+    parts = tuple(Part(module, [named[name] for name in module.parameters]) for module in learners)
+    built = optimizers.build(learners, named)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers are the parallelism
+    return Setup(prepared.plan, task, model, processors, prepared.train, prepared.validation, parts, built, compute)
+
+
+def _notes(prepared: Prepared, processors: Processors) -> Iterator[str]:
+    """What happens to some of the data, which nobody should have to find out."""
+    plan = prepared.plan
+    if dropped := plan.train_samples - plan.steps_per_epoch * plan.job.spec.training.batch_size:
+        yield f"{dropped} of {plan.train_samples} samples do not fill a batch; each epoch leaves out others"
+    if longer := processors.count_longer(prepared.train.values("text")):
+        yield f"{longer} of {plan.train_samples} texts are longer than {processors.max_length} tokens and are truncated"
+
+
+def _new_weights(names: Sequence[str]) -> Iterator[str]:
+    if names:
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        yield f"newly initialised, because the model does not hold them: {', '.join(names[:4])}{more}"
+
+
+def _resume(session: _Session, setup: Setup) -> Progress:
+    """Take the run's folder over, and put the latest checkpoint back, if there is one."""
+    session.checkpoints.claim()
+    progress = Progress(LossScale.of(setup.compute))
+    if session.options.fresh:
+        session.checkpoints.clear()
+    checkpoint = session.checkpoints.latest(session.listener.on_message)
+    if checkpoint is None:
+        return progress
+    _check_same_data(checkpoint, setup)
+    changes = saved.differences(checkpoint.spec, setup.plan.job.spec.manifest())
+    changed = f"; what changed since is taken from the spec: {'; '.join(changes)}" if changes else ""
+    session.listener.on_message(f"resuming after step {checkpoint.step} of attempt {checkpoint.attempt}{changed}")
+    saved.load_weights(setup.model, checkpoint.weights)
+    saved.load_optimizer_state(setup.optimizers, setup.model, checkpoint.optimizer)
+    random_state.restore(dict(checkpoint.random))
+    progress.loss_scale.value, progress.loss_scale.good_steps = checkpoint.loss_scale
+    return replace(
+        progress,
+        step=checkpoint.step,
+        history=list(checkpoint.history),
+        elapsed=checkpoint.elapsed,
+        skipped_steps=checkpoint.skipped_steps,
+    )
+
+
+def _check_same_data(checkpoint: Checkpoint, setup: Setup) -> None:
+    if checkpoint.train_samples != len(setup.train):
+        raise UserError(
+            f"data.train.source: the training set has {len(setup.train)} samples, but had {checkpoint.train_samples} "
+            f"when the checkpoint of step {checkpoint.step} was written: put it back as it was, or start over (--fresh)"
+        )
+
+
+def _train(session: _Session, setup: Setup, progress: Progress) -> None:
+    cut_back(session.metrics, progress.step, progress.evaluated)
+    session.tracker.recall(session.metrics)
+    with closing(MetricsFile(session.metrics)) as metrics:
+        listener = Listeners((session.listener, metrics))
+        listener.on_plan(setup.plan, progress.step)
+        loop = Loop(setup, progress, session.checkpoints, listener, session.stop)
+        loop.before_save = metrics.flush
+        loop.run()
+    if progress.step < setup.plan.total_steps:
+        listener.on_message(f"stopped early after step {progress.step}: {loop.judge.metric} no longer gets better")
+
+
+def _finish(session: _Session, setup: Setup, progress: Progress) -> Report:
+    """Put the best, or else the last, weights in place."""
+    judge, destination = Judge(setup.plan.job.spec.evaluation), session.job.destination
+    best = judge.best(progress.history) if setup.plan.job.spec.checkpoint.keep_best else None
+    chosen = f"step {progress.step}, the last"
+    if best is not None:
+        chosen = f"step {best.step}, the best by {judge.metric} ({best.metrics[judge.metric]:.4g})"
+        if best.step != progress.step:
+            saved.load_weights(setup.model, session.checkpoints.weights(best.step))
+    session.listener.on_message(f"saving the weights of {chosen}")
+    facts = output.facts(session.job, setup.plan, progress, session.options.attempt)
+    status = output.publish(setup, session.checkpoints, session.metrics, session.destination, facts)
+    session.checkpoints.remove()
+    return session.tracker.report(
+        "Succeeded", f"trained {progress.step} steps; {destination} holds the weights of {chosen}", status
+    )
+
+
+def _failure(error: BaseException) -> tuple[str, str]:
+    """Reason and message of an end that is not a good one."""
+    if isinstance(error, RunError):
+        return error.reason, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "Interrupted", "interrupted at once, without a checkpoint"
+    return "Crashed", f"{type(error).__name__}: {error}"
