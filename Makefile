@@ -13,7 +13,7 @@ HARNESS := PYTHONPATH=tests $(BIN)/python -m harness
 EXAMPLE := examples/two-optimizers
 CLAIMS := .finetune/claims
 
-.PHONY: help setup run test lint types unit cluster e2e demo demo-down generate format benchmark clean
+.PHONY: help setup run test lint types unit cluster e2e demo demo-down generate format clean
 
 help: ## list what can be done
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  \033[1mmake %-10s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,9 +67,6 @@ generate: $(VENV) ## write what is generated: the CRD
 
 format: $(VENV) ## format and fix what ruff can fix
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
-
-benchmark: $(VENV) ## measure: each benchmark prints one table
-	@for file in benchmarks/[a-z]*.py; do $(BIN)/python "$$file"; done
 
 clean: ## remove what was built here (not the cache shared between checkouts)
 	rm -rf .venv .tools .finetune .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

@@ -34,7 +34,7 @@ COLUMNS: list[Schema] = [
     },
     {"name": "Step", "type": "integer", "jsonPath": ".status.progress.step"},
     {"name": "Loss", "type": "number", "jsonPath": '.status.metrics[?(@.name=="train/loss")].value'},
-    {"name": "ETA", "type": "date", "jsonPath": ".status.progress.estimatedCompletionTime"},
+    {"name": "ETA", "type": "string", "jsonPath": ".status.progress.estimatedCompletionTime"},
     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
     {"name": "Attempt", "type": "integer", "jsonPath": ".status.attempt", "priority": 1},
     {"name": "Model", "type": "string", "jsonPath": ".spec.model.source", "priority": 1},

@@ -39,7 +39,7 @@ class Resources(Model):
     gpu_resource: QualifiedName = "nvidia.com/gpu"
     """The extended resource that a GPU is asked for by."""
     cpu: Quantity | None = None
-    """CPU per pod, requested and limited."""
+    """CPUs per pod: requested, and as many threads; not limited."""
     memory: Quantity | None = None
     """Memory per pod, requested and limited."""
     ephemeral_storage: Quantity | None = None

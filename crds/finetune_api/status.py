@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 
 from finetune_api.base import Model, UniqueBy
 
@@ -16,6 +16,8 @@ Name = Annotated[str, StringConstraints(max_length=316)]
 Message = Annotated[str, StringConstraints(max_length=32_768)]
 Reason = Annotated[str, StringConstraints(max_length=1024)]
 Text = Annotated[str, StringConstraints(max_length=1024)]
+Rounded = Annotated[float, AfterValidator(lambda value: float(f"{value:.5g}"))]
+"""A measured number, to the five digits that a person reads."""
 Number = Annotated[int, Field(ge=-1, le=9_007_199_254_740_991)]
 
 
@@ -49,11 +51,11 @@ class Progress(Observed):
     """Optimizer steps done."""
     planned_steps: Number = 0
     """Optimizer steps planned."""
-    epoch: float = 0.0
+    epoch: Rounded = 0.0
     """Epochs done."""
     percentage: float = 0.0
     """100 · step / plannedSteps."""
-    samples_per_second: float | None = None
+    samples_per_second: Rounded | None = None
     """Throughput over all devices."""
     estimated_completion_time: datetime | None = None
     """When the last step is expected."""
@@ -66,7 +68,7 @@ class Metric(Observed):
 
     name: Name
     """`train/loss`, `eval/...`, `best/...`."""
-    value: float
+    value: Rounded
     """Its value."""
     step: Number = 0
     """The step it belongs to."""
@@ -83,9 +85,9 @@ class ModuleStatus(Observed):
     """Parameters that train now."""
     optimizer: Name | None = None
     """Its optimizer."""
-    learning_rate: float | None = None
+    learning_rate: Rounded | None = None
     """The rate of the last step."""
-    gradient_norm: float | None = None
+    gradient_norm: Rounded | None = None
     """The gradient norm of the last step, before clipping."""
     frozen: bool = False
     """Whether it is frozen now."""
@@ -144,7 +146,7 @@ class JobStatus(Observed):
     attempt: Annotated[int, Field(ge=0, le=100_000)] | None = None
     """The current attempt; written before its Job is created."""
     restarts: Annotated[int, Field(ge=0, le=100_000)] | None = None
-    """Attempts after the first."""
+    """Retries used up: attempts that crashed and were followed by another; interruptions do not count."""
     start_time: datetime | None = None
     """When the first attempt started."""
     completion_time: datetime | None = None

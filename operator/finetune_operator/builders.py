@@ -6,7 +6,10 @@ Names and contents are a function of the job and the attempt's number, so making
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
+
+from kubernetes.utils.quantity import parse_quantity
 
 from finetune_api.base import Quantity
 from finetune_api.exits import PERMANENT
@@ -178,6 +181,7 @@ def _command(number: int) -> list[str]:
 def _environment(document: FineTuneJob, number: int, config: Config) -> list[Manifest]:
     """Ours, then the job's, then the administrator's: where several speak, the last is heard."""
     ours = {"HOME": SCRATCH_DIR, "HF_HOME": f"{SCRATCH_DIR}/huggingface", "TMPDIR": TEMPORARY_DIR}
+    ours |= _threads(document, config)
     variables: dict[str, Manifest] = {name: {"name": name, "value": value} for name, value in ours.items()}
     for variable in (*(it.manifest() for it in document.spec.runtime.env), *config.trainer.env):
         variables[variable["name"]] = variable
@@ -194,8 +198,16 @@ def _resources(document: FineTuneJob, config: Config) -> Manifest:
     }
     if asked.gpus_per_node and asked.device != "CPU":
         wanted[asked.gpu_resource] = asked.gpus_per_node
-    amounts = {name: str(amount) for name, amount in wanted.items() if amount is not None}
-    return {"requests": amounts, "limits": amounts} if amounts else {}
+    requests = {name: str(amount) for name, amount in wanted.items() if amount is not None}
+    # A CPU limit would only slow the trainer down while the node has cycles to spare.
+    limits = {name: amount for name, amount in requests.items() if name != "cpu"}
+    return {name: amounts for name, amounts in (("requests", requests), ("limits", limits)) if amounts}
+
+
+def _threads(document: FineTuneJob, config: Config) -> Manifest:
+    """As many threads as the pod asks CPUs for: by itself torch would take every core it sees on the node."""
+    cpu = document.spec.resources.cpu or config.trainer.resources.cpu
+    return {} if cpu is None else {"OMP_NUM_THREADS": str(max(1, math.ceil(parse_quantity(cpu))))}
 
 
 def _volumes(document: FineTuneJob, configmap: str, config: Config) -> list[Manifest]:

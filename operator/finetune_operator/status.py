@@ -64,7 +64,9 @@ def told(source: Report | Reading | None) -> dict[str, Any]:
         return {}
     fields: dict[str, Any] = {"progress": source.progress, "checkpoint": source.checkpoint}
     fields |= {"metrics": list(source.metrics), "modules": list(source.modules)}
-    fields |= {"output": source.output} if isinstance(source, Report) else {}
+    if isinstance(source, Report) and source.output:
+        # The checkpoints of a run that succeeded are gone: what is left of it is the output.
+        return {**{name: value for name, value in fields.items() if value}, "output": source.output, "checkpoint": None}
     return {name: value for name, value in fields.items() if value}
 
 

@@ -59,6 +59,8 @@ def installed(node: Node, helm: Path, operator_image: str, trainer_image: str) -
         "trainer.image.tag": trainer_image.rpartition(":")[2],
         "trainer.image.pullPolicy": "IfNotPresent",
         "trainer.imagePullDeadlineSeconds": "20",
+        # On two cores a job wants both.
+        "resources.requests.cpu": "0",
         "progressIntervalSeconds": "3",
         "pollIntervalSeconds": "1",
     }

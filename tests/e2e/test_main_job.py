@@ -90,7 +90,7 @@ def _can_be_used(output: Path) -> None:
     assert AutoTokenizer.from_pretrained(output)("seven")["input_ids"]
     assert sum(parameter.numel() for parameter in model.parameters()) > 1_000_000
     run = json.loads((output / "run.json").read_text())
-    assert run["job"]["spec"]["modules"][0]["optimizer"]["type"] == "AdamW"
+    assert run["spec"]["modules"][0]["optimizer"]["type"] == "AdamW"
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert len({row["step"] for row in rows}) > 50
 

@@ -95,7 +95,7 @@ def variant(example: Job, name: str, **spec: Any) -> Job:
     job = copy.deepcopy(example)
     job["metadata"]["name"] = name
     job["spec"]["output"] = {"destination": f"pvc://models/{name}"}
-    job["spec"]["training"] |= {"epochs": 1, "batchSize": 16}
+    job["spec"]["training"] |= {"epochs": 2, "batchSize": 16}
     job["spec"]["resources"] = {"gpusPerNode": 0, "cpu": "500m", "memory": "3Gi"}
     job["spec"] |= spec
     return job

@@ -6,6 +6,8 @@ import json
 import re
 from typing import Any
 
+import pytest
+
 from finetune_operator.builders import prepare_attempt, prepare_configmap, prepare_job, prepare_output_claim
 from finetune_operator.config import Config
 from finetune_operator.observed import ObservedJob
@@ -82,13 +84,20 @@ def test_the_output_claim_outlives_the_job() -> None:
     assert claim["spec"] == {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "20Gi"}}}
 
 
-def test_requests_are_limits_and_the_job_speaks_before_the_chart() -> None:
+def test_all_but_cpu_is_limited_and_the_job_speaks_before_the_chart() -> None:
     config = Config.model_validate({"trainer": {"resources": {"cpu": "4", "memory": "8Gi", "sharedMemory": "1Gi"}}})
     job = make_job(resources={"gpusPerNode": 1, "memory": "2Gi"})
     resources = container_of(job, config)["resources"]
-    assert resources["limits"] == {"cpu": "4", "memory": "2Gi", "nvidia.com/gpu": "1"} == resources["requests"]
+    assert resources["requests"] == {"cpu": "4", "memory": "2Gi", "nvidia.com/gpu": "1"}
+    assert resources["limits"] == {"memory": "2Gi", "nvidia.com/gpu": "1"}
     shared = next(it for it in pod_of(job, config)["volumes"] if it["name"] == "shared-memory")
     assert shared["emptyDir"] == {"medium": "Memory", "sizeLimit": "1Gi"}
+
+
+@pytest.mark.parametrize(("cpu", "threads"), [("1500m", "2"), (3, "3"), ("100m", "1")])
+def test_a_trainer_has_as_many_threads_as_cpus(cpu: int | str, threads: str) -> None:
+    env = container_of(make_job(resources={"cpu": cpu}), Config())["env"]
+    assert {"name": "OMP_NUM_THREADS", "value": threads} in env
 
 
 def test_the_administrators_environment_wins() -> None:
