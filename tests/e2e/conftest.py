@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -51,36 +52,27 @@ def operator_image(node: Node, require_tier: Callable[[doctor.Tier], None]) -> s
 @pytest.fixture(scope="session")
 def installed(node: Node, helm: Path, operator_image: str, trainer_image: str) -> None:
     """The chart, installed with helm; the operator is ready."""
-    settings = {
-        "image.repository": operator_image.rpartition(":")[0],
-        "image.tag": operator_image.rpartition(":")[2],
-        "image.pullPolicy": "Never",
-        "trainer.image.repository": trainer_image.rpartition(":")[0],
-        "trainer.image.tag": trainer_image.rpartition(":")[2],
-        "trainer.image.pullPolicy": "IfNotPresent",
-        "trainer.imagePullDeadlineSeconds": "20",
-        # On two cores a job wants both.
-        "resources.requests.cpu": "0",
-        "progressIntervalSeconds": "3",
-        "pollIntervalSeconds": "1",
+    values = {
+        "image": image(operator_image),
+        "trainer": {"image": image(trainer_image), "imagePullDeadlineSeconds": 20},
+        "resources": {"requests": {"cpu": "0"}},  # on two cores a job wants both
+        "progressIntervalSeconds": 3,
+        "pollIntervalSeconds": 1,
     }
-    chosen = [argument for key, value in settings.items() for argument in ("--set", f"{key}={value}")]
-    chart = ROOT / "helm" / "finetune-operator"
+    target = [f"--namespace={SYSTEM}", "--create-namespace", "--values=-", "--wait", "--timeout=3m"]
     subprocess.run(
-        [
-            helm,
-            "install",
-            "finetune",
-            chart,
-            f"--namespace={SYSTEM}",
-            "--create-namespace",
-            "--wait",
-            "--timeout=3m",
-            *chosen,
-        ],
+        [helm, "install", "finetune", ROOT / "helm" / "finetune-operator", *target],
         env=os.environ | {"KUBECONFIG": str(node.kubeconfig)},
+        input=json.dumps(values),
+        text=True,
         check=True,
     )
+
+
+def image(name: str) -> dict[str, str]:
+    """An image that is on the node already, as the chart's values name it."""
+    repository, _, tag = name.rpartition(":")
+    return {"repository": repository, "tag": tag, "pullPolicy": "Never"}
 
 
 @pytest.fixture(scope="session")

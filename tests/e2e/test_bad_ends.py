@@ -43,7 +43,8 @@ def test_missing_data_says_what_is_missing(world: World, example: dict[str, Any]
 
 
 def test_a_missing_claim_stalls_and_heals(world: World, example: dict[str, Any]) -> None:
-    job = variant(example, "claimless", training={"steps": 2, "batchSize": 8})
+    plain = [{"name": "all", "parameters": ["*"], "optimizer": {"type": "SGD", "learningRate": 1e-3}}]
+    job = variant(example, "claimless", training={"steps": 2, "batchSize": 8}, modules=plain)
     job["spec"]["output"]["destination"] = "pvc://later/claimless"
     world.apply(job)
     stalled = world.wait_for_state("claimless", "Stalled", timeout=60)

@@ -15,6 +15,7 @@ from harness.node import Node
 ROOT = Path(__file__).parents[2]
 NAMESPACE = "team"
 SYSTEM = "finetune-system"
+TERMINAL = ("Succeeded", "Failed")
 
 Job = dict[str, Any]
 
@@ -60,7 +61,7 @@ class World:
             job = self.job(name)
             if wanted(job):
                 return job
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or state(job) in TERMINAL:
                 log = self.node.try_kubectl(
                     f"--namespace={NAMESPACE}", "logs", f"--selector=finetune.dev/job={name}", "--tail=30"
                 )
