@@ -74,16 +74,16 @@ class Cluster:
         file = os.environ.get("KUBECONFIG")
         try:
             if file:
-                await kubernetes_config.load_kube_config(file, client_configuration=configuration)  # type: ignore[no-untyped-call]
+                await kubernetes_config.load_kube_config(file, client_configuration=configuration)
             else:
-                kubernetes_config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
+                kubernetes_config.load_incluster_config(configuration)
         except kubernetes_config.ConfigException as error:
             where = f"KUBECONFIG={file}" if file else "no KUBECONFIG, and no service account of a pod"
             raise NoClusterError(f"{where}: {error}") from error
         return cls(ApiClient(configuration))
 
     async def close(self) -> None:
-        await self._client.close()  # type: ignore[no-untyped-call]
+        await self._client.close()
 
     async def get(self, path: str, **query: str | int) -> Document:
         return await self._call("GET", path, query=query)
@@ -127,7 +127,7 @@ class Cluster:
         )  # fmt: skip
         try:
             response = await self._client.call_api(*request, _request_timeout=REQUEST_SECONDS)
-            content = await response.read()  # type: ignore[no-untyped-call]
+            content = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             API_CALLS.labels(verb, _resource(path), "0").inc()
             raise ApiError(0, "Unreachable", f"the API server cannot be reached: {error}") from error

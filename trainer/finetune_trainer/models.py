@@ -67,8 +67,8 @@ def load_config(pretrained: Pretrained) -> PretrainedConfig:
     return config
 
 
-def skeleton(task: Task, config: PretrainedConfig) -> PreTrainedModel:
-    """The model without its weights: names and shapes."""
+def skeleton(task: Task | type[Task], config: PretrainedConfig) -> PreTrainedModel:
+    """The model without its weights: names and shapes. A task's class will do where the data are out of reach."""
     with torch.device("meta"):
         model: PreTrainedModel = task.auto_class.from_config(config, dtype=torch.float32)
     return model

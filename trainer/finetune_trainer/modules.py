@@ -16,6 +16,7 @@ from typing import Literal
 from finetune_api.job import FineTuneJob
 from finetune_api.modules import Freeze, Module
 from finetune_api.schedules import ScheduleError, lay_out
+from finetune_api.training import Training
 from finetune_trainer.errors import UserError
 from finetune_trainer.events import ModulePlan, RunPlan, Window
 
@@ -37,9 +38,16 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Ownership:
-    """Parameter names by module, in the manifest's and the model's order; and those that nobody owns."""
+    """Who owns what.
+
+    Args:
+        by_module: parameter names by module, in the manifest's and the model's order.
+        elements: how many numbers those hold, by module.
+        unmatched: names that nobody owns.
+    """
 
     by_module: Mapping[str, tuple[str, ...]]
+    elements: Mapping[str, int]
     unmatched: tuple[str, ...]
 
 
@@ -61,7 +69,9 @@ def own(
     for position, module in enumerate(modules):
         if not by_module[module.name]:
             raise UserError(f"modules[{position}] {module.name!r} owns nothing: its exclude takes out all it matches")
-    return Ownership(by_module, tuple(orphans))
+    sizes = {parameter.name: parameter.elements for parameter in parameters}
+    elements = {module: sum(sizes[name] for name in names) for module, names in by_module.items()}
+    return Ownership(by_module, elements, tuple(orphans))
 
 
 def plan_run(job: FineTuneJob, parameters: Sequence[Parameter], train_samples: int, validation_samples: int) -> RunPlan:
@@ -70,20 +80,33 @@ def plan_run(job: FineTuneJob, parameters: Sequence[Parameter], train_samples: i
     Raises:
         UserError: what the manifest says does not fit the model or the data.
     """
-    training, modules = job.spec.training, job.spec.modules
+    modules = job.spec.modules
     assert modules is not None, "an effective job has modules"
-    steps_per_epoch = train_samples // training.batch_size
-    if not steps_per_epoch:
-        raise UserError(
-            f"training.batchSize is {training.batch_size}, but the training set has only {train_samples} samples: "
-            f"a batch of at most {train_samples} is possible"
-        )
-    total = training.steps or max(1, round((training.epochs or 1.0) * steps_per_epoch))
-    ownership = own(modules, parameters, job.spec.unmatched)
-    sizes = {parameter.name: parameter.elements for parameter in parameters}
-    plans = tuple(_plan_module(m, ownership.by_module[m.name], sizes, total, steps_per_epoch) for m in modules)
+    per_epoch = steps_per_epoch(job.spec.training, train_samples)
+    total = total_steps(job.spec.training, per_epoch)
+    owned = own(modules, parameters, job.spec.unmatched)
+    plans = tuple(plan_module(m, owned.by_module[m.name], owned.elements[m.name], total, per_epoch) for m in modules)
     _check_something_learns(plans, total)
-    return RunPlan(job, plans, ownership.unmatched, total, steps_per_epoch, train_samples, validation_samples)
+    return RunPlan(job, plans, owned.unmatched, total, per_epoch, train_samples, validation_samples)
+
+
+def steps_per_epoch(training: Training, samples: int) -> int:
+    """The optimizer steps of one pass over so many samples.
+
+    Raises:
+        UserError: they do not fill one batch.
+    """
+    if samples < training.batch_size:
+        raise UserError(
+            f"training.batchSize is {training.batch_size}, but the training set has only {samples} samples: "
+            f"a batch of at most {samples} is possible"
+        )
+    return samples // training.batch_size
+
+
+def total_steps(training: Training, per_epoch: int) -> int:
+    """The optimizer steps of the whole run, if it does not stop early."""
+    return training.steps or max(1, round((training.epochs or 1.0) * per_epoch))
 
 
 def window(freeze: Freeze | None, total: int, steps_per_epoch: int) -> Window:
@@ -95,20 +118,22 @@ def window(freeze: Freeze | None, total: int, steps_per_epoch: int) -> Window:
     return Window(start, min(end, total))
 
 
-def _plan_module(
-    module: Module, names: tuple[str, ...], sizes: Mapping[str, int], total: int, steps_per_epoch: int
-) -> ModulePlan:
-    elements = sum(sizes[name] for name in names)
+def plan_module(module: Module, names: tuple[str, ...], elements: int, total: int, per_epoch: int) -> ModulePlan:
+    """Decide when a module is trainable, and lay its schedule out over that.
+
+    Raises:
+        UserError: it would never train, or its schedule does not fit the time it has.
+    """
     if module.frozen:
         return ModulePlan(module, names, elements, Window(0, 0), None)
-    trainable = window(module.freeze, total, steps_per_epoch)
+    trainable = window(module.freeze, total, per_epoch)
     if not trainable.length:
         raise UserError(
             f"modules {module.name!r}: freeze leaves it nothing to train: it would be trainable from step "
             f"{trainable.start} to {trainable.end} of {total}; train longer, thaw sooner, or say frozen: true"
         )
     try:
-        schedule = lay_out(module.schedule or [], trainable.length, steps_per_epoch)
+        schedule = lay_out(module.schedule or [], trainable.length, per_epoch)
     except ScheduleError as error:
         raise UserError(f"modules {module.name!r}: {error}") from error
     return ModulePlan(module, names, elements, trainable, schedule)

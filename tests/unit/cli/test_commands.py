@@ -1,6 +1,7 @@
 """The commands as a person meets them: what they print, what they leave behind, and how they end."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -81,6 +82,27 @@ def test_a_changed_setting_is_what_runs(work: Any) -> None:
     assert head["optimizer"]["learningRate"] == 1e-4
 
 
+@pytest.mark.parametrize(
+    ("said", "spins"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_waiting_threads_leave_the_cores_to_others_before_torch_is_imported(
+    work: Any, said: dict[str, str], spins: str | None
+) -> None:
+    code = (
+        "import os, sys; from finetune_trainer.cli import main\n"
+        "sys.modules['torch'] = None  # whatever is decided after its import is decided too late\n"
+        f"sys.argv = ['finetune', 'run', {str(work.job)!r}]\n"
+        "try: main()\n"
+        "except SystemExit: print(os.environ.get('GOMP_SPINCOUNT'))\n"
+    )
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_WAIT", "GOMP_"))}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=ours | said, check=True, capture_output=True, text=True, timeout=60)
+    assert "torch is not installed" in done.stderr
+    assert done.stdout.strip() == str(spins)
+
+
 # plan
 
 
@@ -146,6 +168,12 @@ def test_plot_says_what_it_needs(work: Any) -> None:
     result = work.on_job("plot", claims=False)
     assert result.exit_code == 2
     assert "--samples N" in result.stderr
+
+
+def test_plot_refuses_a_freeze_that_leaves_nothing_to_train(changed: Any) -> None:
+    result = changed("untilEpoch: 1", "untilEpoch: 2").on_job("plot", "--samples", "800", claims=False)
+    assert result.exit_code == 2
+    assert "modules 'body': freeze leaves it nothing to train" in result.stderr
 
 
 def test_plot_into_a_format_there_is_not(work: Any) -> None:

@@ -1,0 +1,57 @@
+"""What the documentation tells people to type works."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from e2e.world import ROOT
+
+pytestmark = pytest.mark.timeout(600)
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("examples/*/README.md"))]
+# The whole training is what test_main_job runs; here it only has to go.
+SHORT = ["--set", "training.epochs=2", "--set", "output.ifExists=Overwrite"]
+
+
+def commands(*programs: str) -> Iterator[tuple[str, list[str]]]:
+    """The commands in the documents' shell blocks that call one of these programs."""
+    for document in DOCUMENTS:
+        for block in re.findall(r"```sh\n(.*?)```", document.read_text(), flags=re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if words and words[0] in programs:
+                    yield f"{document.parent.name}: {' '.join(words[:3])}", words
+
+
+@pytest.fixture(scope="module")
+def desk(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like a checkout, in which commands leave what they write."""
+    desk = tmp_path_factory.mktemp("desk")
+    (desk / "examples").symlink_to(ROOT / "examples")
+    claims = desk / ".finetune" / "claims"
+    claims.mkdir(parents=True)
+    (claims / "digits").symlink_to(inputs)
+    return desk
+
+
+@pytest.mark.parametrize("words", [pytest.param(words, id=name) for name, words in commands("finetune", "python")])
+def test_a_command_works(words: list[str], desk: Path) -> None:
+    argv = [*words, *SHORT] if words[:2] == ["finetune", "run"] else words
+    path = f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}"
+    done = subprocess.run(argv, cwd=desk, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_make_target_that_is_mentioned_exists() -> None:
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    mentioned = {name for document in DOCUMENTS for name in re.findall(r"`make ([a-z0-9-]+)", document.read_text())}
+    assert mentioned
+    assert mentioned <= targets
