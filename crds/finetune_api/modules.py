@@ -63,6 +63,17 @@ class Freeze(Model):
     """Frozen again from this epoch on."""
 
 
+_ENDLESS = "!has({0}.steps) && !has({0}.epochs) && !has({0}.fraction)"
+_LAST_ONLY = Rule(
+    field="schedule",
+    message="only the last phase may leave its duration out: set steps, epochs or fraction on the others",
+    cel="!has(self.schedule) || "
+    f"self.schedule.filter(phase, {_ENDLESS.format('phase')}).size() == 0 || "
+    f"(self.schedule.filter(phase, {_ENDLESS.format('phase')}).size() == 1 && "
+    f"{_ENDLESS.format('self.schedule[self.schedule.size() - 1]')})",
+    holds=lambda it: all(phase.is_timed for phase in (it.schedule or [])[:-1]),
+)
+
 _FROZEN = "!has(self.frozen) || !self.frozen || !has(self.{0})"
 
 
@@ -85,6 +96,7 @@ class Module(Model):
             cel="has(self.optimizer) || (has(self.frozen) && self.frozen)",
             holds=lambda it: it.frozen or it.optimizer is not None,
         ),
+        _LAST_ONLY,
         *map(_not_when_frozen, ("optimizer", "schedule", "regularization", "freeze")),
     )
 

@@ -34,18 +34,23 @@ class _Phase(Model):
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     """Duration as a part of the module's trainable steps, in (0, 1]."""
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether it says how long it lasts."""
+        return not (self.steps is None and self.epochs is None and self.fraction is None)
+
     @abstractmethod
     def factor(self, k: int, n: int, steps_per_epoch: int) -> float:
         """The factor on the base rate at step `k` of the `n` steps of this phase (0 <= k < n)."""
 
-    def duration(self, total: int, steps_per_epoch: int) -> int | None:
-        """Steps this phase lasts on a clock of `total` steps; None when it fills what is left."""
+    def duration(self, total: int, steps_per_epoch: int) -> float | None:
+        """Steps this phase lasts on a clock of `total` steps, not yet rounded; None when it fills what is left."""
         if self.steps is not None:
             return self.steps
         if self.epochs is not None:
-            return round(self.epochs * steps_per_epoch)
+            return self.epochs * steps_per_epoch
         if self.fraction is not None:
-            return round(self.fraction * total)
+            return self.fraction * total
         return None
 
 
@@ -180,8 +185,9 @@ class CosineAnnealing(_Phase):
     def _cycle(self, k: int, n: int, steps_per_epoch: int) -> tuple[float, float]:
         """Steps into the current cycle, and its length."""
         if self.period_steps is None and self.period_epochs is None:
-            period = n / (self.cycles or 1)
-            return math.fmod(k, period), period
+            cycles = self.cycles or 1
+            # In whole numbers: a remainder of fractions would put some restarts at the end of the cycle before.
+            return (k * cycles % n) / cycles, n / cycles
         length = _period(self.period_steps, self.period_epochs, steps_per_epoch)
         multiplier = self.period_multiplier or 1
         if multiplier == 1:
@@ -227,21 +233,23 @@ def lay_out(phases: Sequence[_Phase], total: int, steps_per_epoch: int) -> Sched
     if total == 0:
         return Schedule(((phases[-1], 1),), steps_per_epoch)
     laid: list[tuple[_Phase, int]] = []
-    left = total
+    start, exact = 0, 0.0
     for position, phase in enumerate(phases):
-        length = phase.duration(total, steps_per_epoch)
-        length = left if length is None else length
-        if length > left:
+        wanted = phase.duration(total, steps_per_epoch)
+        exact = float(total) if wanted is None else exact + wanted
+        # The running end is rounded, not each length: halves of an odd number of steps still fill it.
+        end = round(exact)
+        if end > total:
             raise ScheduleError(
-                f"schedule[{position}] lasts {length} steps, but only {left} of the module's {total} trainable "
-                "steps are left for it: shorten a phase or train longer"
+                f"schedule[{position}] lasts {end - start} steps, but only {total - start} of the module's {total} "
+                "trainable steps are left for it: shorten a phase or train longer"
             )
-        left -= length
-        if length:
-            laid.append((phase, length))
-    if left:
+        if end > start:
+            laid.append((phase, end - start))
+        start = end
+    if start < total:
         raise ScheduleError(
-            f"the schedule ends {left} steps before the module's {total} trainable steps do: "
+            f"the schedule ends {total - start} steps before the module's {total} trainable steps do: "
             "leave the duration of the last phase out, and it fills what is left"
         )
     return Schedule(tuple(laid), steps_per_epoch)

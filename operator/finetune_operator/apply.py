@@ -110,7 +110,7 @@ async def _tell(event: Event, job: ObservedJob, cluster: Cluster) -> None:
         "eventTime": now,
         "type": event.kind,
         "reason": event.reason,
-        "note": event.message[:1024],
+        "note": event.message.encode()[:1024].decode(errors="ignore"),
         "action": "Reconcile",
         "reportingController": REPORTER,
         "reportingInstance": socket.gethostname()[:128],

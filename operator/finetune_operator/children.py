@@ -56,6 +56,7 @@ class TrainerPod:
 
     Args:
         gone: it has been deleted; what it said at the end is remembered until it is written down.
+        scheduled: when a node was found for it.
         evicted: the kubelet's reason for throwing it out, such as `Evicted`.
         disruption: the cluster's reason for taking it away, such as `PreemptionByScheduler`.
     """
@@ -77,6 +78,7 @@ class TrainerPod:
     end: PodEnd | None
     evicted: Said | None
     disruption: str
+    scheduled: datetime | None = None
     gone: bool = False
 
     @property
@@ -167,6 +169,7 @@ def trainer_pod(raw: dict[str, Any]) -> TrainerPod:
         end=_end(state["terminated"]) if "terminated" in state else None,
         evicted=_said(status) if status.get("reason") else None,
         disruption=disruption.reason if disruption else "",
+        scheduled=_scheduled(status),
     )
 
 
@@ -187,6 +190,13 @@ def _end(terminated: dict[str, Any]) -> PodEnd:
         message=terminated.get("message", ""),
         finished=_time(finished) if finished else None,
     )
+
+
+def _scheduled(status: dict[str, Any]) -> datetime | None:
+    """When a node was found for the pod."""
+    conditions = status.get("conditions") or []
+    found = (it for it in conditions if it["type"] == "PodScheduled" and it["status"] == "True")
+    return next((_time(it["lastTransitionTime"]) for it in found if it.get("lastTransitionTime")), None)
 
 
 def _unschedulable(status: dict[str, Any]) -> str:

@@ -44,10 +44,18 @@ def seen_end(record: Attempt, job: AttemptJob | None, pods: Sequence[TrainerPod]
     """The record of an attempt with whatever is now known of its end; what is known already is never lost."""
     pod = _telling(pods)
     if pod is not None and (record.reason is None or record.exit_code is None):
-        return record.model_copy(update=_told_by_pod(pod))
+        told = _told_by_pod(pod)
+        # A pod the kubelet turned away has no time of its end: the one that was written down stays.
+        return record.model_copy(update=told | {"end_time": told["end_time"] or record.end_time})
     if record.reason is None and job is not None and job.failed is not None:
         return record.model_copy(update=_told_by_job(job.failed))
     return record
+
+
+def reopened(record: Attempt) -> Attempt:
+    """The record of an attempt that goes on, without what was seen of the end of its earlier pods."""
+    forgotten = ("reason", "exit_code", "oom_killed", "disruption", "message", "end_time")
+    return record.model_copy(update=dict.fromkeys(forgotten))
 
 
 def closed(record: Attempt, now: datetime, fallback: End) -> Attempt:

@@ -156,7 +156,8 @@ class _Course:
             return self._say("Queued", "waiting for its turn in the queue", attempts=self._attempts(record))
         pod = next(iter(self.pods), None)
         if pod is None:
-            return self._pending("waiting for its pod", record)
+            hint = f"waiting for its pod; if none comes, `kubectl describe job {attempt.name}` says why"
+            return self._pending(hint, record)
         if pod.waiting and pod.waiting.reason in CANNOT_PULL:
             return self._cannot_pull(attempt, pod, record)
         if pod.waiting and pod.waiting.reason in CANNOT_CONFIGURE:
@@ -179,7 +180,7 @@ class _Course:
         # The kubelet alternates between two ways to say it; only the cause itself is worth repeating.
         cause = pod.waiting.message.rpartition("ErrImagePull: ")[2]
         message = f"image {pod.image} cannot be pulled: {cause or pod.waiting.reason}"
-        deadline = pod.created + timedelta(seconds=self.config.trainer.image_pull_deadline_seconds)
+        deadline = (pod.scheduled or pod.created) + timedelta(seconds=self.config.trainer.image_pull_deadline_seconds)
         if self.now < deadline:
             plan = self._pending(message, record, "ImagePullFailing")
             return _again_after(plan, (deadline - self.now).total_seconds())
@@ -226,6 +227,9 @@ class _Course:
         if any(pod.alive for pod in self.pods):
             state: State = "Suspending" if stopped_by_us else "Restarting"
             return self._say(state, "waiting for the pods of the last attempt to end", attempts=self._attempts(record))
+        if record.reason == SUCCEEDED.reason:
+            # Its Job was deleted while it saved the model.
+            return self._succeeded(record)
         if record.end_time is None and attempt is None and self.children.missing is None:
             # It is about to be called deleted: ask the API server itself, for a cache may be behind.
             return Plan(look=_needs(self.document))
@@ -294,7 +298,13 @@ class _Course:
             record = record.model_copy(update={"start_time": attempt.created})
         over = attempt is None or attempt.finished
         pods = [pod for pod in self.pods if over or not pod.gone]
-        return ends.seen_end(record, attempt, pods)
+        alive = any(pod.alive for pod in pods)
+        # While a pod is there it will tell more than the Job's one sentence.
+        seen = ends.seen_end(record, None if alive else attempt, pods)
+        if attempt is not None and not over and (attempt.suspended or any(pod.running for pod in pods)):
+            # A queue took its pods away, and may give it new ones: the attempt is not over.
+            return ends.reopened(seen)
+        return seen
 
     def _attempts(self, record: Attempt) -> list[Attempt]:
         return with_record(self.job.status, record)

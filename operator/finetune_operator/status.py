@@ -15,7 +15,7 @@ from finetune_api.names import State
 from finetune_api.status import Attempt, Condition, JobStatus, Report
 from finetune_operator.observed import ObservedJob
 from finetune_operator.plan import Event
-from finetune_operator.progress import Reading
+from finetune_operator.progress import MAX_ROWS, Reading
 
 ConditionType = Literal["Succeeded", "Reconciling", "Stalled", "Suspended"]
 Verdict = Literal["True", "False", "Unknown"]
@@ -63,7 +63,7 @@ def told(source: Report | Reading | None) -> dict[str, Any]:
     if source is None:
         return {}
     fields: dict[str, Any] = {"progress": source.progress, "checkpoint": source.checkpoint}
-    fields |= {"metrics": list(source.metrics), "modules": list(source.modules)}
+    fields |= {"metrics": list(source.metrics)[:MAX_ROWS], "modules": list(source.modules)[:MAX_ROWS]}
     if isinstance(source, Report) and source.output:
         # The checkpoints of a run that succeeded are gone: what is left of it is the output.
         return {**{name: value for name, value in fields.items() if value}, "output": source.output, "checkpoint": None}

@@ -120,6 +120,8 @@ REFUSED: list[tuple[str, Any]] = [
     ("modules.0.optimizer.beta1", 0.9),
     ("modules.0.schedule", []),
     ("modules.0.schedule.0.epochs", 1),
+    ("modules.0.schedule", [{"type": "Warmup"}, {"type": "CosineAnnealing"}]),
+    ("modules.0.schedule", [{"type": "Warmup"}, {"type": "CosineAnnealing", "steps": 10}]),
     ("modules.0.schedule.0.rate", 1),
     ("modules.0.schedule.1.periodMultiplier", 2),
     ("modules.0.schedule.1.periodSteps", 2),

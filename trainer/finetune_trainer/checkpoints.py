@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -139,9 +140,13 @@ class Checkpoints:
         self.check_owner()
         draft = self.folder / f".tmp-{checkpoint.step}"
         shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
-        checkpoint.write(draft)
-        _seal(draft)
+        try:
+            draft.mkdir()
+            checkpoint.write(draft)
+            _seal(draft)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise RunError(f"cannot write the checkpoint {draft}: {error}") from error
         final = self._path(checkpoint.step)
         shutil.rmtree(final, ignore_errors=True)
         self.check_owner()

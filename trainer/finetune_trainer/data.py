@@ -194,7 +194,7 @@ def read(files: Files, names: Mapping[str, str]) -> Dataset:
     tables = []
     for path in files.counts:
         try:
-            tables.append(pq.read_table(path, columns=list(names.values())))
+            tables.append(pq.read_table(path, columns=list(dict.fromkeys(names.values()))))
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{files.said}: {path} cannot be read: {error}") from error
     try:

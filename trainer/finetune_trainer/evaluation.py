@@ -6,6 +6,7 @@ The history is part of the checkpoint, so a resumed run decides as it would have
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -40,11 +41,12 @@ class Judge:
         """Higher is better; not-a-number is worse than anything."""
         value = evaluation.metrics[self.metric]
         signed = -value if self.spec.direction == "Minimize" else value
-        return signed if signed == signed else float("-inf")  # noqa: PLR0124
+        return signed if math.isfinite(signed) else float("-inf")
 
     def best(self, history: Sequence[Evaluation]) -> Evaluation | None:
         """The best so far; of equals, the first."""
-        return max((it for it in history if it.step), key=self.value, default=None)
+        judged = (it for it in history if it.step and math.isfinite(it.metrics[self.metric]))
+        return max(judged, key=self.value, default=None)
 
     def is_exhausted(self, history: Sequence[Evaluation]) -> bool:
         """Whether patience is at an end."""

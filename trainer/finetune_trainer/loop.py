@@ -26,13 +26,16 @@ from finetune_trainer import random_state
 from finetune_trainer.checkpoints import Checkpoint, Checkpoints
 from finetune_trainer.data import Batch, Dataset, TrainingOrder, batches, evaluation_order
 from finetune_trainer.devices import Compute, LossScale
-from finetune_trainer.errors import Interrupted
+from finetune_trainer.errors import Interrupted, UserError
 from finetune_trainer.evaluation import Evaluation, Judge, is_due
 from finetune_trainer.events import EvaluationRecord, Listener, RunPlan, StepRecord
 from finetune_trainer.gradients import Part, clip, norms, penalize, unscale
 from finetune_trainer.optimizers import forget, set_learning_rates
 from finetune_trainer.stop import Stop
 from finetune_trainer.tasks import Processors, Task
+
+HOPELESS = 50
+"""Steps in a row that were not finite, after which no later one will be; FP16 needs at most 16 to find its scale."""
 
 RECENT = 20
 """Steps over which the throughput is averaged."""
@@ -62,6 +65,7 @@ class Progress:
     history: list[Evaluation] = field(default_factory=list)
     elapsed: float = 0.0
     skipped_steps: int = 0
+    skipped_in_a_row: int = 0
 
     @property
     def evaluated(self) -> int:
@@ -170,6 +174,7 @@ class Loop:
         progress, plan = self.progress, self.plan
         progress.step += 1
         progress.skipped_steps += not finite
+        progress.skipped_in_a_row = 0 if finite else progress.skipped_in_a_row + 1
         self.clock.end(progress.step)
         progress.elapsed = self.clock.elapsed
         if not finite:
@@ -191,6 +196,11 @@ class Loop:
                 skipped=not finite,
             )
         )
+        if progress.skipped_in_a_row == HOPELESS:
+            raise UserError(
+                f"the last {HOPELESS} steps were not finite: {_culprits(values[0], measured)}; "
+                "lower the learning rates, set clipGradNorm, or use precision FP32"
+            )
 
     # -- data
 

@@ -5,22 +5,28 @@ A model can also be built without weights, on the meta device: its parameter nam
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from finetune_api.model import ModelSource
 from finetune_api.sources import locate
-from finetune_trainer.errors import UserError
+from finetune_trainer.errors import RunError, UserError
 from finetune_trainer.modules import Parameter
 from finetune_trainer.places import Places
 from finetune_trainer.tasks.base import Processors, Task
+
+PASSING = {errno.EIO, errno.ESTALE, errno.ENOSPC, errno.ETIMEDOUT}
+"""Troubles of a disk or a network that have an end."""
 
 UNBOUNDED = 100_000
 """Tokenizers without a longest text say a number beyond this."""
@@ -39,16 +45,16 @@ class Pretrained:
 
         Raises:
             UserError: it cannot be loaded.
+            RunError: it cannot be loaded now.
         """
         if self.revision:
             arguments["revision"] = self.revision
         try:
             return load(self.name, trust_remote_code=False, **arguments)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             reason = str(error).strip().split("\n")[0]
-            raise UserError(
-                f"model.source: {self.source}: cannot load the {what} from {self.name}: {reason}"
-            ) from error
+            kind = RunError if _may_pass(error) else UserError
+            raise kind(f"model.source: {self.source}: cannot load the {what} from {self.name}: {reason}") from error
 
 
 def find(model: ModelSource, places: Places) -> Pretrained:
@@ -94,13 +100,22 @@ def load_model(pretrained: Pretrained, task: Task, config: PretrainedConfig) -> 
 def load_processors(pretrained: Pretrained, task: Task, config: PretrainedConfig, max_length: int | None) -> Processors:
     """The tokenizer, and the image processor if the task has images."""
     tokenizer = pretrained.load(AutoTokenizer.from_pretrained, "tokenizer")
+    # Without its files transformers makes an empty tokenizer, to which every text is the same.
+    if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) <= 1:
+        raise UserError(
+            f"model.source: {pretrained.source}: {pretrained.name} holds no tokenizer; save it beside the model, "
+            "e.g. with tokenizer.save_pretrained"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
         config.pad_token_id = tokenizer.pad_token_id
     images = (
         pretrained.load(AutoImageProcessor.from_pretrained, "image processor") if "image" in task.required else None
     )
-    return Processors(tokenizer, images, max_length or _longest_text(tokenizer, config))
+    longest = _longest_text(tokenizer, config)
+    if max_length and max_length > longest:
+        raise UserError(f"data.maxLength: {max_length} is more than the {longest} tokens that the model takes")
+    return Processors(tokenizer, images, max_length or longest)
 
 
 def parameters_of(model: nn.Module) -> list[Parameter]:
@@ -109,6 +124,18 @@ def parameters_of(model: nn.Module) -> list[Parameter]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         found.setdefault(id(parameter), ([], parameter.numel()))[0].append(name)
     return [Parameter(tuple(names), elements) for names, elements in found.values()]
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """Whether trying again may help: the hub or the disk is in trouble, not the job."""
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", 0)
+        if status == 429 or status >= 500 or isinstance(error, httpx.TransportError):
+            return True
+        if isinstance(error, OSError) and error.errno in PASSING:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _longest_text(tokenizer: Any, config: PretrainedConfig) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
@@ -111,7 +112,11 @@ def versions() -> dict[str, str]:
 
 
 def _row(evaluation: Evaluation | None) -> dict[str, Any] | None:
-    return {"step": evaluation.step, **evaluation.metrics} if evaluation else None
+    if evaluation is None:
+        return None
+    # JSON has no word for what is not a number.
+    finite = {name: value if math.isfinite(value) else None for name, value in evaluation.metrics.items()}
+    return {"step": evaluation.step, **finite}
 
 
 def _read_run(destination: Path) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,7 @@ class Places:
         return folder
 
     def destination(self, source: str) -> Path:
-        """The folder of the output, made if need be.
+        """The folder of the output, made if need be, and open to us.
 
         Raises:
             UserError: it cannot be made, e.g. because the claim is read-only.
@@ -56,8 +57,10 @@ class Places:
         folder = self.folder(location.name) / location.path
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass  # a folder that is there may still be closed to us
         except OSError as error:
-            raise UserError(f"output.destination: {source}: cannot make {folder}: {error.strerror}") from error
+            raise UserError(f"output.destination: {source}: cannot write to {folder}: {error.strerror}") from error
         return folder
 
     def _hint(self, wanted: str) -> str:

@@ -16,7 +16,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.modules import Module
 from finetune_api.sources import locate
 from finetune_trainer import modules
-from finetune_trainer.errors import UserError
+from finetune_trainer.errors import RunError, UserError
 from finetune_trainer.events import RunPlan
 from finetune_trainer.modules import Ownership
 from finetune_trainer.places import Places
@@ -131,7 +131,7 @@ def _config(job: FineTuneJob, places: Places) -> tuple[PretrainedConfig | None, 
 
     try:
         return models.load_config(models.find(job.spec.model, places)), None
-    except UserError as error:
+    except RunError as error:
         if locate(source).scheme == "hf":  # a machine without a way to the hub is no mistake
             return None, str(error)
         raise

@@ -120,6 +120,20 @@ def test_phases_shorter_than_the_run_are_refused() -> None:
         factors({"type": "Warmup", "steps": 5}, total=20)
 
 
+@pytest.mark.parametrize("parts", [(0.5, 0.5), (0.1, 0.9), (0.3, 0.3, 0.4)])
+@pytest.mark.parametrize("total", [5, 7, 15, 25, 1235])
+def test_fractions_that_make_a_whole_fill_any_number_of_steps(parts: tuple[float, ...], total: int) -> None:
+    assert len(factors(*({"type": "Constant", "fraction": part} for part in parts), total=total)) == total
+
+
+def test_every_cosine_cycle_begins_at_the_full_rate() -> None:
+    for cycles in range(2, 8):
+        for total in range(20, 200):
+            ours = factors({"type": "CosineAnnealing", "cycles": cycles}, total=total)
+            starts = [k for k in range(total) if k * cycles % total < cycles]
+            assert all(ours[k] > 0.7 for k in starts), (cycles, total)
+
+
 def test_a_module_that_never_trains_needs_no_clock() -> None:
     assert lay_out([PHASE.validate_python({"type": "Warmup", "steps": 5})], 0, 10).factor(0) == 0.0
 

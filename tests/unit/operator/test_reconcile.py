@@ -229,6 +229,52 @@ def test_a_job_suspended_by_a_queue_is_queued_and_keeps_its_attempt() -> None:
     assert model.job.state == "Queued" and not plan.deletes
 
 
+def test_a_pod_that_its_node_turned_away_is_retried_up_to_the_limit() -> None:
+    model = Model(retry={"limit": 1, "backoffSeconds": 10})
+    for _ in range(6):
+        model.settle()
+        if pod := model.live_pod():
+            model.pods[pod.number] = replace(pod, phase="Failed", evicted=Said("OutOfcpu", "no CPU left"))
+        model.judge()
+        model.settle()
+        model.wait(60)
+    assert model.created == ["job-a1", "job-a2"] and model.job.state == "Failed"
+
+
+def test_a_run_that_succeeds_while_it_is_being_suspended_has_succeeded() -> None:
+    model = started()
+    model.suspend(True)
+    model.settle()
+    model.end(0)
+    model.settle()
+    assert model.job.state == "Succeeded" and truths(model)["Stalled"] == "False"
+
+
+def test_a_pod_that_a_queue_took_away_is_not_how_its_attempt_ended() -> None:
+    model = started()
+    model.end(75)
+    model.attempts[1] = replace(model.attempts[1], suspended=True)
+    model.settle()
+    assert model.job.state == "Queued" and (model.job.status.attempts or [])[0].reason is None
+    model.attempts[1] = replace(model.attempts[1], suspended=False)
+    model.pods[1] = running(make_pod())
+    model.settle()
+    model.end(1)
+    model.judge()
+    model.settle()
+    assert (model.job.status.attempts or [])[0].reason == "Crashed"
+
+
+def test_waiting_for_a_node_does_not_use_up_the_time_to_pull() -> None:
+    model = Model()
+    model.settle()
+    model.wait(3600)
+    refused = Said("ErrImagePull", "rpc error: try again")
+    model.pods[1] = replace(model.pods[1], waiting=refused, scheduled=model.now)
+    model.settle()
+    assert model.job.state == "Pending"
+
+
 def test_the_trainers_last_word_becomes_status() -> None:
     model = started()
     report = {

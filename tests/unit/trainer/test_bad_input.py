@@ -94,6 +94,28 @@ def test_a_model_without_an_image_processor(claims: Path, out: Path, tmp_path: P
     assert "cannot load the image processor" in message
 
 
+def test_a_model_without_a_tokenizer(claims: Path, out: Path, tmp_path: Path) -> None:
+    shutil.copytree(claims / "models", tmp_path / "models")
+    for file in tmp_path.glob("models/*/tokenizer*"):
+        file.unlink()
+    job = tiny.job("bert", "reviews", task="SequenceClassification")
+    message = refused(job, tiny.Places(claims, {"models": tmp_path / "models", "out": out}))
+    assert "tokenizer" in message
+
+
+def test_weights_that_are_cut_in_half(claims: Path, out: Path, tmp_path: Path) -> None:
+    shutil.copytree(claims / "models", tmp_path / "models")
+    for file in tmp_path.glob("models/*/model.safetensors"):
+        file.write_bytes(file.read_bytes()[:1000])
+    message = refused(tiny.contrastive_job(), tiny.Places(claims, {"models": tmp_path / "models", "out": out}))
+    assert "cannot load the weights" in message
+
+
+def test_texts_longer_than_the_model_takes(claims: Path, out: Path) -> None:
+    message = refused(tiny.contrastive_job(data={"maxLength": 100_000}), tiny.places(claims, out))
+    assert "data.maxLength: 100000 is more than the" in message
+
+
 def test_data_on_the_hub(claims: Path, out: Path) -> None:
     message = refused(tiny.contrastive_job(data={"train": {"source": "hf://org/set"}}), tiny.places(claims, out))
     assert "not yet supported: hf:// data sources" in message

@@ -90,7 +90,9 @@ class Contrastive(Task):
             embedded = {"image": outputs.image_embeds.float(), "text": outputs.text_embeds.float()}
             parts.append(embedded | {key: batch[key] for key in ("text_id", "label_id") if key in batch})
         whole = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-        return {"eval/loss": loss / len(whole["text_id"])} | _retrieval(whole) | _zero_shot(whole)
+        # Autocast would compare in half precision, in which many scores are ties.
+        with torch.autocast(whole["image"].device.type, enabled=False):
+            return {"eval/loss": loss / len(whole["text_id"])} | _retrieval(whole) | _zero_shot(whole)
 
 
 def contrastive_loss(logits: Tensor, group: Tensor) -> Tensor:

@@ -35,11 +35,12 @@ class SequenceClassification(Task):
     @classmethod
     def fit(cls, config: PretrainedConfig, train: Dataset) -> Self:
         train.check_present("label")
-        labels = set(train.values("label"))
-        if odd := next((label for label in labels if not isinstance(label, int | str)), None):
-            raise UserError(
-                f"{train.files.said}: column {train.names['label']!r}: expected a whole number or text, found {odd!r}"
-            )
+        values = train.values("label")
+        odd = [label for label in values if not isinstance(label, int | str)]
+        if odd:
+            column = f"{train.files.said}: column {train.names['label']!r}"
+            raise UserError(f"{column}: expected a whole number or text, found {odd[0]!r}")
+        labels = set(values)
         classes = _classes_of_head(config, labels) if cls.suits(config) else None
         if classes is None:
             classes = {label: number for number, label in enumerate(sorted(labels, key=lambda it: (str(type(it)), it)))}
