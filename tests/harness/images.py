@@ -14,7 +14,7 @@ from harness.progress import task
 from harness.runtime import PAUSE
 
 SKIPPED = {"__pycache__", ".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", "node_modules"}
-KEPT = 2
+KEPT = 1
 
 
 def pause() -> Path:

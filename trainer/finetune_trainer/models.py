@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
 import torch
 from safetensors import SafetensorError
 from torch import nn
@@ -130,7 +129,9 @@ def _may_pass(error: BaseException | None) -> bool:
     """Whether trying again may help: the hub or the disk is in trouble, not the job."""
     while error is not None:
         status = getattr(getattr(error, "response", None), "status_code", 0)
-        if status == 429 or status >= 500 or isinstance(error, httpx.TransportError):
+        # By name: which HTTP library the hub's client uses is its own affair, and changes.
+        unreachable = any(kind.__name__ == "TransportError" for kind in type(error).__mro__)
+        if unreachable or status == 429 or status >= 500:
             return True
         if isinstance(error, OSError) and error.errno in PASSING:
             return True
