@@ -22,7 +22,7 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from finetune_api.job import FineTuneJob
-from finetune_api.names import API_VERSION, GROUP, JOB_KIND
+from finetune_api.names import GROUP, JOB_KIND
 from finetune_api.settings import SettingError, apply_settings
 
 Key = str | int
@@ -338,6 +338,3 @@ def _plain(node: Any) -> Any:
         if isinstance(node, plain):
             return plain(node)
     return node if isinstance(node, BaseModel) else str(node)
-
-
-__all__ = ["API_VERSION", "Issue", "SpecError", "Verdict", "check_file", "load_job", "nearest"]

@@ -15,7 +15,6 @@ MAX_NAME: Final = 40
 
 JOB_LABEL: Final = f"{GROUP}/job"
 ATTEMPT_LABEL: Final = f"{GROUP}/attempt"
-SPEC_HASH_ANNOTATION: Final = f"{GROUP}/spec-hash"
 MANAGED_BY: Final = {"app.kubernetes.io/managed-by": "finetune-operator"}
 TRAINER_CONTAINER: Final = "trainer"
 
