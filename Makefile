@@ -62,8 +62,9 @@ demo: $(VENV) ## the main job on Kubernetes: a node of its own, or the cluster n
 demo-down: $(VENV) ## take the demo down
 	@PYTHONPATH=tests $(BIN)/python tests/demo.py down $(if $(CONTEXT),--context $(CONTEXT))
 
-generate: $(VENV) ## write what is generated: the CRD
+generate: $(VENV) ## write what is generated: the CRD and its reference
 	@$(BIN)/python -m finetune_api.crd crds helm/finetune-operator/files/crds
+	$(BIN)/python -m finetune_api.reference docs/reference.md
 
 format: $(VENV) ## format and fix what ruff can fix
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .

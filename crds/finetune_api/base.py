@@ -6,12 +6,14 @@ server enforces at `kubectl apply`, and the Python that `finetune validate`, the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
@@ -19,7 +21,7 @@ from pydantic import (
     StringConstraints,
     model_validator,
 )
-from pydantic.alias_generators import to_camel
+from pydantic.alias_generators import to_camel, to_snake
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 
@@ -57,6 +59,11 @@ class Model(BaseModel):
     )
     rules: ClassVar[tuple[Rule, ...]] = ()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, value: Any) -> Any:
+        return without_nulls(value)
+
     @model_validator(mode="after")
     def _obey_rules(self) -> Any:
         for rule in self.rules:
@@ -76,6 +83,13 @@ class Model(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
+def without_nulls(value: Any) -> Any:
+    """A mapping without its nulls: to the API server a field that is null is a field that is left out."""
+    if isinstance(value, dict) and None in value.values():
+        return {key: item for key, item in value.items() if item is not None}
+    return value
+
+
 @dataclass(frozen=True)
 class UniqueBy:
     """Annotates a list whose items are told apart by one of their fields, as `list-type: map` on the API server."""
@@ -89,7 +103,7 @@ class UniqueBy:
         return handler(core) | {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [self.key]}
 
     def _check(self, items: list[Any]) -> list[Any]:
-        keys = [getattr(item, self.key) for item in items]
+        keys = [getattr(item, to_snake(self.key)) for item in items]
         for position, key in enumerate(keys):
             if key in keys[:position]:
                 message = f"{key!r} is there already; each {self.key} may stand once"
@@ -97,6 +111,33 @@ class UniqueBy:
                     "rule", "{message}", {"message": message, "field": f"[{position}].{self.key}"}
                 )
         return items
+
+
+@dataclass(frozen=True)
+class KeysMatch:
+    """Annotates a map whose keys have a form of their own: a structural schema speaks of values only."""
+
+    pattern: str
+    what: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        rule = {"rule": f"self.all(key, key.matches(r'{self.pattern}'))", "message": f"each key must be {self.what}"}
+        return handler(core) | {"x-kubernetes-validations": [rule]}
+
+    def _check(self, mapping: dict[str, Any]) -> dict[str, Any]:
+        for key in mapping:
+            if not re.search(self.pattern.replace("$", r"\Z"), key):
+                message = f"{key!r}: each key must be {self.what}"
+                raise PydanticCustomError("rule", "{message}", {"message": message, "field": ""})
+        return mapping
+
+
+def not_yet_supported(field: str, what: str, cel: str, holds: Callable[[Any], bool]) -> Rule:
+    """A part of the language that nobody does yet: known by name, so that it is refused and never ignored."""
+    return Rule(field=field, message=f"not yet supported: {what}", cel=cel, holds=holds)
 
 
 def at_most_one(*names: str) -> Callable[[Any], bool]:
@@ -118,7 +159,18 @@ DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 DNS_1035_LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 DNS_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
 
+LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
+QUALIFIED_NAME = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+
 ObjectName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=DNS_SUBDOMAIN)]
+QualifiedName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=QUALIFIED_NAME)]
+LabelValue = Annotated[str, StringConstraints(max_length=63, pattern=LABEL_VALUE)]
+Labels = Annotated[
+    dict[str, LabelValue],
+    Field(max_length=32),
+    KeysMatch(QUALIFIED_NAME, "a label's name, e.g. kubernetes.io/arch"),
+    BeforeValidator(without_nulls),
+]
 ShortString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Epochs = Annotated[float, Field(gt=0, le=1_000_000)]
@@ -126,7 +178,7 @@ NonNegative = Annotated[float, Field(ge=0, le=1_000_000)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, le=4_294_967_295)]
 Quantity = Annotated[
-    int
+    Annotated[int, Field(ge=0, le=9_007_199_254_740_991)]
     | Annotated[
         str,
         StringConstraints(

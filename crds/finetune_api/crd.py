@@ -21,7 +21,6 @@ from finetune_api.names import GROUP, JOB_KIND, JOB_PLURAL, VERSION
 Schema = dict[str, Any]
 
 _DROPPED = ("title", "default", "additionalProperties", "discriminator", "examples", "const")
-_COPIED_AS_THEY_ARE = ("enum", "required", "x-kubernetes-list-map-keys", "x-kubernetes-validations")
 _EXCLUSIVE = {"exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum"}
 
 COLUMNS: list[Schema] = [
@@ -37,6 +36,7 @@ COLUMNS: list[Schema] = [
     {"name": "ETA", "type": "string", "jsonPath": ".status.progress.estimatedCompletionTime"},
     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
     {"name": "Attempt", "type": "integer", "jsonPath": ".status.attempt", "priority": 1},
+    {"name": "Queue", "type": "string", "jsonPath": ".spec.queueName", "priority": 1},
     {"name": "Model", "type": "string", "jsonPath": ".spec.model.source", "priority": 1},
     {
         "name": "Message",
@@ -71,7 +71,7 @@ def job_crd() -> Schema:
                     "storage": True,
                     "subresources": {"status": {}},
                     "additionalPrinterColumns": COLUMNS,
-                    "selectableFields": [{"jsonPath": ".spec.suspend"}],
+                    "selectableFields": [{"jsonPath": ".spec.suspend"}, {"jsonPath": ".spec.queueName"}],
                     "schema": {"openAPIV3Schema": _object_schema()},
                 }
             ],
@@ -94,12 +94,12 @@ def _object_schema() -> Schema:
     schema = FineTuneJob.model_json_schema(by_alias=True, ref_template="{model}")
     root = _structural(schema, schema["$defs"])
     root["properties"]["apiVersion"] = root["properties"]["kind"] = {"type": "string"}
-    root["properties"]["metadata"] = {"type": "object"}
+    # Of metadata the API server takes rules about the name only.
+    name = root["properties"]["metadata"]["properties"]["name"]
+    root["properties"]["metadata"] = {"type": "object", "properties": {"name": name}}
     root["properties"]["status"]["default"] = {"observedGeneration": -1}
     root["required"] = ["metadata", "spec"]
-    for rule in root["x-kubernetes-validations"]:
-        rule.pop("fieldPath")  # the API server knows no field path into metadata
-    root["x-kubernetes-validations"] += _immutability()
+    root["x-kubernetes-validations"] = _immutability()
     return root
 
 
@@ -125,13 +125,13 @@ def _structural(schema: Schema, definitions: dict[str, Schema]) -> Schema:
     if "oneOf" in schema:
         return _flattened(schema, definitions)
     if schema.get("x-kubernetes-int-or-string"):
-        pattern = next(option["pattern"] for option in schema["anyOf"] if "pattern" in option)
-        return {"x-kubernetes-int-or-string": True, "pattern": pattern, "maxLength": 32} | _described(schema)
+        whole, text = schema["anyOf"]
+        return _beside(schema, "anyOf", "title") | _beside(whole, "type") | _beside(text, "type")
     result: Schema = {}
     for key, value in schema.items():
         if key == "properties":
             result[key] = {name: _structural(child, definitions) for name, child in value.items()}
-        elif key == "items":
+        elif key == "items" or (key == "additionalProperties" and isinstance(value, dict)):
             result[key] = _structural(value, definitions)
         elif key in _EXCLUSIVE:
             result[_EXCLUSIVE[key]] = value
@@ -166,7 +166,8 @@ def _described(schema: Schema) -> Schema:
 def _flattened(union: Schema, definitions: dict[str, Schema]) -> Schema:
     """A union told apart by `type`, as one object whose CEL rules say which field belongs to which type."""
     members = {_tag(member): member for member in (_structural(option, definitions) for option in union["oneOf"])}
-    properties: Schema = {"type": {"type": "string", "enum": list(members)}}
+    which = "Which one; the fields beside it are those of this type."
+    properties: Schema = {"type": {"type": "string", "enum": list(members), "description": which}}
     shared = [
         rule for rule in _rules(next(iter(members.values()))) if all(rule in _rules(it) for it in members.values())
     ]

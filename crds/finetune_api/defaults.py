@@ -11,15 +11,21 @@ DEFAULT_MODULES: list[dict[str, Any]] = [
     {"name": "all", "parameters": ["*"], "optimizer": {"type": "AdamW", "learningRate": 5e-5}}
 ]
 DEFAULT_SCHEDULE: list[dict[str, Any]] = [{"type": "Warmup", "fraction": 0.03}, {"type": "CosineAnnealing"}]
-DEFAULT_METRIC = {"Contrastive": "eval/recall_at_1", "SequenceClassification": "eval/accuracy"}
+DEFAULT_METRIC = {
+    "Contrastive": "eval/recall_at_1",
+    "CausalLM": "eval/loss",
+    "SequenceClassification": "eval/accuracy",
+    "ImageClassification": "eval/accuracy",
+}
 
 
-def effective(job: FineTuneJob, task: str) -> FineTuneJob:
-    """Fill in every default, for a task that is known by now."""
+def effective(job: FineTuneJob, task: str | None) -> FineTuneJob:
+    """Fill in every default; without a task, all but how it is evaluated, which is all that depends on it."""
     spec = job.spec.manifest()
-    spec["task"] = task
     _fill_training(spec["training"])
-    _fill_evaluation(spec["evaluation"], task)
+    if task is not None:
+        spec["task"] = task
+        _fill_evaluation(spec["evaluation"], task)
     if "everySteps" not in spec["checkpoint"]:
         spec["checkpoint"].setdefault("everyEpochs", 1.0)
     spec["output"].setdefault("destination", job.destination)

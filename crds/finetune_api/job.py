@@ -4,39 +4,118 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, StringConstraints
 
-from finetune_api.base import DNS_1035_LABEL, Model, Rule, UniqueBy
+from finetune_api.base import DNS_1035_LABEL, DNS_SUBDOMAIN, Model, Rule, UniqueBy, not_yet_supported
 from finetune_api.checkpoint import Checkpoint, Output
 from finetune_api.data import Data
 from finetune_api.evaluation import Evaluation
 from finetune_api.model import ModelSource
 from finetune_api.modules import Module
 from finetune_api.names import API_VERSION, JOB_KIND, MAX_NAME, output_claim
-from finetune_api.resources import Resources, Retry, Runtime
+from finetune_api.resources import Resources, Retry
+from finetune_api.runtime import Runtime
 from finetune_api.sources import claims
 from finetune_api.status import JobStatus
 from finetune_api.training import Training
 
-Task = Literal["Contrastive", "SequenceClassification"]
+Task = Literal["Contrastive", "CausalLM", "SequenceClassification", "ImageClassification", "ImageTextToText", "Custom"]
+Entrypoint = Annotated[
+    str,
+    StringConstraints(
+        max_length=256, pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$"
+    ),
+]
+QueueName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=DNS_SUBDOMAIN)]
+JobName = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME, pattern=DNS_1035_LABEL)]
+Seconds = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
-ALWAYS_MUTABLE = ("suspend",)
+UNSUPPORTED_TASKS = ("ImageTextToText", "Custom")
+
+ALWAYS_MUTABLE = ("suspend", "activeDeadlineSeconds", "ttlSecondsAfterFinished")
 """Spec fields that may change at any time; the rest may until the first attempt."""
 
-DETERMINES_RESULT = ("model", "task", "data", "training", "evaluation", "modules", "unmatched", "checkpoint")
+DETERMINES_RESULT = (
+    "model",
+    "task",
+    "entrypoint",
+    "data",
+    "training",
+    "evaluation",
+    "modules",
+    "unmatched",
+    "checkpoint",
+)
 """Spec fields that the result depends on; two jobs that agree in them train the same model."""
+
+
+_EVALUATED = "has(self.data.validation) || has(self.data.fold)"
+_HAS_PLATEAU = (
+    "has(self.modules) && self.modules.exists(module, "
+    "has(module.schedule) && module.schedule.exists(phase, phase.type == 'Plateau'))"
+)
+_MICRO_BATCHES = (
+    "has(self.training) && has(self.training.microBatchSize) && "
+    "self.training.microBatchSize < (has(self.training.batchSize) ? self.training.batchSize : 32)"
+)
+
+
+def _is_evaluated(spec: JobSpec) -> bool:
+    return spec.data.validation is not None or spec.data.fold is not None
+
+
+def _has_plateau(spec: JobSpec) -> bool:
+    return any(phase.type == "Plateau" for module in spec.modules or () for phase in module.schedule or ())
+
+
+def _no_task_yet(task: str) -> Rule:
+    return not_yet_supported(
+        "task", f"task {task}", f"!has(self.task) || self.task != '{task}'", lambda it: it.task != task
+    )
 
 
 class JobSpec(Model):
     """What to train, on what, and how."""
 
+    rules = (
+        *map(_no_task_yet, UNSUPPORTED_TASKS),
+        Rule(
+            field="entrypoint",
+            message="entrypoint goes with task: Custom, and with no other",
+            cel="has(self.entrypoint) == (has(self.task) && self.task == 'Custom')",
+            holds=lambda it: (it.entrypoint is not None) == (it.task == "Custom"),
+        ),
+        Rule(
+            field="modules",
+            message="a Plateau schedule follows the evaluations: set data.validation or data.fold",
+            cel=f"{_EVALUATED} || !({_HAS_PLATEAU})",
+            holds=lambda it: _is_evaluated(it) or not _has_plateau(it),
+        ),
+        Rule(
+            field="evaluation.earlyStopping",
+            message="earlyStopping follows the evaluations: set data.validation or data.fold",
+            cel=f"{_EVALUATED} || !(has(self.evaluation) && has(self.evaluation.earlyStopping))",
+            holds=lambda it: _is_evaluated(it) or it.evaluation.early_stopping is None,
+        ),
+        not_yet_supported(
+            "training.microBatchSize",
+            "gradient caching; task Contrastive compares all samples of a batch: leave microBatchSize out",
+            f"!(has(self.task) && self.task == 'Contrastive' && {_MICRO_BATCHES})",
+            lambda it: (
+                it.task != "Contrastive"
+                or (it.training.micro_batch_size or it.training.batch_size) >= it.training.batch_size
+            ),
+        ),
+    )
+
     model: ModelSource
     """The model to start from."""
     task: Task | None = None
     """What the model learns to do (default: from the model's config)."""
+    entrypoint: Entrypoint | None = None
+    """`package.module:factory` of a task of your own."""
     data: Data
     """The data."""
     training: Training = Training()
@@ -57,8 +136,18 @@ class JobSpec(Model):
     """What the trainer pod runs."""
     retry: Retry = Retry()
     """What happens after a crash."""
+    stall_timeout_seconds: Annotated[int, Field(ge=30, le=1_000_000_000)] = 1800
+    """A trainer that gets nothing done for so long is ended, and retried."""
+    queue_name: QueueName | None = None
+    """LocalQueue of Kueue that admits the job."""
+    workload_priority_class_name: QueueName | None = None
+    """WorkloadPriorityClass of Kueue."""
     suspend: bool = False
     """Stop, with a checkpoint; go on when it is false again."""
+    active_deadline_seconds: Seconds | None = None
+    """Longest time that attempts may run, all together; after it the job has failed."""
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=1_000_000_000)] | None = None
+    """So long after the end its Jobs, pods and ConfigMaps are deleted; the FineTuneJob stays."""
 
     def content_hash(self) -> str:
         """SHA-256 (hex) of what determines the result."""
@@ -71,7 +160,7 @@ class Metadata(Model):
 
     model_config = ConfigDict(extra="ignore", strict=False)
 
-    name: str
+    name: JobName
     namespace: str | None = None
     uid: str | None = None
     generation: int = 1
@@ -84,15 +173,6 @@ class Metadata(Model):
 
 class FineTuneJob(Model):
     """One fine-tuning run."""
-
-    rules = (
-        Rule(
-            field="metadata.name",
-            message=f"metadata.name must be a DNS label that starts with a letter, of at most {MAX_NAME} characters",
-            cel=f"self.metadata.name.matches('{DNS_1035_LABEL}') && self.metadata.name.size() <= {MAX_NAME}",
-            holds=lambda it: bool(re.match(DNS_1035_LABEL, it.metadata.name)) and len(it.metadata.name) <= MAX_NAME,
-        ),
-    )
 
     api_version: Literal["finetune.dev/v1alpha1"] = API_VERSION
     kind: Literal["FineTuneJob"] = JOB_KIND
@@ -113,10 +193,11 @@ class FineTuneJob(Model):
 
     @property
     def claims(self) -> list[str]:
-        """Every claim the trainer needs, each once, the output's last."""
+        """Every claim that a source or the destination names, each once, the output's last."""
         data = self.spec.data
         validation = data.validation.source if data.validation else None
-        return claims([self.spec.model.source, data.train.source, validation, self.destination])
+        test = data.test.source if data.test else None
+        return claims([self.spec.model.source, data.train.source, validation, test, self.destination])
 
 
 def parse(document: dict[str, Any]) -> FineTuneJob:

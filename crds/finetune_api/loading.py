@@ -1,6 +1,6 @@
 """Reads manifests from files, and says what is wrong with them: file, line, field, value, expectation, nearest choice.
 
-YAML is read as version 1.2, where `2e-5` is a number, as it is for kubectl and Helm.
+YAML is read as kubectl reads it (`finetune_api.reading`).
 """
 
 from __future__ import annotations
@@ -9,23 +9,18 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from finetune_api.base import DNS_1035_LABEL, DNS_LABEL, DNS_SUBDOMAIN, LABEL_VALUE, QUALIFIED_NAME
 from finetune_api.job import FineTuneJob
 from finetune_api.names import GROUP, JOB_KIND
+from finetune_api.reading import Document, Key, ReadingError, read
 from finetune_api.settings import SettingError, apply_settings
-
-Key = str | int
 
 
 @dataclass(frozen=True)
@@ -72,6 +67,7 @@ class Verdict:
     line: int
     issues: tuple[Issue, ...] = ()
     skipped: str | None = None
+    namespace: str | None = None
 
 
 def load_job(path: Path, settings: Sequence[str] = ()) -> FineTuneJob:
@@ -84,7 +80,7 @@ def load_job(path: Path, settings: Sequence[str] = ()) -> FineTuneJob:
         SpecError: the file cannot be read, holds no FineTuneJob or several, or the job does not obey the language.
     """
     name = str(path)
-    every = _documents(_text(path), name)
+    every = list(_documents(_text(path), name))
     documents = [document for document in every if _kind(document) == JOB_KIND]
     if len(documents) != 1:
         kinds = ", ".join(f"a {_kind(document) or 'document without kind'}" for document in every)
@@ -92,22 +88,25 @@ def load_job(path: Path, settings: Sequence[str] = ()) -> FineTuneJob:
         raise SpecError([Issue("", f"expected one {JOB_KIND}, found {found}", file=name)])
     document = documents[0]
     try:
-        apply_settings(document, list(settings))
+        apply_settings(document.value, list(settings))
     except SettingError as error:
         raise SpecError([Issue("", str(error))]) from None
     issues = _issues(document, name)
     if issues:
         raise SpecError(issues)
-    return FineTuneJob.model_validate(_plain(document))
+    return FineTuneJob.model_validate(document.value)
 
 
 def check_file(text: str, name: str) -> list[Verdict]:
-    """Judge every document of a file; documents of other kinds are skipped with a word."""
+    """Judge every document of a file, and every item of a List; other kinds are skipped with a word."""
+    template = _template_issue(text, name)
     try:
-        return [_verdict(document, name) for document in _documents(text, name)]
+        verdicts = [_verdict(document, name) for document in _documents(text, name)]
     except SpecError as error:
-        line = error.issues[0].line or 1
-        return [Verdict("", "", line, error.issues)]
+        return [Verdict("", "", error.issues[0].line or 1, (template,) if template else error.issues)]
+    if template and any(verdict.issues for verdict in verdicts):
+        return [Verdict("", "", template.line or 1, (template,))]
+    return verdicts
 
 
 def nearest(word: str, choices: Sequence[str]) -> str | None:
@@ -129,59 +128,86 @@ def _text(path: Path) -> str:
         raise SpecError([Issue("", "is not UTF-8 text", file=str(path))]) from None
 
 
-def _documents(text: str, name: str) -> list[Any]:
-    yaml = YAML(typ="rt")
-    yaml.preserve_quotes = True
+def _documents(text: str, name: str) -> Iterator[Document]:
+    """The documents of a file, those within Lists one by one."""
     try:
-        return [document for document in yaml.load_all(StringIO(text)) if document is not None]
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        problem = "duplicate key" if isinstance(error, DuplicateKeyError) else "not valid YAML"
-        detail = str(error.problem or "").split("\n")[0]
-        line, column = (mark.line + 1, mark.column + 1) if mark else (None, None)
-        raise SpecError([Issue("", f"{problem}: {detail}", file=name, line=line, column=column)]) from None
-    except (YAMLError, ValueError) as error:
-        raise SpecError([Issue("", f"not valid YAML: {str(error).splitlines()[0]}", file=name)]) from None
+        documents = read(text)
+    except ReadingError as error:
+        line, column = error.place or (None, None)
+        raise SpecError([Issue("", str(error), file=name, line=line, column=column)]) from None
+    for document in documents:
+        if _kind(document).endswith("List") and isinstance(items := document.value.get("items"), list):
+            yield from (document.part("items", position) for position in range(len(items)))
+        else:
+            yield document
 
 
-def _kind(document: Any) -> str:
-    return str(document.get("kind", "")) if isinstance(document, dict) else ""
+def _template_issue(text: str, name: str) -> Issue | None:
+    """What to say of a file of Helm's or the like, should it turn out to be no manifest."""
+    before, braces, _ = text.partition("{{")
+    if not braces:
+        return None
+    message = "{{ belongs to a template: render it first, e.g. helm template CHART | finetune validate -"
+    column = len(before) - before.rfind("\n")
+    return Issue("", message, file=name, line=before.count("\n") + 1, column=column)
 
 
-def _verdict(document: Any, name: str) -> Verdict:
-    line = document.lc.line + 1 if isinstance(document, CommentedMap | CommentedSeq) else 1
-    kind = _kind(document)
-    if not isinstance(document, dict):
-        return Verdict(kind, "", line, (Issue("", "expected a mapping", document, file=name, line=line),))
-    metadata = document.get("metadata")
-    label = str(metadata.get("name", "")) if isinstance(metadata, dict) else ""
-    group = str(document.get("apiVersion", "")).partition("/")[0]
-    if kind != JOB_KIND and group != GROUP:
+def _kind(document: Document) -> str:
+    return str(document.value.get("kind", "")) if isinstance(document.value, dict) else ""
+
+
+def _verdict(document: Document, name: str) -> Verdict:
+    line, column = document.place()
+    kind, body = _kind(document), document.value
+    if not isinstance(body, dict):
+        issue = Issue("", f"{_show(body)}: expected a mapping", body, file=name, line=line, column=column)
+        return Verdict(kind, "", line, (issue,))
+    metadata = body.get("metadata")
+    label, namespace = (metadata.get("name"), metadata.get("namespace")) if isinstance(metadata, dict) else (None, None)
+    issues: tuple[Issue, ...] = ()
+    skipped = None
+    if kind == JOB_KIND or str(body.get("apiVersion", "")).partition("/")[0] == GROUP:
+        issues = tuple(_issues(document, name))
+    else:
         skipped = f"not a {JOB_KIND}" + (f" but a {kind}" if kind else ": it has no kind")
-        return Verdict(kind, label, line, skipped=skipped)
-    return Verdict(kind, label, line, tuple(_issues(cast(CommentedMap, document), name)))
+    return Verdict(kind, str(label or ""), line, issues, skipped, str(namespace) if namespace else None)
 
 
-def _issues(document: CommentedMap, name: str) -> list[Issue]:
+def _issues(document: Document, name: str) -> list[Issue]:
     """Everything wrong with one FineTuneJob, in the order of the file."""
-    found = list(_misread_scalars(document, name))
+    found = [_placed(document, name, keys, message) for keys, message in document.ambiguous]
     try:
-        FineTuneJob.model_validate(_plain(document))
+        FineTuneJob.model_validate(document.value)
     except ValidationError as error:
-        found += [_issue(details, document, name) for details in error.errors()]
+        ambiguous = {issue.path for issue in found}
+        further = (_issue(details, document, name) for details in error.errors())
+        found += [issue for issue in further if issue.path not in ambiguous]
     return sorted(found, key=lambda issue: (issue.line or 0, issue.column or 0))
 
 
-def _issue(details: ErrorDetails, document: CommentedMap, name: str) -> Issue:
+def _issue(details: ErrorDetails, document: Document, name: str) -> Issue:
     keys, owner = _resolve(details["loc"])
     message, suggestion = _words(details, keys, owner)
     if details["type"].startswith("union_tag"):
         keys = [*keys, "type"]
     if details["type"] == "rule":
         keys = [*keys, *_keys(details["ctx"]["field"])]
-    line, column = _position(document, keys)
-    value = None if details["type"] in ("missing", "rule", "union_tag_not_found") else _plain(details["input"])
-    return Issue(_path(keys), message, value, suggestion, name, line, column)
+    return _placed(document, name, tuple(keys), message, suggestion)
+
+
+def _placed(document: Document, name: str, keys: tuple[Key, ...], message: str, suggestion: str | None = None) -> Issue:
+    line, column = document.place(keys)
+    return Issue(_path(keys), message, _value(document.value, keys), suggestion, name, line, column)
+
+
+def _value(node: Any, keys: Sequence[Key]) -> Any:
+    """What stands at a path; None where nothing does."""
+    for key in keys:
+        try:
+            node = node[key]
+        except (LookupError, TypeError):
+            return None
+    return node
 
 
 def _words(details: ErrorDetails, keys: list[Key], owner: type[BaseModel] | None) -> tuple[str, str | None]:
@@ -201,22 +227,32 @@ def _words(details: ErrorDetails, keys: list[Key], owner: type[BaseModel] | None
     if kind == "rule":
         return str(context["message"]), None
     if kind == "string_pattern_mismatch":
-        return f"{_show(value)} is not of the form {_form(str(context['pattern']))}", None
+        form = form_of(str(context["pattern"]))
+        return f"{_show(value)} is not {'' if form.startswith('a ') else 'of the form '}{form}", None
     expectation = details["msg"].replace("Input should be", "expected").replace("Input", "value")
     return f"{_show(value)}: {expectation[0].lower()}{expectation[1:]}", None
 
 
-def _form(pattern: str) -> str:
+_FORMS = {
+    DNS_1035_LABEL: "a name of lower-case letters, digits and '-', from a letter on",
+    DNS_LABEL: "a name of lower-case letters, digits and '-'",
+    DNS_SUBDOMAIN: "a name of lower-case letters, digits, '-' and '.'",
+    QUALIFIED_NAME: "a label's name, e.g. kubernetes.io/arch",
+    LABEL_VALUE: "a label's value: letters, digits, '-', '_' and '.'",
+}
+
+
+def form_of(pattern: str) -> str:
     """What a pattern means, for the patterns that have a name."""
     if "hf://" in pattern:
         return "hf://org/repo or pvc://claim/path"
     if "pvc://" in pattern:
         return "pvc://claim/path"
-    return pattern
+    return _FORMS.get(pattern, pattern)
 
 
 def _show(value: object) -> str:
-    text = repr(_plain(value))
+    text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -280,61 +316,3 @@ def _keys(field: str) -> list[Key]:
 def _path(keys: Sequence[Key]) -> str:
     """`spec.modules[1].optimizer` from its keys."""
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")
-
-
-def _position(document: Any, keys: Sequence[Key]) -> tuple[int | None, int | None]:
-    """Line and column of a field, or of the nearest thing around it that is there."""
-    line, column = document.lc.line, document.lc.col
-    node = document
-    for key in keys:
-        if isinstance(node, CommentedMap) and key in node:
-            line, column = node.lc.key(key) if key in (node.lc.data or {}) else (line, column)
-        elif isinstance(node, CommentedSeq) and isinstance(key, int) and key < len(node):
-            line, column = node.lc.item(key) if key in (node.lc.data or {}) else (line, column)
-        else:
-            break
-        node = node[key]
-    return line + 1, column + 1
-
-
-_BOOLEAN_1_1 = re.compile(r"^(y|Y|yes|Yes|YES|n|N|no|No|NO|on|On|ON|off|Off|OFF)$")
-_OCTAL_1_1 = re.compile(r"^[-+]?0[0-7_]+$")
-
-
-def _misread_scalars(document: CommentedMap, name: str) -> Iterator[Issue]:
-    """Plain scalars that kubectl (YAML 1.1) and this reader (YAML 1.2) take for different things."""
-    for keys, value, raw in _scalars(document, []):
-        what = "a boolean" if _BOOLEAN_1_1.match(raw) else "an octal number" if _OCTAL_1_1.match(raw) else None
-        if what:
-            line, column = _position(document, keys)
-            yield Issue(
-                _path(keys), f"kubectl reads {raw} as {what}; quote it: {raw!r}", value, None, name, line, column
-            )
-
-
-def _scalars(node: Any, keys: list[Key]) -> Iterator[tuple[list[Key], object, str]]:
-    """Plain (unquoted) scalars with their text as written."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            yield from _scalars(value, [*keys, str(key)])
-    elif isinstance(node, list):
-        for position, value in enumerate(node):
-            yield from _scalars(value, [*keys, position])
-    elif type(node) is str:
-        yield keys, node, node
-    elif type(node).__name__ == "ScalarInt" and getattr(node, "_width", None):
-        yield keys, int(node), str(node).zfill(node._width)
-
-
-def _plain(node: Any) -> Any:
-    """The document without ruamel's own types, so that strict validation sees what a JSON reader would."""
-    if isinstance(node, dict):
-        return {str(key): _plain(value) for key, value in node.items()}
-    if isinstance(node, list | tuple):
-        return [_plain(item) for item in node]
-    if isinstance(node, bool) or node is None:
-        return node
-    for plain in (int, float, str):
-        if isinstance(node, plain):
-            return plain(node)
-    return node if isinstance(node, BaseModel) else str(node)

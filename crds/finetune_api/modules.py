@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from finetune_api.base import DNS_LABEL, Count, Epochs, Model, NonNegative, Rule, at_most_one
+from finetune_api.base import DNS_LABEL, Count, Epochs, Model, NonNegative, Rule, at_most_one, not_yet_supported
 from finetune_api.optimizers import Optimizer
 from finetune_api.schedules import Phase
 
@@ -21,6 +21,21 @@ class Regularization(Model):
     """Strength of the L1 penalty."""
     l2: NonNegative = 0.0
     """Strength of the L2 penalty."""
+
+
+class Adapter(Model):
+    """Small trainable weights beside the module's own, which stay as they are."""
+
+    type: Literal["LoRA", "DoRA"]
+    """LoRA (arXiv 2106.09685) or DoRA (arXiv 2402.09353)."""
+    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Rank of the update."""
+    alpha: Annotated[float, Field(gt=0, le=65_536)] | None = None
+    """The update is multiplied by alpha / rank (default: the rank)."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout before the update."""
+    target_modules: Annotated[list[Glob], Field(min_length=1, max_length=64)] | None = None
+    """Globs over the layers that are adapted (default: every linear layer)."""
 
 
 class Freeze(Model):
@@ -97,6 +112,7 @@ class Module(Model):
             holds=lambda it: it.frozen or it.optimizer is not None,
         ),
         _LAST_ONLY,
+        not_yet_supported("adapter", "adapter", "!has(self.adapter)", lambda it: it.adapter is None),
         *map(_not_when_frozen, ("optimizer", "schedule", "regularization", "freeze")),
     )
 
@@ -120,3 +136,5 @@ class Module(Model):
     """Largest gradient norm over this module."""
     freeze: Freeze | None = None
     """Freeze and thaw at a step or an epoch."""
+    adapter: Adapter | None = None
+    """Train an adapter in place of the module's own weights."""

@@ -18,6 +18,9 @@ ATTEMPT_LABEL: Final = f"{GROUP}/attempt"
 MANAGED_BY: Final = {"app.kubernetes.io/managed-by": "finetune-operator"}
 TRAINER_CONTAINER: Final = "trainer"
 
+QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
+QUEUE_PRIORITY_LABEL: Final = "kueue.x-k8s.io/priority-class"
+
 SPEC_KEY: Final = "job.json"
 SPEC_DIR: Final = "/etc/finetune"
 CLAIMS_DIR: Final = "/claims"
@@ -27,6 +30,11 @@ TERMINATION_LOG: Final = "/dev/termination-log"
 ATTEMPT_ENV: Final = "FINETUNE_ATTEMPT"
 METRICS_PORT: Final = 9090
 METRICS_PORT_NAME: Final = "metrics"
+
+CACHE_DIR: Final = "/cache"
+"""Where `runtime.cacheClaim` is mounted."""
+RESERVED_DIRS: Final = (CLAIMS_DIR, SPEC_DIR, SCRATCH_DIR, CACHE_DIR, "/tmp", "/dev", "/proc", "/sys")  # noqa: S108
+"""Folders that `runtime.volumes` must leave alone."""
 
 CHECKPOINTS_FOLDER: Final = ".checkpoints"
 

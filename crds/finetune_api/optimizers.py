@@ -89,4 +89,83 @@ class RMSprop(_Optimizer):
     """Normalize by the estimated variance of the gradient."""
 
 
-Optimizer = Annotated[SGD | Adam | AdamW | RMSprop, Field(discriminator="type")]
+class Adagrad(_Optimizer):
+    """Adagrad (torch.optim.Adagrad, JMLR 12, 2011); its `lr_decay` is a schedule's affair."""
+
+    type: Literal["Adagrad"]
+    initial_accumulator_value: NonNegative = 0.0
+    """Where the sums of squared gradients start."""
+    epsilon: Epsilon = 1e-10
+    """Added to the denominator."""
+
+
+class Adafactor(_Optimizer):
+    """Adafactor: the second moment as row and column means, and no first (torch.optim.Adafactor, arXiv 1804.04235).
+
+    As in torch, a step is the smaller of the rate and 1/√t, times the root mean square of the parameter (at least
+    0.001), t counted from the thaw: a rate above 1/√t has no effect, and rates of AdamW are too small. Weight decay
+    is decoupled, and follows the rate alone.
+    """
+
+    type: Literal["Adafactor"]
+    beta2_decay: Annotated[float, Field(ge=-1, le=0, alias="beta2Decay")] = -0.8
+    """Decay of the second moment at step t is 1 - t^beta2Decay, t counted from 1."""
+    d: Annotated[float, Field(ge=1, le=1_000_000)] = 1.0
+    """Clipping threshold: the root mean square of an update is brought down to it."""
+
+
+class NAdam(_Optimizer):
+    """Adam with Nesterov momentum (torch.optim.NAdam)."""
+
+    type: Literal["NAdam"]
+    beta1: Momentum = 0.9
+    """Decay of the first moment, in [0, 1)."""
+    beta2: Momentum = 0.999
+    """Decay of the second moment, in [0, 1)."""
+    epsilon: Epsilon = 1e-8
+    """Added to the denominator."""
+    momentum_decay: NonNegative = 0.004
+    """Decay of the momentum."""
+    decoupled_weight_decay: bool = False
+    """Weight decay as in AdamW."""
+
+
+class RAdam(_Optimizer):
+    """Rectified Adam (torch.optim.RAdam, arXiv 1908.03265)."""
+
+    type: Literal["RAdam"]
+    beta1: Momentum = 0.9
+    """Decay of the first moment, in [0, 1)."""
+    beta2: Momentum = 0.999
+    """Decay of the second moment, in [0, 1)."""
+    epsilon: Epsilon = 1e-8
+    """Added to the denominator."""
+    decoupled_weight_decay: bool = False
+    """Weight decay as in AdamW."""
+
+
+class Muon(_Optimizer):
+    """Momentum, made orthogonal by Newton-Schulz steps (torch.optim.Muon); for matrices only.
+
+    Biases and norms go to a module with another optimizer, and so should embeddings and the head: they are matrices,
+    but tables of vectors rather than maps, for which its authors use AdamW.
+    """
+
+    type: Literal["Muon"]
+    weight_decay: NonNegative = 0.1
+    """Decoupled weight decay."""
+    momentum: Momentum = 0.95
+    """Momentum, in [0, 1)."""
+    nesterov: bool = True
+    """Nesterov momentum."""
+    epsilon: Epsilon = 1e-7
+    """Added to the denominator."""
+    ns_steps: Annotated[int, Field(ge=1, le=99)] = 5
+    """Newton-Schulz steps."""
+    adjust_lr_fn: Literal["original", "match_rms_adamw", "spectral_unclamped"] | None = None
+    """How the rate follows a matrix's shape (original when left out); match_rms_adamw: rates and decays as AdamW's."""
+
+
+Optimizer = Annotated[
+    SGD | Adam | AdamW | RMSprop | Adagrad | Adafactor | NAdam | RAdam | Muon, Field(discriminator="type")
+]

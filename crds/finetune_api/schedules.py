@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -129,6 +129,12 @@ class StepDecay(_Phase):
             cel=f"{cel_count('everySteps', 'everyEpochs', 'milestones')} == 1",
             holds=exactly_one("every_steps", "every_epochs", "milestones"),
         ),
+        Rule(
+            field="factor",
+            message="a StepDecay's factor is at most 1: above it, many drops are more than a number can hold",
+            cel="!has(self.factor) || self.factor <= 1.0",
+            holds=lambda it: it.factor_ <= 1,
+        ),
     )
     type: Literal["StepDecay"]
     factor_: Annotated[Factor, Field(alias="factor")]
@@ -197,9 +203,96 @@ class CosineAnnealing(_Phase):
         return k, length
 
 
+class LinearDecay(_Phase):
+    """f(k) = e + (1 - e)(1 - k/n), as transformers' linear schedule."""
+
+    rules = (_ONE_DURATION,)
+    type: Literal["LinearDecay"]
+    end_factor: Portion = 0.0
+    """Factor after the last step."""
+
+    def factor(self, k: int, n: int, steps_per_epoch: int) -> float:
+        return self.end_factor + (1.0 - self.end_factor) * (1.0 - k / n)
+
+
+class PolynomialDecay(_Phase):
+    """f(k) = e + (1 - e)(1 - k/n)^power, as transformers' polynomial schedule."""
+
+    rules = (_ONE_DURATION,)
+    type: Literal["PolynomialDecay"]
+    end_factor: Portion = 0.0
+    """Factor after the last step."""
+    power: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """Above 1 it falls faster at first, below 1 faster at the end."""
+
+    def factor(self, k: int, n: int, steps_per_epoch: int) -> float:
+        return float(self.end_factor + (1.0 - self.end_factor) * (1.0 - k / n) ** self.power)
+
+
+class InverseSqrt(_Phase):
+    """f(k) = 1/√(1 + k/timescale), as transformers' inverse square root schedule after its warm-up."""
+
+    rules = (_ONE_DURATION,)
+    type: Literal["InverseSqrt"]
+    timescale_steps: Count = 10_000
+    """After so many steps the rate is down to 1/√2."""
+
+    def factor(self, k: int, n: int, steps_per_epoch: int) -> float:
+        return 1.0 / math.sqrt(1.0 + k / self.timescale_steps)
+
+
+class Plateau(_Phase):
+    """f = factor^(times the metric stopped getting better), as torch's ReduceLROnPlateau with an absolute threshold.
+
+    The metric and its direction are those of `evaluation`; evaluations before the phase began do not count.
+    """
+
+    rules = (
+        _ONE_DURATION,
+        Rule(
+            field="factor",
+            message="a Plateau's factor is below 1: each drop lowers the rate",
+            cel="!has(self.factor) || self.factor < 1.0",
+            holds=lambda it: it.factor_ < 1,
+        ),
+    )
+    type: Literal["Plateau"]
+    factor_: Annotated[Factor, Field(alias="factor")] = 0.1
+    """Factor at each drop."""
+    patience: Annotated[int, Field(ge=0, le=10_000)] = 10
+    """So many evaluations in a row may be no better than the best; the next one drops the rate."""
+    min_delta: NonNegative = 0.0
+    """Smallest change that counts as better."""
+
+    def factor(self, k: int, n: int, steps_per_epoch: int) -> float:
+        return self.factor_after([])
+
+    def factor_after(self, values: Sequence[float]) -> float:
+        """The factor after evaluations in this phase gave these values of the metric; lower is better."""
+        best, waited, drops = math.inf, 0, 0
+        for value in values:
+            best, waited = (value, 0) if value < best - self.min_delta else (best, waited + 1)
+            if waited > self.patience:
+                drops, waited = drops + 1, 0
+        return float(self.factor_**drops)
+
+
 Phase = Annotated[
-    Constant | Warmup | TimeDecay | StepDecay | ExponentialDecay | CosineAnnealing, Field(discriminator="type")
+    Constant
+    | Warmup
+    | TimeDecay
+    | StepDecay
+    | ExponentialDecay
+    | CosineAnnealing
+    | LinearDecay
+    | PolynomialDecay
+    | InverseSqrt
+    | Plateau,
+    Field(discriminator="type"),
 ]
+
+Judgement = tuple[int, float]
+"""An evaluation: the step of the module's clock it came after, and the metric's value; lower is better."""
 
 
 @dataclass(frozen=True)
@@ -214,14 +307,24 @@ class Schedule:
     phases: tuple[tuple[_Phase, int], ...]
     steps_per_epoch: int
 
-    def factor(self, step: int) -> float:
-        """The factor on the base rate at `step` of the module's clock; the last value holds beyond the end."""
+    def factor(self, step: int, judgements: Iterable[Judgement] = ()) -> float:
+        """The factor on the base rate at `step` of the module's clock; the last value holds beyond the end.
+
+        Args:
+            judgements: the evaluations so far, which a Plateau follows; without any it is flat.
+        """
+        begin = 0
         for phase, length in self.phases[:-1]:
-            if step < length:
-                return phase.factor(step, length, self.steps_per_epoch)
-            step -= length
+            if step < begin + length:
+                return self._factor(phase, length, begin, step, judgements)
+            begin += length
         phase, length = self.phases[-1]
-        return phase.factor(min(step, length - 1), length, self.steps_per_epoch)
+        return self._factor(phase, length, begin, min(step, begin + length - 1), judgements)
+
+    def _factor(self, phase: _Phase, length: int, begin: int, step: int, judgements: Iterable[Judgement]) -> float:
+        if isinstance(phase, Plateau):
+            return phase.factor_after([value for when, value in judgements if begin < when <= step])
+        return phase.factor(step - begin, length, self.steps_per_epoch)
 
 
 def lay_out(phases: Sequence[_Phase], total: int, steps_per_epoch: int) -> Schedule:

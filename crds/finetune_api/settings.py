@@ -6,11 +6,9 @@ A path walks the manifest's own words from `spec` on; list items are named by th
 
 from __future__ import annotations
 
-from io import StringIO
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from finetune_api.reading import ReadingError, read
 
 
 class SettingError(ValueError):
@@ -65,8 +63,9 @@ def _position(items: list[Any], key: str, setting: str) -> int:
 
 
 def _scalar(text: str) -> object:
-    """The value as YAML 1.2 reads it: `1e-4` is a number, `true` a boolean, `[a, b]` a list."""
+    """The value as it would be read from a file: `1e-4` is a number, `true` a boolean, `[a, b]` a list."""
     try:
-        return YAML(typ="safe").load(StringIO(text))
-    except YAMLError:
+        documents = read(text)
+    except ReadingError:
         return text
+    return documents[0].value if documents else None

@@ -126,7 +126,7 @@ class Attempt(Observed):
     """When it ended."""
     reason: Reason | None = None
     """How it ended, in one word."""
-    exit_code: int | None = None
+    exit_code: Number | None = None
     """Exit code of the trainer."""
     oom_killed: bool | None = None
     """Killed for using more memory than its limit."""
@@ -151,6 +151,12 @@ class JobStatus(Observed):
     """When the first attempt started."""
     completion_time: datetime | None = None
     """When the job ended."""
+    active_seconds: Annotated[int, Field(ge=0, le=9_007_199_254_740_991)] | None = None
+    """How long attempts have run, all together, up to `activeSince`."""
+    active_since: datetime | None = None
+    """Since when the present attempt has run without a break; none while nothing runs."""
+    cleanup_time: datetime | None = None
+    """When its Jobs, pods and ConfigMaps were deleted, after `ttlSecondsAfterFinished`."""
     spec_hash: Text | None = None
     """Hash of what determines the result."""
     progress: Progress | None = None

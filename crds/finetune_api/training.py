@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from finetune_api.base import Count, Epochs, Model, Rule, Seed, at_most_one
+from finetune_api.base import Count, Epochs, Model, Rule, Seed, at_most_one, not_yet_supported
 
 Precision = Literal["Auto", "FP32", "BF16", "FP16"]
 BatchSize = Annotated[int, Field(ge=1, le=16_777_216)]
@@ -28,6 +28,7 @@ class Training(Model):
             cel="!has(self.microBatchSize) || (has(self.batchSize) ? self.batchSize : 32) % self.microBatchSize == 0",
             holds=lambda it: it.micro_batch_size is None or it.batch_size % it.micro_batch_size == 0,
         ),
+        not_yet_supported("compile", "compile", "!has(self.compile) || !self.compile", lambda it: not it.compile),
     )
 
     epochs: Epochs | None = None
@@ -46,3 +47,7 @@ class Training(Model):
     """Seed of everything random: shuffling, dropout, fresh weights."""
     deterministic: bool = False
     """Only deterministic algorithms: bit-exact on a GPU too, and slower."""
+    compile: bool = False
+    """Compile the model (torch.compile)."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""

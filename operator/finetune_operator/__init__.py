@@ -8,7 +8,7 @@ What it asks of the API server, and no more; the chart grants exactly this:
     batch                 jobs                     get, list, watch, create, delete    watched namespaces
     (core)                pods                     list, watch                         watched namespaces
     (core)                persistentvolumeclaims   get, create                         watched namespaces
-    (core)                configmaps               get, create                         watched namespaces
+    (core)                configmaps               get, create, delete                 watched namespaces
     events.k8s.io         events                   create                              watched namespaces
     coordination.k8s.io   leases                   get, create, update                 its own namespace
 

@@ -30,6 +30,9 @@ def operate(  # noqa: PLR0917 typer calls it by name
     lease_namespace: Annotated[
         str | None, typer.Option(envvar="POD_NAMESPACE", help="Namespace of the Lease. Default: the pod's own.")
     ] = None,
+    lease_name: Annotated[
+        str, typer.Option(help="Name of the Lease: operators that share it take turns.")
+    ] = "finetune-operator",
     metrics_port: Annotated[int, typer.Option(help="Port of /metrics.")] = 8080,
     health_port: Annotated[int, typer.Option(help="Port of /healthz and /readyz.")] = 8081,
     debug: Annotated[bool, typer.Option(help="Log more.")] = False,
@@ -42,6 +45,7 @@ def operate(  # noqa: PLR0917 typer calls it by name
             namespaces=namespace or settings.watch_namespaces,
             leader_elect=leader_elect,
             lease_namespace=lease_namespace or _own_namespace(),
+            lease_name=lease_name,
             metrics_port=metrics_port,
             health_port=health_port,
         )

@@ -95,7 +95,7 @@ async def _delete(delete: Delete, job: ObservedJob, cluster: Cluster) -> None:
     """Without a propagation policy the pods of a deleted Job would go on training."""
     options = {"propagationPolicy": "Background", "preconditions": {"uid": delete.uid}}
     try:
-        await cluster.delete(path_of("jobs", job.key.namespace, delete.name), options)
+        await cluster.delete(path_of(delete.resource, job.key.namespace, delete.name), options)
     except ApiError as error:
         if not (error.not_found or error.conflict):
             raise

@@ -11,19 +11,22 @@ from typing import Any
 
 from kubernetes.utils.quantity import parse_quantity
 
-from finetune_api.base import Quantity
+from finetune_api.base import Model, Quantity
 from finetune_api.exits import PERMANENT
 from finetune_api.job import FineTuneJob
 from finetune_api.names import (
     API_VERSION,
     ATTEMPT_ENV,
     ATTEMPT_LABEL,
+    CACHE_DIR,
     CLAIMS_DIR,
     JOB_KIND,
     JOB_LABEL,
     MANAGED_BY,
     METRICS_PORT,
     METRICS_PORT_NAME,
+    QUEUE_LABEL,
+    QUEUE_PRIORITY_LABEL,
     SCRATCH_DIR,
     SPEC_DIR,
     SPEC_KEY,
@@ -94,12 +97,15 @@ def prepare_configmap(job: ObservedJob, number: int) -> Manifest:
 def prepare_job(job: ObservedJob, document: FineTuneJob, number: int, config: Config) -> Manifest:
     """The Indexed Job of one attempt: it never retries by itself, for a retry is an attempt of its own."""
     nodes = document.spec.resources.nodes
-    labels = _labels(job, number)
+    metadata = _metadata(job, number)
+    metadata["labels"] |= _queue_labels(document)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": _metadata(job, number),
+        "metadata": metadata,
         "spec": {
+            # A queue says when a Job may begin; without this a pod could start before the queue has heard of it.
+            "suspend": document.spec.queue_name is not None,
             "completionMode": "Indexed",
             "completions": nodes,
             "parallelism": nodes,
@@ -107,7 +113,7 @@ def prepare_job(job: ObservedJob, document: FineTuneJob, number: int, config: Co
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": _pod_failure_policy(),
             "template": {
-                "metadata": {"labels": labels},
+                "metadata": {"labels": _labels(job, number)},
                 "spec": _pod(document, attempt_name(job.key.name, number), number, config),
             },
         },
@@ -127,8 +133,18 @@ def _pod_failure_policy() -> Manifest:
     }
 
 
+def _queue_labels(document: FineTuneJob) -> dict[str, str]:
+    """What Kueue goes by; on the Job only, for on its pods they would ask for a place of their own."""
+    asked = {
+        QUEUE_LABEL: document.spec.queue_name,
+        QUEUE_PRIORITY_LABEL: document.spec.workload_priority_class_name,
+    }
+    return {label: value for label, value in asked.items() if value is not None}
+
+
 def _pod(document: FineTuneJob, configmap: str, number: int, config: Config) -> Manifest:
-    trainer = config.trainer
+    runtime, trainer = document.spec.runtime, config.trainer
+    group = runtime.fs_group or trainer.fs_group
     return {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
@@ -136,15 +152,36 @@ def _pod(document: FineTuneJob, configmap: str, number: int, config: Config) -> 
         "terminationGracePeriodSeconds": trainer.termination_grace_period_seconds,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": trainer.run_as_user,
-            "runAsGroup": trainer.fs_group,
-            "fsGroup": trainer.fs_group,
+            "runAsUser": runtime.run_as_user or trainer.run_as_user,
+            "runAsGroup": group,
+            "fsGroup": group,
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [_container(document, number, config)],
         "volumes": _volumes(document, configmap, config),
+        **_placement(document, config),
     }
+
+
+def _placement(document: FineTuneJob, config: Config) -> Manifest:
+    """Where the pod runs and as whom; where the administrator speaks too, he has the last word."""
+    job, admin = document.spec.runtime, config.trainer
+    secrets = {it.name: it.manifest() for it in (*job.image_pull_secrets, *admin.image_pull_secrets)}
+    wanted: Manifest = {
+        "imagePullSecrets": list(secrets.values()),
+        "nodeSelector": {**(job.node_selector or {}), **admin.node_selector},
+        "tolerations": [it.manifest() for it in (*job.tolerations, *admin.tolerations)],
+        "affinity": {**_manifest(job.affinity), **_manifest(admin.affinity)},
+        "priorityClassName": admin.priority_class_name or job.priority_class_name,
+        "schedulerName": admin.scheduler_name or job.scheduler_name,
+        "serviceAccountName": admin.service_account_name or job.service_account_name,
+    }
+    return {field: value for field, value in wanted.items() if value}
+
+
+def _manifest(model: Model | None) -> Manifest:
+    return model.manifest() if model is not None else {}
 
 
 def _container(document: FineTuneJob, number: int, config: Config) -> Manifest:
@@ -155,6 +192,8 @@ def _container(document: FineTuneJob, number: int, config: Config) -> Manifest:
         "imagePullPolicy": runtime.image_pull_policy or config.trainer.image_pull_policy,
         "command": _command(number),
         "env": _environment(document, number, config),
+        # Kubernetes hears the last here too.
+        "envFrom": [it.manifest() for it in (*runtime.env_from, *config.trainer.env_from)],
         "ports": [{"name": METRICS_PORT_NAME, "containerPort": METRICS_PORT}],
         "resources": _resources(document, config),
         "securityContext": {
@@ -180,7 +219,8 @@ def _command(number: int) -> list[str]:
 
 def _environment(document: FineTuneJob, number: int, config: Config) -> list[Manifest]:
     """Ours, then the job's, then the administrator's: where several speak, the last is heard."""
-    ours = {"HOME": SCRATCH_DIR, "HF_HOME": f"{SCRATCH_DIR}/huggingface", "TMPDIR": TEMPORARY_DIR}
+    downloads = CACHE_DIR if document.spec.runtime.cache_claim else SCRATCH_DIR
+    ours = {"HOME": SCRATCH_DIR, "HF_HOME": f"{downloads}/huggingface", "TMPDIR": TEMPORARY_DIR}
     ours |= _threads(document, config)
     variables: dict[str, Manifest] = {name: {"name": name, "value": value} for name, value in ours.items()}
     for variable in (*(it.manifest() for it in document.spec.runtime.env), *config.trainer.env):
@@ -218,26 +258,40 @@ def _volumes(document: FineTuneJob, configmap: str, config: Config) -> list[Mani
         {"name": "scratch", "emptyDir": {}},
         {"name": "tmp", "emptyDir": {}},
         {"name": "shared-memory", "emptyDir": memory},
-        *(
-            {"name": f"claim-{position}", "persistentVolumeClaim": {"claimName": claim}}
-            for position, claim in enumerate(document.claims)
-        ),
+        *({"name": name, "persistentVolumeClaim": {"claimName": claim}} for claim, name in _claims(document).items()),
     ]
 
 
+def mounted_claims(document: FineTuneJob) -> list[str]:
+    """Every claim that the pod mounts, each once."""
+    runtime = document.spec.runtime
+    cache = [runtime.cache_claim] if runtime.cache_claim else []
+    return list(dict.fromkeys([*document.claims, *(it.claim for it in runtime.volumes), *cache]))
+
+
+def _claims(document: FineTuneJob) -> dict[str, str]:
+    """The volume of each claim: one that is used in several ways is still one volume."""
+    return {claim: f"claim-{position}" for position, claim in enumerate(mounted_claims(document))}
+
+
 def _mounts(document: FineTuneJob) -> list[Manifest]:
-    """Only the claim that takes the result can be written to."""
+    """Of the job's own claims only the one that takes the result can be written to."""
     written = claims([document.destination])
-    return [
+    volumes, runtime = _claims(document), document.spec.runtime
+    mounts: list[Manifest] = [
         {"name": "job", "mountPath": SPEC_DIR, "readOnly": True},
         {"name": "scratch", "mountPath": SCRATCH_DIR},
         {"name": "tmp", "mountPath": TEMPORARY_DIR},
         {"name": "shared-memory", "mountPath": SHARED_MEMORY_DIR},
         *(
-            {"name": f"claim-{position}", "mountPath": f"{CLAIMS_DIR}/{claim}", "readOnly": claim not in written}
-            for position, claim in enumerate(document.claims)
+            {"name": volumes[claim], "mountPath": f"{CLAIMS_DIR}/{claim}", "readOnly": claim not in written}
+            for claim in document.claims
         ),
+        *({"name": volumes[it.claim], "mountPath": it.mount_path, "readOnly": it.read_only} for it in runtime.volumes),
     ]
+    if runtime.cache_claim:
+        mounts.append({"name": volumes[runtime.cache_claim], "mountPath": CACHE_DIR})
+    return mounts
 
 
 def _labels(job: ObservedJob, number: int) -> dict[str, str]:

@@ -34,10 +34,22 @@ class AttemptJob:
     complete: bool
     failed: Said | None
     """Set once every pod is terminal, never earlier."""
+    started: datetime | None = None
+    """Since when its pods are wanted; None while they are not."""
+    suspended_at: datetime | None = None
 
     @property
     def finished(self) -> bool:
         return self.complete or self.failed is not None
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """A ConfigMap of an attempt that is over."""
+
+    name: str
+    uid: str
+    owner_uid: str
 
 
 @dataclass(frozen=True)
@@ -92,12 +104,14 @@ class Children:
 
     Args:
         missing: what an attempt needs and does not find, in sentences; None when nobody has looked yet.
+        leavings: what attempts have left; None when nobody has looked yet.
         reading: the trainer's latest progress.
     """
 
     jobs: tuple[AttemptJob, ...] = ()
     pods: tuple[TrainerPod, ...] = ()
     missing: tuple[str, ...] | None = None
+    leavings: tuple[Leaving, ...] | None = None
     reading: Reading | None = None
 
     def job(self, number: int) -> AttemptJob | None:
@@ -142,6 +156,9 @@ def attempt_job(raw: dict[str, Any]) -> AttemptJob:
         deleting="deletionTimestamp" in metadata,
         complete="Complete" in conditions,
         failed=conditions.get("Failed"),
+        # Just after it was let go on, it still has the start time of its earlier run.
+        started=_time(status["startTime"]) if status.get("startTime") and "Suspended" not in conditions else None,
+        suspended_at=_true_since(status, "Suspended"),
     )
 
 
@@ -169,7 +186,7 @@ def trainer_pod(raw: dict[str, Any]) -> TrainerPod:
         end=_end(state["terminated"]) if "terminated" in state else None,
         evicted=_said(status) if status.get("reason") else None,
         disruption=disruption.reason if disruption else "",
-        scheduled=_scheduled(status),
+        scheduled=_true_since(status, "PodScheduled"),
     )
 
 
@@ -192,10 +209,10 @@ def _end(terminated: dict[str, Any]) -> PodEnd:
     )
 
 
-def _scheduled(status: dict[str, Any]) -> datetime | None:
-    """When a node was found for the pod."""
+def _true_since(status: dict[str, Any], condition: str) -> datetime | None:
+    """When a condition became true; None while it is not."""
     conditions = status.get("conditions") or []
-    found = (it for it in conditions if it["type"] == "PodScheduled" and it["status"] == "True")
+    found = (it for it in conditions if it["type"] == condition and it["status"] == "True")
     return next((_time(it["lastTransitionTime"]) for it in found if it.get("lastTransitionTime")), None)
 
 

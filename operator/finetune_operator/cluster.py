@@ -52,6 +52,10 @@ class ApiError(Exception):
         return self.status == 409
 
     @property
+    def forbidden(self) -> bool:
+        return self.status == 403
+
+    @property
     def refusal(self) -> bool:
         """Whether asking again the same way is pointless until somebody changes something."""
         return self.status in (400, 403, 422)

@@ -10,7 +10,9 @@ from pydantic.alias_generators import to_camel
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from finetune_api.base import Quantity
+from finetune_api.affinity import Affinity
+from finetune_api.base import Labels, ObjectName, Quantity
+from finetune_api.runtime import EnvFrom, PullSecret, Toleration
 
 
 class ConfigError(ValueError):
@@ -33,7 +35,11 @@ class TrainerResources(Settings):
 
 
 class Trainer(Settings):
-    """How trainer pods are made."""
+    """How trainer pods are made.
+
+    Image, pull policy, resources, user and group are defaults, which a job may override. Of the rest the administrator
+    has the last word: maps are merged with these keys winning, lists are joined, and a name that is set wins.
+    """
 
     image: str = "finetune-trainer:latest"
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
@@ -44,6 +50,14 @@ class Trainer(Settings):
     termination_grace_period_seconds: Annotated[int, Field(ge=1)] = 120
     env: list[dict[str, Any]] = []
     """Environment variables in a container's own shape; they win over the job's."""
+    env_from: list[EnvFrom] = []
+    image_pull_secrets: list[PullSecret] = []
+    node_selector: Labels = {}
+    tolerations: list[Toleration] = []
+    affinity: Affinity | None = None
+    priority_class_name: ObjectName | None = None
+    scheduler_name: ObjectName | None = None
+    service_account_name: ObjectName | None = None
 
 
 class OutputClaim(Settings):

@@ -113,6 +113,8 @@ def _explained(pod: TrainerPod, words: str) -> str:
         )
     if pod.evicted and pod.evicted.reason == "Evicted":
         return _tail(f"the pod was evicted: {pod.evicted.message}")
+    if pod.end and pod.end.exit_code == ExitCode.STALLED and not words:
+        return "the trainer got nothing done for spec.stallTimeoutSeconds and was ended"
     return words
 
 

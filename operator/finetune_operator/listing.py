@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 EVERY_SECONDS = 300.0
 LOOK_EVERY = 2.0
+Found = set[tuple[str, str]]
+"""(namespace, name) of objects."""
 RESOURCES = ("pods", "jobs", JOB_PLURAL)
 """Children first: a job is never seen without what it already has."""
 
@@ -36,7 +38,7 @@ class Lister:
     async def list_all(self) -> None:
         """Bring the cache in line with the cluster, and let every job be looked at."""
         before = self._cache.known()
-        lost = {resource: before[resource] - await self._list(resource) for resource in RESOURCES}
+        lost = {resource: before[resource] - await self._list(resource, before[resource]) for resource in RESOURCES}
         self._cache.forget(lost)
         for key in self._cache.jobs:
             self._queue.add(key)
@@ -51,13 +53,29 @@ class Lister:
             except ApiError as error:
                 logger.warning("the cluster could not be listed: %s", error)
 
-    async def _list(self, resource: str) -> set[tuple[str, str]]:
-        found = set()
-        selector = "" if resource == JOB_PLURAL else JOB_LABEL
+    async def _list(self, resource: str, known: Found) -> Found:
+        """What is there; of a namespace that may not be looked into, such as a deleted one, what was known of it."""
+        found: Found = set()
+        refusals = []
         for namespace in self._namespaces:
-            async for item in self._cluster.items(path_of(resource, namespace), selector):
-                self._cache.put(resource, item)
-                found.add((item["metadata"]["namespace"], item["metadata"]["name"]))
+            try:
+                found |= await self._list_in(namespace, resource)
+            except ApiError as error:
+                if not error.forbidden:
+                    raise
+                refusals.append(error)
+                found |= {it for it in known if it[0] == namespace}
+                logger.warning("namespace %s is left alone: %s", namespace, error)
+        if len(refusals) == len(self._namespaces):
+            raise refusals[0]
+        return found
+
+    async def _list_in(self, namespace: str | None, resource: str) -> Found:
+        found: Found = set()
+        selector = "" if resource == JOB_PLURAL else JOB_LABEL
+        async for item in self._cluster.items(path_of(resource, namespace), selector):
+            self._cache.put(resource, item)
+            found.add((item["metadata"]["namespace"], item["metadata"]["name"]))
         return found
 
 

@@ -7,19 +7,22 @@ from dataclasses import replace
 
 from finetune_api.names import JOB_LABEL
 from finetune_operator.cache import Cache
-from finetune_operator.children import Children
+from finetune_operator.children import Children, Leaving, controller_uid
 from finetune_operator.cluster import ApiError, Cluster, Document, path_of
 from finetune_operator.observed import Key
 from finetune_operator.plan import Look
 
 
 async def look(wanted: Look, key: Key, cluster: Cluster, cache: Cache) -> Children:
-    """The children of a job as they are now, and what of its references is missing."""
-    jobs, pods, missing = await asyncio.gather(
-        _labelled("jobs", key, cluster), _labelled("pods", key, cluster), _missing(wanted, key.namespace, cluster)
+    """The children of a job as they are now, what of its references is missing, and what attempts have left."""
+    jobs, pods, missing, leavings = await asyncio.gather(
+        _labelled("jobs", key, cluster),
+        _labelled("pods", key, cluster),
+        _missing(wanted, key.namespace, cluster),
+        _leavings(wanted, key.namespace, cluster),
     )
     cache.replace_children(key, jobs, pods)
-    return replace(cache.children(key), missing=tuple(missing))
+    return replace(cache.children(key), missing=tuple(missing), leavings=tuple(leavings))
 
 
 async def _labelled(resource: str, key: Key, cluster: Cluster) -> list[Document]:
@@ -34,9 +37,19 @@ async def _missing(wanted: Look, namespace: str, cluster: Cluster) -> list[str]:
         for name in wanted.claims
         if await _find("persistentvolumeclaims", namespace, name, cluster) is None
     ]
-    return claims + [
-        problem for name, key in wanted.keys if (problem := await _missing_key(name, key, namespace, cluster))
+    configmaps = [
+        f"ConfigMap {name} does not exist in namespace {namespace}"
+        for name in wanted.configmaps
+        if await _find("configmaps", namespace, name, cluster) is None
     ]
+    keys = [problem for name, key in wanted.keys if (problem := await _missing_key(name, key, namespace, cluster))]
+    return list(dict.fromkeys(claims + configmaps + keys))
+
+
+async def _leavings(wanted: Look, namespace: str, cluster: Cluster) -> list[Leaving]:
+    """The ConfigMaps of attempts that are there still."""
+    found = [await _find("configmaps", namespace, name, cluster) for name in wanted.leavings]
+    return [Leaving(it["metadata"]["name"], it["metadata"]["uid"], controller_uid(it)) for it in found if it]
 
 
 async def _missing_key(name: str, key: str, namespace: str, cluster: Cluster) -> str:

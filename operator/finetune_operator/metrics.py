@@ -80,7 +80,8 @@ def _conditions(jobs: list[ObservedJob]) -> GaugeMetricFamily:
 
 
 def _mirror(jobs: list[ObservedJob]) -> Iterator[GaugeMetricFamily]:
-    """What the trainers said last."""
+    """What the trainers said last, until nothing of the job is left to look into."""
+    jobs = [job for job in jobs if job.status.cleanup_time is None]
     told = [(job, job.status.progress) for job in jobs]
     steps: list[Row] = [((*job.key,), float(it.step)) for job, it in told if it]
     planned: list[Row] = [((*job.key,), float(it.planned_steps)) for job, it in told if it]

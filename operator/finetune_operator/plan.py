@@ -25,10 +25,11 @@ class Create:
 
 @dataclass(frozen=True)
 class Delete:
-    """Delete a Kubernetes Job with its pods, if it is still this very one."""
+    """Delete an object, a Kubernetes Job with its pods, if it is still this very one."""
 
     name: str
     uid: str
+    resource: Literal["jobs", "configmaps"] = "jobs"
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,19 @@ class Event:
 
 @dataclass(frozen=True)
 class Look:
-    """What has to be looked up before an attempt may be created: claims, and (ConfigMap, key) pairs."""
+    """What has to be looked up before a decision.
+
+    Args:
+        claims: an attempt needs these claims.
+        configmaps: it needs these ConfigMaps.
+        keys: it needs these (ConfigMap, key) pairs.
+        leavings: ConfigMaps of attempts that may be there still.
+    """
 
     claims: tuple[str, ...] = ()
+    configmaps: tuple[str, ...] = ()
     keys: tuple[tuple[str, str], ...] = ()
+    leavings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ left behind, so an operator that dies before or after any of them goes on where 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -14,8 +15,8 @@ from finetune_api.exits import CRASHED, SUCCEEDED
 from finetune_api.job import FineTuneJob
 from finetune_api.names import CHECKPOINTS_FOLDER, State, attempt_name, output_claim
 from finetune_api.status import Attempt
-from finetune_operator import ends
-from finetune_operator.builders import prepare_attempt
+from finetune_operator import clock, ends
+from finetune_operator.builders import mounted_claims, prepare_attempt
 from finetune_operator.children import AttemptJob, Children, TrainerPod
 from finetune_operator.config import Config
 from finetune_operator.observed import ObservedJob
@@ -34,9 +35,14 @@ MAX_BACKOFF_SECONDS = 300
 LASTED_SECONDS = 600
 """An attempt that lasted this long was a good one: the waiting before the next starts from the beginning."""
 MAX_MISSING_NAMED = 5
+LOOK_AGAIN_SECONDS = 1.0
 
 CANNOT_PULL = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
-CANNOT_CONFIGURE = frozenset({"CreateContainerConfigError"})
+CANNOT_START = {
+    "CreateContainerConfigError": "create what is missing, and it starts by itself",
+    "CreateContainerError": "its node tries again by itself; what it says has to be mended first",
+}
+"""What a person can do, by the kubelet's reason."""
 
 
 def reconcile(job: ObservedJob, children: Children, now: datetime, config: Config) -> Plan:
@@ -48,9 +54,9 @@ def reconcile(job: ObservedJob, children: Children, now: datetime, config: Confi
     if job.deleting:
         return Plan()
     if job.finished:
-        return _tidy(job, children)
+        return _tidy(job, children, now)
     if job.document is None:
-        return _say(job, Standing("Stalled", f"the job does not obey the language: {job.problem}", "InvalidJob"), now)
+        return _not_understood(job, children, now)
     return _Course(job, job.document, children, now, config).plan()
 
 
@@ -59,17 +65,54 @@ def refused(job: ObservedJob, message: str, now: datetime) -> Plan:
     return _say(job, Standing("Stalled", message, "CreationRefused"), now)
 
 
-def _tidy(job: ObservedJob, children: Children) -> Plan:
+def _not_understood(job: ObservedJob, children: Children, now: datetime) -> Plan:
+    """An operator of another version may have started it: what runs goes on, but can be stopped."""
+    plan = _say(job, Standing("Stalled", f"the job does not obey the language: {job.problem}", "InvalidJob"), now)
+    return replace(plan, deletes=_stop(job, children)) if job.suspended else plan
+
+
+def _stop(job: ObservedJob, children: Children) -> tuple[Delete, ...]:
+    """The end of whatever of a job still runs."""
+    left = (it for it in children.jobs if it.owner_uid == job.uid and not it.finished and not it.deleting)
+    return tuple(Delete(it.name, it.uid) for it in left)
+
+
+def _tidy(job: ObservedJob, children: Children, now: datetime) -> Plan:
     """Terminal is terminal: whatever of it still runs is stopped, and nothing is ever started again."""
-    left = [it for it in children.jobs if it.owner_uid == job.uid and not it.finished and not it.deleting]
     status = job.status
     if status.observed_generation != job.generation:
         conditions = [it.model_copy(update={"observed_generation": job.generation}) for it in status.conditions]
         status = status.model_copy(update={"observed_generation": job.generation, "conditions": conditions})
-    return Plan(
-        status=status if status is not job.status else None,
-        deletes=tuple(Delete(it.name, it.uid) for it in left),
-    )
+    if status is not job.status:
+        return Plan(status=status, deletes=_stop(job, children))
+    wait = _until_cleanup(job, now)
+    if wait is None:
+        return Plan(deletes=_stop(job, children))
+    if wait > 0:
+        return Plan(deletes=_stop(job, children), requeue_after=wait)
+    return _clean_up(job, children, now)
+
+
+def _until_cleanup(job: ObservedJob, now: datetime) -> float | None:
+    """Seconds until what a finished job has left is deleted; None when it is to stay, or is gone."""
+    ttl, ended = job.spec.get("ttlSecondsAfterFinished"), job.status.completion_time
+    if not isinstance(ttl, int) or ended is None or job.status.cleanup_time is not None:
+        return None
+    return (ended - now).total_seconds() + ttl
+
+
+def _clean_up(job: ObservedJob, children: Children, now: datetime) -> Plan:
+    """Delete Jobs, pods and ConfigMaps; that it is done is written down once nothing of them is found any more."""
+    if children.leavings is None:
+        attempts = range(1, (job.status.attempt or 0) + 1)
+        return Plan(look=Look(leavings=tuple(attempt_name(job.key.name, number) for number in attempts)))
+    jobs = [it for it in children.jobs if it.owner_uid == job.uid]
+    configmaps = [it for it in children.leavings if it.owner_uid == job.uid]
+    if not jobs and not configmaps:
+        return Plan(status=job.status.model_copy(update={"cleanup_time": now.replace(microsecond=0)}))
+    deletes = [Delete(it.name, it.uid) for it in jobs if not it.deleting]
+    deletes += [Delete(it.name, it.uid, "configmaps") for it in configmaps]
+    return Plan(deletes=tuple(deletes), requeue_after=LOOK_AGAIN_SECONDS)
 
 
 def _say(job: ObservedJob, where: Standing, now: datetime, **changes: Any) -> Plan:
@@ -153,23 +196,55 @@ class _Course:
             )
             return _with_delete(plan, attempt)
         if attempt.suspended:
-            return self._say("Queued", "waiting for its turn in the queue", attempts=self._attempts(record))
+            return self._say("Queued", self._queue_hint(), attempts=self._attempts(record))
+        limit = self.document.spec.active_deadline_seconds
+        if limit is None or not clock.is_running(attempt, record):
+            return self._going(attempt, record)
+        left = limit - clock.used(self.job.status, attempt, self.now)
+        if left <= 0:
+            late = ends.closed(record, self.now, ends.DEADLINE_EXCEEDED)
+            return _with_delete(self._overdue(late, limit), attempt)
+        return _again_after(self._going(attempt, record), left)
+
+    def _queue_hint(self) -> str:
+        queue = self.document.spec.queue_name
+        if queue is None:
+            return "waiting for its turn in the queue"
+        return f"waiting for LocalQueue {queue} of Kueue to admit it; `kubectl describe workloads` says why it waits"
+
+    def _overdue(self, record: Attempt, limit: int) -> Plan:
+        message = (
+            f"attempts have run for {limit} s, all that spec.activeDeadlineSeconds allows: "
+            "create the job anew with a higher one, or without it"
+        )
+        reason = ends.DEADLINE_EXCEEDED.reason
+        return self._say("Failed", message, reason=reason, attempts=self._attempts(record), **self._report())
+
+    def _going(self, attempt: AttemptJob, record: Attempt) -> Plan:
         pod = next(iter(self.pods), None)
         if pod is None:
-            hint = f"waiting for its pod; if none comes, `kubectl describe job {attempt.name}` says why"
-            return self._pending(hint, record)
+            return self._pending(self._no_pod_hint(attempt), record)
         if pod.waiting and pod.waiting.reason in CANNOT_PULL:
             return self._cannot_pull(attempt, pod, record)
-        if pod.waiting and pod.waiting.reason in CANNOT_CONFIGURE:
-            message = (
-                f"the trainer cannot start: {pod.waiting.message}: create what is missing, and it starts by itself"
-            )
+        if pod.waiting and pod.waiting.reason in CANNOT_START:
+            message = f"the trainer cannot start: {pod.waiting.message}: {CANNOT_START[pod.waiting.reason]}"
             return self._say("Stalled", message, reason="ContainerConfig", attempts=self._attempts(record))
         if pod.running or pod.end or not pod.alive:
             return self._running(pod, record)
         if pod.unschedulable:
             return self._pending(f"no node can take the pod: {pod.unschedulable}", record, "Unschedulable")
         return self._pending("the pod is starting", record)
+
+    def _no_pod_hint(self, attempt: AttemptJob) -> str:
+        """Without a pod only events say why, and those are not ours to read; the likely reasons can be named."""
+        runtime, trainer = self.document.spec.runtime, self.config.trainer
+        named = {
+            "ServiceAccount": trainer.service_account_name or runtime.service_account_name,
+            "PriorityClass": trainer.priority_class_name or runtime.priority_class_name,
+        }
+        check = " and ".join(f"that {kind} {name} exists" for kind, name in named.items() if name)
+        advice = f"check {check}; " if check else ""
+        return f"waiting for its pod; if none comes, {advice}`kubectl describe job {attempt.name}` says why"
 
     def _pending(self, message: str, record: Attempt, reason: str = "") -> Plan:
         return self._say("Pending", message, reason=reason, attempts=self._attempts(record))
@@ -248,6 +323,9 @@ class _Course:
         if self.job.suspended:
             message = "suspended: set spec.suspend to false to go on from the last checkpoint"
             return self._say("Suspended", message, attempts=self._attempts(record), **self._report())
+        limit = self.document.spec.active_deadline_seconds
+        if limit is not None and (self.job.status.active_seconds or 0) >= limit:
+            return self._overdue(record, limit)
         if self.job.record(self.number) == record and self._wait(record) <= 0:
             return self._begin(self.number + 1)
         return self._restarting(record)
@@ -313,6 +391,9 @@ class _Course:
         attempts: list[Attempt] = changes.get("attempts") or []
         if self.job.status.start_time is None and attempts:
             changes["start_time"] = attempts[0].start_time
+        record = next((it for it in attempts if it.number == self.number), None)
+        if record is not None:
+            changes |= clock.told(self.job.status, self.attempt, record, self.now)
         return _say(self.job, Standing(state, message, reason), self.now, **changes)
 
     def _waiting(self, state: State, message: str, reason: str = "") -> Plan:
@@ -322,20 +403,24 @@ class _Course:
 def _needs(document: FineTuneJob) -> Look:
     """What has to exist before an attempt; a claim that the operator makes itself is not among it."""
     own = output_claim(document.name) if document.spec.output.destination is None else None
-    references = [it.value_from.config_map_key_ref for it in document.spec.runtime.env if it.value_from]
+    runtime = document.spec.runtime
+    references = [it.value_from.config_map_key_ref for it in runtime.env if it.value_from]
+    sources = [it.config_map_ref for it in runtime.env_from]
     return Look(
-        claims=tuple(claim for claim in document.claims if claim != own),
+        claims=tuple(claim for claim in mounted_claims(document) if claim != own),
+        configmaps=tuple(it.name for it in sources if it and not it.optional),
         keys=tuple((it.name, it.key) for it in references if it and not it.optional),
     )
 
 
 def _with_delete(plan: Plan, attempt: AttemptJob) -> Plan:
-    deletes = () if attempt.deleting else (Delete(attempt.name, attempt.uid),)
-    return Plan(status=plan.status, deletes=deletes, events=plan.events)
+    return replace(plan, deletes=() if attempt.deleting else (Delete(attempt.name, attempt.uid),))
 
 
 def _again_after(plan: Plan, seconds: float) -> Plan:
-    return Plan(plan.creates, plan.status, plan.deletes, plan.events, plan.look, seconds)
+    """The plan, and another look after so long; an earlier one that it wants already stays."""
+    known = plan.requeue_after
+    return replace(plan, requeue_after=seconds if known is None else min(known, seconds))
 
 
 def _ending(record: Attempt) -> str:

@@ -27,7 +27,6 @@ from finetune_operator.worker import Worker
 logger = logging.getLogger(__name__)
 
 WORKERS = 8
-LEASE_NAME = "finetune-operator"
 STUCK_SECONDS = 300.0
 
 
@@ -38,6 +37,7 @@ class Options:
     namespaces: list[str]
     leader_elect: bool
     lease_namespace: str
+    lease_name: str
     metrics_port: int
     health_port: int
 
@@ -88,7 +88,7 @@ class _Service:
 
     async def _stand_for_leader(self) -> None:
         identity = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
-        lease = Lease(self._cluster, self._options.lease_namespace, LEASE_NAME, identity)
+        lease = Lease(self._cluster, self._options.lease_namespace, self._options.lease_name, identity)
         self._health.not_ready = ""
         if not await self._unless_stopped(lease.acquire()):
             return

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cluster.operated import CRD, Api, Namespace, rules, wait_for
+from cluster.operated import CRD, Api, Namespace, Operator, rules, wait_for
 from harness.cluster import Cluster
 
 CONFIG = """
@@ -69,6 +69,18 @@ def kubeconfig(control_plane: Cluster, api: Api) -> Path:
          "subjects": subject, "roleRef": {"apiGroup": kind, "kind": "Role", "name": meta["name"]}},
     )  # fmt: skip
     return control_plane.service_account_kubeconfig("default", "operator-under-test")
+
+
+@pytest.fixture(scope="module")
+def operator(kubeconfig: Path, config: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+    """One operator for all tests that do not kill it."""
+    log = tmp_path_factory.mktemp("log") / "operator.log"
+    running = Operator(kubeconfig, config, log, "--no-leader-elect", "--log-format=json").start().ready()
+    yield running
+    code = running.stop()
+    print(log.read_text()[-20_000:])
+    assert code == 0
+    assert '"exception"' not in log.read_text()
 
 
 def _rules(rows: list[tuple[str, str, list[str]]]) -> list[dict[str, Any]]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,18 +34,6 @@ finetune_module_trainable_parameters{module="visual"} 100
 finetune_module_info{module="visual",optimizer="SGD"} 1
 python_info{version="3"} 1
 """
-
-
-@pytest.fixture(scope="module")
-def operator(kubeconfig: Path, config: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
-    """One operator for all tests that do not kill it."""
-    log = tmp_path_factory.mktemp("log") / "operator.log"
-    running = Operator(kubeconfig, config, log, "--no-leader-elect", "--log-format=json").start().ready()
-    yield running
-    code = running.stop()
-    print(log.read_text()[-20_000:])
-    assert code == 0
-    assert '"exception"' not in log.read_text()
 
 
 def test_a_job_runs_reports_and_succeeds(operator: Operator, namespace: Namespace, control_plane: Cluster) -> None:

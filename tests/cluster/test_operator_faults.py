@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from cluster.operated import Namespace, Operator, free_port, wait_for
+from cluster.operated import Api, Namespace, Operator, free_port, rules, wait_for
 from cluster.proxy import Moment, Proxy
+from harness.cluster import Cluster
 
 pytestmark = pytest.mark.cluster
 
@@ -75,10 +76,12 @@ def test_whatever_happens_at_any_write_it_converges_with_one_job_per_attempt(
         (1, "Crashed"), (2, "Suspended"), (3, "Succeeded"),
     ]  # fmt: skip
     assert sorted(made) == ["job-a1", "job-a2", "job-a3"] and all(len(uids) == 1 for uids in made.values())
+    left = [it["metadata"]["name"] for it in namespace.api.get(namespace.path("configmaps"))["items"]]
+    assert not namespace.attempts() and not [name for name in left if name.startswith("job-a")]
 
 
 def _live(namespace: Namespace) -> dict[str, set[str]]:
-    """A job that crashes, is suspended, and succeeds; the UIDs of the Jobs seen, by name."""
+    """A job that crashes, is suspended, succeeds, and is cleaned up; the UIDs of the Jobs seen, by name."""
     made: dict[str, set[str]] = {}
 
     def pod(number: int) -> dict[str, Any]:
@@ -95,6 +98,8 @@ def _live(namespace: Namespace) -> dict[str, set[str]]:
     namespace.set_suspend(False)
     namespace.end(pod(3), 0)
     namespace.reaches("Succeeded", seconds=60)
+    namespace.api.patch(namespace.path("finetunejobs", "job"), {"spec": {"ttlSecondsAfterFinished": 0}})
+    wait_for(lambda: namespace.status().get("cleanupTime"), 60)
     return made
 
 
@@ -120,6 +125,33 @@ def test_another_takes_over_in_time(namespace: Namespace, kubeconfig: Path, conf
     finally:
         second.kill()
         third.kill()
+
+
+def test_a_namespace_that_may_not_be_looked_into_stops_no_other(
+    api: Api, namespace: Namespace, control_plane: Cluster, config: Path, tmp_path: Path
+) -> None:
+    """As it is for an operator with Roles, once somebody has deleted one of its namespaces."""
+    kind, account = "rbac.authorization.k8s.io", {"name": "operator-with-roles", "namespace": namespace.name}
+    watched = [row for row in rules() if row[3] == "watched namespaces"]
+    role = [{"apiGroups": [group], "resources": [resource], "verbs": verbs} for group, resource, verbs, _ in watched]
+    control_plane.apply(
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": account},
+        {"apiVersion": f"{kind}/v1", "kind": "Role", "metadata": account, "rules": role},
+        {"apiVersion": f"{kind}/v1", "kind": "RoleBinding", "metadata": account,
+         "subjects": [{"kind": "ServiceAccount"} | account],
+         "roleRef": {"apiGroup": kind, "kind": "Role", "name": account["name"]}},
+    )  # fmt: skip
+    credentials = control_plane.service_account_kubeconfig(namespace.name, account["name"])
+    options = ("--no-leader-elect", "--namespace=gone", f"--namespace={namespace.name}")
+    operator = Operator(credentials, config, tmp_path / "operator.log", *options).start().ready()
+    try:
+        namespace.create_job()
+        namespace.end(namespace.pod(), 0)
+        namespace.reaches("Succeeded")
+        assert operator.process.is_alive() and "namespace gone is left alone" in operator.log.read_text()
+    finally:
+        operator.kill()
+        print(operator.log.read_text()[-10_000:])
 
 
 def test_the_command_says_what_is_wrong_without_a_traceback(tmp_path: Path) -> None:

@@ -11,7 +11,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DISTRIBUTIONS = {"PIL": "pillow", "ruamel": "ruamel.yaml", "prometheus_client": "prometheus-client"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "huggingface_hub": "huggingface-hub",
+    "sklearn": "scikit-learn",
+    "ruamel": "ruamel.yaml",
+    "prometheus_client": "prometheus-client",
+}
 # pydantic brings its core, always the one that fits it.
 BROUGHT_ALONG = {"pydantic_core": "pydantic"}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 DISTRIBUTION = "finetune-operator"
 INVALID = 2
 INTERRUPTED_AT_ONCE = 130
+PLAIN_WIDTH = 100
 
 app = typer.Typer(
     name="finetune",
@@ -149,18 +151,21 @@ def plan(
         job = _load(manifest, settings)
         places = _places(claim, claims_dir)
         with _patience("looking at model and data"):
+            from finetune_trainer.plan_view import preview_document, preview_view
             from finetune_trainer.preview import look_ahead
-            from finetune_trainer.tables import manifest_yaml, preview_document, preview_view
+            from finetune_trainer.tables import manifest_yaml
 
             found = look_ahead(job, places)
         if output is PlanOutput.TABLE:
             _print(preview_view(found))
         elif output is PlanOutput.JSON:
             typer.echo(json.dumps(preview_document(found), indent=2))
-        else:
+        elif found.mistake is None:
             typer.echo(manifest_yaml(found.job), nl=False)
             for reason in found.unknown:
                 typer.echo(f"not known: {reason}", err=True)
+        if found.mistake is not None:
+            raise found.mistake
 
 
 @app.command(epilog="Example: [bold]finetune plot job.yaml --samples 50000 -o rates.png[/]")
@@ -187,13 +192,14 @@ def plot(
         job, places = _load(manifest, settings), _places(claim, claims_dir)
         target = output or Path(f"{job.name}.png")
         _quiet_matplotlib()
+        from finetune_api import defaults
         from finetune_trainer import modules, plots, preview
 
         if steps_per_epoch is None:
             with _patience("counting samples"):
                 samples = samples or preview.count_samples(job, places)
             steps_per_epoch = modules.steps_per_epoch(job.spec.training, samples)
-        figure = plots.schedule_figure(preview.plan_schedules(preview.effective(job), steps_per_epoch))
+        figure = plots.schedule_figure(preview.plan_schedules(defaults.effective(job, job.spec.task), steps_per_epoch))
         try:
             plots.save(figure, target)
         except (OSError, ValueError) as error:
@@ -362,7 +368,7 @@ def _patience(doing: str) -> Iterator[None]:
 
 
 def _print(view: RenderableType) -> None:
-    """Print in full width and colour on a terminal, as plain text elsewhere."""
+    """Print in full width and colour on a terminal, as plain text elsewhere, as wide as COLUMNS says."""
     from rich.console import Console
 
     from finetune_trainer.display import rendered
@@ -370,4 +376,4 @@ def _print(view: RenderableType) -> None:
     if sys.stdout.isatty():
         Console(highlight=False).print(view)
     else:
-        typer.echo(rendered(view))
+        typer.echo(rendered(view, width=shutil.get_terminal_size((PLAIN_WIDTH, 0)).columns))

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune_api.status import Report
-from finetune_trainer.events import CheckpointRecord, EvaluationRecord, Listener, RunPlan, StepRecord
+from finetune_trainer.events import CheckpointRecord, EvaluationRecord, Listener, RunPlan, StepRecord, TestRecord
 from finetune_trainer.tables import (
     colour,
     duration,
@@ -125,6 +125,10 @@ class TerminalDisplay(Display):
         )
         self._console.print(line + Text("  ★ best so far" if record.best else "", "bold green"))
 
+    def on_test(self, record: TestRecord) -> None:
+        self._evaluating = None
+        self._console.print(Text.assemble(("test set ", "bold"), metrics_phrase(record.metrics)))
+
     def on_checkpoint(self, record: CheckpointRecord) -> None:
         self._console.print(Text(f"checkpoint at step {record.step:,}", "dim"))
 
@@ -226,6 +230,9 @@ class PlainDisplay(Display):
             "(best so far)" if record.best else "",
         )
         self.say("  ".join(filter(None, words)))
+
+    def on_test(self, record: TestRecord) -> None:
+        self.say(f"test set  {metrics_phrase(record.metrics)}")
 
     def on_checkpoint(self, record: CheckpointRecord) -> None:
         self.say(f"checkpoint at step {record.step:,}: {record.path}")

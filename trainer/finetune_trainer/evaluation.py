@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from finetune_api.evaluation import Evaluation as EvaluationSpec
 from finetune_api.evaluation import Every
+from finetune_api.schedules import Judgement
 from finetune_trainer.errors import UserError
 
 
@@ -47,6 +48,10 @@ class Judge:
         """The best so far; of equals, the first."""
         judged = (it for it in history if it.step and math.isfinite(it.metrics[self.metric]))
         return max(judged, key=self.value, default=None)
+
+    def judgements(self, history: Sequence[Evaluation]) -> list[Judgement]:
+        """The history as a schedule follows it: lower is better."""
+        return [(it.step, -self.value(it)) for it in history]
 
     def is_exhausted(self, history: Sequence[Evaluation]) -> bool:
         """Whether patience is at an end."""

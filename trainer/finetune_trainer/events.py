@@ -5,14 +5,14 @@ The loop hands these records over and goes on; a listener never makes training w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from finetune_api.job import FineTuneJob
 from finetune_api.modules import Module
-from finetune_api.schedules import Schedule
+from finetune_api.schedules import Judgement, Schedule
 from finetune_api.status import Report
 
 
@@ -53,11 +53,17 @@ class ModulePlan:
     def name(self) -> str:
         return self.spec.name
 
-    def learning_rate(self, step: int) -> float:
-        """The learning rate at optimizer step `step` of the run; 0 while frozen."""
+    def learning_rate(self, step: int, judgements: Iterable[Judgement] = ()) -> float:
+        """The learning rate at optimizer step `step` of the run; 0 while frozen.
+
+        Args:
+            judgements: the evaluations so far, at steps of the run; without them a Plateau is flat.
+        """
         if self.schedule is None or self.spec.optimizer is None or step not in self.window:
             return 0.0
-        return self.spec.optimizer.learning_rate * self.schedule.factor(step - self.window.start)
+        start = self.window.start
+        on_own_clock = ((when - start, value) for when, value in judgements)
+        return self.spec.optimizer.learning_rate * self.schedule.factor(step - start, on_own_clock)
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,17 @@ class EvaluationRecord:
 
 
 @dataclass(frozen=True)
+class TestRecord:
+    """The test set on the weights that are saved, after the last of `step` steps. Names start with `test/`."""
+
+    __test__ = False  # it is no test case, whatever a test runner makes of its name
+
+    step: int
+    metrics: Mapping[str, float]
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class CheckpointRecord:
     """One complete checkpoint."""
 
@@ -136,6 +153,9 @@ class Listener:
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
         """An evaluation is done."""
+
+    def on_test(self, record: TestRecord) -> None:
+        """The test set is evaluated."""
 
     def on_checkpoint(self, record: CheckpointRecord) -> None:
         """A checkpoint is complete."""
@@ -172,6 +192,10 @@ class Listeners(Listener):
     def on_evaluation(self, record: EvaluationRecord) -> None:
         for member in self.members:
             member.on_evaluation(record)
+
+    def on_test(self, record: TestRecord) -> None:
+        for member in self.members:
+            member.on_test(record)
 
     def on_checkpoint(self, record: CheckpointRecord) -> None:
         for member in self.members:

@@ -28,7 +28,7 @@ from finetune_trainer.data import Batch, Dataset, TrainingOrder, batches, evalua
 from finetune_trainer.devices import Compute, LossScale
 from finetune_trainer.errors import Interrupted, UserError
 from finetune_trainer.evaluation import Evaluation, Judge, is_due
-from finetune_trainer.events import EvaluationRecord, Listener, RunPlan, StepRecord
+from finetune_trainer.events import EvaluationRecord, Listener, RunPlan, StepRecord, TestRecord
 from finetune_trainer.gradients import Part, clip, norms, penalize, unscale
 from finetune_trainer.optimizers import forget, set_learning_rates
 from finetune_trainer.stop import Stop
@@ -54,6 +54,7 @@ class Setup:
     parts: tuple[Part, ...]
     optimizers: list[Optimizer]
     compute: Compute
+    test: Dataset | None = None
 
 
 @dataclass
@@ -108,6 +109,7 @@ class Loop:
                 self._evaluate_if_due()
                 self._save_if_due()
                 if self.is_done():
+                    self._save_before_test()
                     return
                 if self.stop.requested:
                     self._interrupt()
@@ -123,7 +125,8 @@ class Loop:
     def _step(self, micro_batches: list[Batch]) -> None:
         step = self.progress.step
         self._freeze_and_thaw(step)
-        rates = {module.name: module.learning_rate(step) for module in self.plan.modules}
+        judgements = self.judge.judgements(self.progress.history)
+        rates = {module.name: module.learning_rate(step, judgements) for module in self.plan.modules}
         set_learning_rates(self.setup.optimizers, rates)
         loss = self._backward(micro_batches)
         unscale(self.active, self.progress.loss_scale.value)
@@ -142,7 +145,7 @@ class Loop:
     def _backward(self, micro_batches: list[Batch]) -> Tensor:
         """Accumulate the gradients of one optimizer step; its loss is the mean over the terms of all micro-batches."""
         setup = self.setup
-        terms = sum(map(setup.task.terms, micro_batches))
+        terms = max(1, sum(map(setup.task.terms, micro_batches)))  # a loss over nothing is zero
         total = torch.zeros((), device=setup.compute.device)
         for batch in micro_batches:
             with setup.compute.autocast():
@@ -237,10 +240,7 @@ class Loop:
 
     def _evaluate(self, validation: Dataset) -> None:
         started = time.perf_counter()
-        self.setup.model.train(False)
-        with torch.no_grad(), self.setup.compute.autocast():
-            metrics = self.setup.task.evaluate(self.setup.model, self._watched(validation))
-        self.setup.model.train()
+        metrics = self._measure(validation)
         progress = self.progress
         progress.history.append(Evaluation(progress.step, metrics))
         best = self.judge.best(progress.history)
@@ -249,10 +249,30 @@ class Loop:
         epoch = progress.step / self.plan.steps_per_epoch
         self.listener.on_evaluation(EvaluationRecord(progress.step, epoch, metrics, is_best, seconds))
 
-    def _watched(self, validation: Dataset) -> Iterator[Batch]:
-        """The validation set's batches; a long evaluation can be interrupted too, and is done again on resume."""
-        order = evaluation_order(len(validation), self._micro_batch_size, self.spec.data.split_seed)
-        with closing(self._batches(validation, order)) as stream:
+    def test(self) -> TestRecord:
+        """Evaluate the test set on the weights that the model has now.
+
+        Raises:
+            Interrupted: it was asked to stop; the checkpoint after the last step is there.
+        """
+        assert self.setup.test is not None, "there is a test set"
+        started = time.perf_counter()
+        metrics = {f"test/{name.removeprefix('eval/')}": it for name, it in self._measure(self.setup.test).items()}
+        record = TestRecord(self.progress.step, metrics, time.perf_counter() - started)
+        self.listener.on_test(record)
+        return record
+
+    def _measure(self, data: Dataset) -> dict[str, float]:
+        self.setup.model.train(False)
+        with torch.no_grad(), self.setup.compute.autocast():
+            metrics = self.setup.task.evaluate(self.setup.model, self._watched(data))
+        self.setup.model.train()
+        return metrics
+
+    def _watched(self, data: Dataset) -> Iterator[Batch]:
+        """A data set's batches; a long evaluation can be interrupted too, and is done again on resume."""
+        order = evaluation_order(len(data), self._micro_batch_size, self.spec.data.split_seed)
+        with closing(self._batches(data, order)) as stream:
             for done, batch in enumerate(stream):
                 if self.stop.requested:
                     self._interrupt()
@@ -268,6 +288,11 @@ class Loop:
         best = self.judge.best(self.progress.history) if spec.keep_best else None
         is_best = best is not None and best.step == step
         if step > self.saved and (is_best or is_due(every, step, self.plan.steps_per_epoch)):
+            self._save()
+
+    def _save_before_test(self) -> None:
+        """The test is of the best weights, which are no checkpoint to go on from; this one is."""
+        if self.setup.test is not None and self.progress.step > self.saved:
             self._save()
 
     def _save(self) -> None:

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one line for each step and each evaluation, written beside the training and never losing a row.
+"""`metrics.jsonl`: one line for each step, each evaluation and the test, written beside training and never losing one.
 
 A resumed run cuts the file back to its checkpoint, so that it reads as if the run had never stopped.
 """
@@ -16,10 +16,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer.events import EvaluationRecord, Listener, StepRecord
+from finetune_trainer.events import EvaluationRecord, Listener, StepRecord, TestRecord
 
 NAME = "metrics.jsonl"
-Record = StepRecord | EvaluationRecord
+Record = StepRecord | EvaluationRecord | TestRecord
+KINDS = {StepRecord: "step", EvaluationRecord: "evaluation", TestRecord: "test"}
 
 
 class MetricsFile(Listener):
@@ -36,6 +37,9 @@ class MetricsFile(Listener):
         self._queue.put(record)
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
+        self._queue.put(record)
+
+    def on_test(self, record: TestRecord) -> None:
         self._queue.put(record)
 
     def flush(self) -> None:
@@ -84,6 +88,12 @@ def read(path: Path) -> Iterator[Record]:
     return map(record_of, rows_in(path))
 
 
+def tested_at(path: Path, step: int) -> TestRecord | None:
+    """The test after the last step, if it is done already."""
+    tests = (record for record in read(path) if isinstance(record, TestRecord) and record.step == step)
+    return next(tests, None)
+
+
 def rows_in(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a file; a last one that was cut in half is left out."""
     if not path.exists():
@@ -97,13 +107,14 @@ def rows_in(path: Path) -> Iterator[dict[str, Any]]:
 
 def row_of(record: Record) -> dict[str, Any]:
     """A record as JSON; a number that is none is null, which every reader of JSON understands."""
-    kind = "step" if isinstance(record, StepRecord) else "evaluation"
-    return {"type": kind, **{key: _plain(value) for key, value in asdict(record).items()}}
+    return {"type": KINDS[type(record)], **{key: _plain(value) for key, value in asdict(record).items()}}
 
 
 def record_of(row: dict[str, Any]) -> Record:
     """The record that a row was written from."""
     fields = {key: value for key, value in row.items() if key != "type"}
+    if row["type"] == "test":
+        return TestRecord(**fields | {"metrics": _numbers(row["metrics"])})
     if row["type"] == "evaluation":
         return EvaluationRecord(**fields | {"metrics": _numbers(row["metrics"])})
     norms, when = _numbers(row["gradient_norms"]), row["expected_completion"]

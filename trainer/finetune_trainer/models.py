@@ -5,7 +5,7 @@ A model can also be built without weights, on the meta device: its parameter nam
 
 from __future__ import annotations
 
-import errno
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,16 +19,17 @@ from transformers.utils import logging as transformers_logging
 
 from finetune_api.model import ModelSource
 from finetune_api.sources import locate
+from finetune_trainer import hub
 from finetune_trainer.errors import RunError, UserError
 from finetune_trainer.modules import Parameter
 from finetune_trainer.places import Places
 from finetune_trainer.tasks.base import Processors, Task
 
-PASSING = {errno.EIO, errno.ESTALE, errno.ENOSPC, errno.ETIMEDOUT}
-"""Troubles of a disk or a network that have an end."""
-
 UNBOUNDED = 100_000
 """Tokenizers without a longest text say a number beyond this."""
+
+PADDED_TO_THE_END = ("siglip", "siglip2")
+"""Models that look at the last position, whatever is there, and were trained with every text padded to the longest."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,15 @@ class Pretrained:
         try:
             return load(self.name, trust_remote_code=False, **arguments)
         except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-            reason = str(error).strip().split("\n")[0]
-            kind = RunError if _may_pass(error) else UserError
+            if locate(self.source).scheme == "hf" and (told := hub.explain(error, self._repository)):
+                raise told from error
+            kind = RunError if hub.may_pass(error) else UserError
+            reason = hub.first_line(error)
             raise kind(f"model.source: {self.source}: cannot load the {what} from {self.name}: {reason}") from error
+
+    @property
+    def _repository(self) -> hub.Repository:
+        return hub.Repository("model", self.source, self.revision, "model")
 
 
 def find(model: ModelSource, places: Places) -> Pretrained:
@@ -72,32 +79,79 @@ def load_config(pretrained: Pretrained) -> PretrainedConfig:
     return config
 
 
-def skeleton(task: Task | type[Task], config: PretrainedConfig) -> PreTrainedModel:
-    """The model without its weights: names and shapes. A task's class will do where the data are out of reach."""
-    with torch.device("meta"):
-        model: PreTrainedModel = task.auto_class.from_config(config, dtype=torch.float32)
+def skeleton(auto_class: Any, config: PretrainedConfig) -> PreTrainedModel:
+    """The model that a transformers auto class builds, without its weights: names and shapes.
+
+    Raises:
+        UserError: it does not build one from this config.
+    """
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = auto_class.from_config(config, dtype=torch.float32)
+    except (ValueError, ImportError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"model.source: {auto_class.__name__}, as the task needs it, builds no {config.model_type} model: {reason}"
+        ) from error
     return model
 
 
 def load_model(pretrained: Pretrained, task: Task, config: PretrainedConfig) -> tuple[PreTrainedModel, list[str]]:
     """The model with its weights, and the names of those that are new because the files do not hold them."""
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    with _quiet():
-        model, info = pretrained.load(
-            task.auto_class.from_pretrained,
-            "weights",
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # a head for other classes; it is reported as new
-            output_loading_info=True,
-        )
+    try:
+        with _quiet():
+            model, info = pretrained.load(
+                task.auto_class.from_pretrained,
+                "weights",
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # a head for other classes; it is reported as new
+                output_loading_info=True,
+            )
+    except UserError as error:
+        if "named model.safetensors" in str(error):
+            raise UserError(
+                f"model.source: {pretrained.source}: cannot load the weights from {pretrained.name}: it holds no file "
+                "named model.safetensors, and others can run code when they are opened; convert them with "
+                "save_pretrained"
+            ) from error
+        raise
     mismatched = [name if isinstance(name, str) else name[0] for name in info["mismatched_keys"]]
-    return model, sorted({*info["missing_keys"], *mismatched})
+    begun = _begin_head_anew(model, task) if task.new_head else []
+    return model, sorted({*info["missing_keys"], *mismatched, *begun})
+
+
+def make_ready(model: PreTrainedModel, task: Task, processors: Processors, activation_checkpointing: bool) -> None:
+    """Set what is not part of the weights.
+
+    Raises:
+        UserError: the model cannot compute its activations again.
+    """
+    if task.pads_by_config and model.config.get_text_config().pad_token_id is None:
+        # Only now: a model that is built with it never learns the embedding of this token, which may be a real one.
+        model.config.get_text_config().pad_token_id = processors.tokenizer.pad_token_id
+    if activation_checkpointing:
+        _checkpoint_activations(model)
 
 
 def load_processors(pretrained: Pretrained, task: Task, config: PretrainedConfig, max_length: int | None) -> Processors:
-    """The tokenizer, and the image processor if the task has images."""
+    """The tokenizer if the task has text, and the image processor if it has images."""
+    images = pretrained.load(AutoImageProcessor.from_pretrained, "image processor") if task.reads_images else None
+    if not task.reads_text:
+        if max_length:
+            raise UserError(f"data.maxLength: {max_length}: task {type(task).__name__} reads no text; leave it out")
+        return Processors(None, images, None)
+    tokenizer = _load_tokenizer(pretrained)
+    longest = _longest_text(tokenizer, config)
+    if max_length and max_length > longest:
+        raise UserError(f"data.maxLength: {max_length} is more than the {longest} tokens that the model takes")
+    to_the_end = config.model_type in PADDED_TO_THE_END
+    return Processors(tokenizer, images, max_length or longest, "max_length" if to_the_end else "longest")
+
+
+def _load_tokenizer(pretrained: Pretrained) -> Any:
     tokenizer = pretrained.load(AutoTokenizer.from_pretrained, "tokenizer")
     # Without its files transformers makes an empty tokenizer, to which every text is the same.
     if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) <= 1:
@@ -106,37 +160,48 @@ def load_processors(pretrained: Pretrained, task: Task, config: PretrainedConfig
             "e.g. with tokenizer.save_pretrained"
         )
     if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise UserError(
+                f"model.source: {pretrained.source}: its tokenizer has no token to pad with: set pad_token "
+                "and save it with tokenizer.save_pretrained"
+            )
         tokenizer.pad_token = tokenizer.eos_token
-        config.pad_token_id = tokenizer.pad_token_id
-    images = (
-        pretrained.load(AutoImageProcessor.from_pretrained, "image processor") if "image" in task.required else None
-    )
-    longest = _longest_text(tokenizer, config)
-    if max_length and max_length > longest:
-        raise UserError(f"data.maxLength: {max_length} is more than the {longest} tokens that the model takes")
-    return Processors(tokenizer, images, max_length or longest)
+    return tokenizer
+
+
+def _begin_head_anew(model: PreTrainedModel, task: Task) -> list[str]:
+    """Fresh weights for a head that fits in size only: those that would be of another size for one class more."""
+    more = copy.deepcopy(model.config)
+    more.num_labels = len(model.config.id2label or ()) + 1
+    others = dict(skeleton(task.auto_class, more).named_parameters())
+    names = [name for name, weight in model.named_parameters() if weight.shape != others[name].shape]
+    for name in {name.rpartition(".")[0] for name in names}:
+        head = model.get_submodule(name)
+        for weight in head.parameters(recurse=False):
+            weight._is_hf_initialized = False  # type: ignore[attr-defined]
+        model._init_weights(head)  # type: ignore[no-untyped-call]
+    return names
+
+
+def _checkpoint_activations(model: PreTrainedModel) -> None:
+    try:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    except ValueError as error:
+        raise UserError(
+            f"training.activationCheckpointing: a {model.config.model_type} model cannot compute activations again; "
+            "leave it out"
+        ) from error
+    # Without reentrance the inputs need no gradient, and frozen embeddings no backward pass.
+    if hasattr(model, "_require_grads_hooks"):
+        model.disable_input_require_grads()  # type: ignore[no-untyped-call]
 
 
 def parameters_of(model: nn.Module) -> list[Parameter]:
     """Every parameter once, with all its names."""
-    found: dict[int, tuple[list[str], int]] = {}
+    found: dict[int, tuple[list[str], nn.Parameter]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        found.setdefault(id(parameter), ([], parameter.numel()))[0].append(name)
-    return [Parameter(tuple(names), elements) for names, elements in found.values()]
-
-
-def _may_pass(error: BaseException | None) -> bool:
-    """Whether trying again may help: the hub or the disk is in trouble, not the job."""
-    while error is not None:
-        status = getattr(getattr(error, "response", None), "status_code", 0)
-        # By name: which HTTP library the hub's client uses is its own affair, and changes.
-        unreachable = any(kind.__name__ == "TransportError" for kind in type(error).__mro__)
-        if unreachable or status == 429 or status >= 500:
-            return True
-        if isinstance(error, OSError) and error.errno in PASSING:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+        found.setdefault(id(parameter), ([], parameter))[0].append(name)
+    return [Parameter(tuple(names), parameter.numel(), parameter.ndim) for names, parameter in found.values()]
 
 
 def _longest_text(tokenizer: Any, config: PretrainedConfig) -> int:

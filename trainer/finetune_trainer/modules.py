@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -30,6 +30,7 @@ class Parameter:
 
     names: tuple[str, ...]
     elements: int
+    dimensions: int
 
     @property
     def name(self) -> str:
@@ -60,7 +61,7 @@ def own(
         UserError: a pattern matches nothing, or a parameter has two owners, or none.
     """
     _check_patterns(modules, [name for parameter in parameters for name in parameter.names])
-    owners = {parameter.name: [m.name for m in modules if _owns(m, parameter)] for parameter in parameters}
+    owners = owners_of(modules, parameters)
     _check_one_owner(owners)
     orphans = [name for name, found in owners.items() if not found]
     if orphans and unmatched == "Forbid":
@@ -74,6 +75,11 @@ def own(
     return Ownership(by_module, elements, tuple(orphans))
 
 
+def owners_of(modules: Sequence[Module], parameters: Sequence[Parameter]) -> dict[str, list[str]]:
+    """The modules that match each parameter: one, if all is well."""
+    return {parameter.name: [m.name for m in modules if _owns(m, parameter)] for parameter in parameters}
+
+
 def plan_run(job: FineTuneJob, parameters: Sequence[Parameter], train_samples: int, validation_samples: int) -> RunPlan:
     """Decide everything about an effective job that depends on the model's names and the data's sizes.
 
@@ -85,6 +91,7 @@ def plan_run(job: FineTuneJob, parameters: Sequence[Parameter], train_samples: i
     per_epoch = steps_per_epoch(job.spec.training, train_samples)
     total = total_steps(job.spec.training, per_epoch)
     owned = own(modules, parameters, job.spec.unmatched)
+    _check_matrices(modules, owned, parameters)
     plans = tuple(plan_module(m, owned.by_module[m.name], owned.elements[m.name], total, per_epoch) for m in modules)
     _check_something_learns(plans, total)
     return RunPlan(job, plans, owned.unmatched, total, per_epoch, train_samples, validation_samples)
@@ -189,30 +196,62 @@ def _check_one_owner(owners: Mapping[str, Sequence[str]]) -> None:
         )
 
 
+def _check_matrices(modules: Sequence[Module], owned: Ownership, parameters: Sequence[Parameter]) -> None:
+    """Muon takes matrices and nothing else; torch would say so after the weights were loaded, and name no parameter."""
+    others = {parameter.name for parameter in parameters if parameter.dimensions != 2}
+    for position, module in enumerate(modules):
+        names = owned.by_module[module.name]
+        odd = [name for name in names if name in others]
+        if odd and module.optimizer is not None and module.optimizer.type == "Muon":
+            raise UserError(
+                f"modules[{position}].optimizer ({module.name}): Muon takes matrices only, and {_count(odd)} of the "
+                f"module {'is' if len(odd) == 1 else 'are'} none: {_listed(_counted(grouped_by_ending(odd, names)))}; "
+                "exclude them here, and put them into a module with another optimizer, e.g. AdamW"
+            )
+
+
 def _no_owner(orphans: Sequence[str], names: Sequence[str]) -> str:
-    groups = [f"{group} ({count})" if count > 1 else group for group, count in grouped(orphans, names)]
     verb = "belongs" if len(orphans) == 1 else "belong"
     return (
-        f"{_count(orphans)} {verb} to no module: {_listed(groups)}; "
+        f"{_count(orphans)} {verb} to no module: {_listed(_counted(grouped(orphans, names)))}; "
         "name them in a module, or leave them as they are with unmatched: Freeze"
     )
 
 
 def grouped(some: Sequence[str], names: Sequence[str]) -> list[tuple[str, int]]:
     """Sum parameters up under the shortest globs that match them and no others, with how many each stands for."""
-    everywhere = Counter(prefix for name in names for prefix in _prefixes(name))
-    here = Counter(prefix for name in some for prefix in _prefixes(name))
+    return _summed_up(some, names, lambda name: [f"{prefix}.*" for prefix in _prefixes(name)])
+
+
+def grouped_by_ending(some: Sequence[str], names: Sequence[str]) -> list[tuple[str, int]]:
+    """The same by how names end: `*.bias`."""
+    return _summed_up(some, names, lambda name: [f"*.{suffix}" for suffix in _suffixes(name)])
+
+
+def _summed_up(
+    some: Sequence[str], names: Sequence[str], globs: Callable[[str], Sequence[str]]
+) -> list[tuple[str, int]]:
+    everywhere = Counter(glob for name in names for glob in globs(name))
+    here = Counter(glob for name in some for glob in globs(name))
 
     def group(name: str) -> str:
-        whole = (prefix for prefix in _prefixes(name) if here[prefix] == everywhere[prefix] > 1)
-        return next((f"{prefix}.*" for prefix in whole), name)
+        return next((glob for glob in globs(name) if here[glob] == everywhere[glob] > 1), name)
 
     return list(Counter(map(group, some)).items())
+
+
+def _suffixes(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts) - 1, 0, -1)]
 
 
 def _prefixes(name: str) -> list[str]:
     parts = name.split(".")
     return [".".join(parts[:length]) for length in range(1, len(parts))]
+
+
+def _counted(groups: Iterable[tuple[str, int]]) -> list[str]:
+    return [f"{group} ({count})" if count > 1 else group for group, count in groups]
 
 
 def _count(names: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ an optimizer: its class in `finetune_api.optimizers`, and one line in `KINDS`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,24 +17,37 @@ from torch.optim import Optimizer as TorchOptimizer
 from finetune_api import optimizers as specs
 from finetune_trainer.events import ModulePlan
 
+FUSED: Mapping[str, Any] = {"fused": True}
+FOREACH: Mapping[str, Any] = {"foreach": True}
+ONE_BY_ONE: Mapping[str, Any] = {}
+
 
 @dataclass(frozen=True)
 class Kind:
-    """What torch calls an optimizer of ours, and which of its implementations is quickest."""
+    """What torch calls an optimizer of ours, and which of its implementations is to be used.
 
-    torch_class: type[TorchOptimizer]
-    fused: bool
+    Args:
+        torch_class: torch's class.
+        implementation: the arguments that choose the quickest one.
+        of_instance: fields that torch reads from the instance even when a group says otherwise.
+    """
 
-    @property
-    def implementation(self) -> dict[str, Any]:
-        return {"fused": True} if self.fused else {"foreach": True}
+    torch_class: Callable[..., TorchOptimizer]
+    implementation: Mapping[str, Any]
+    of_instance: tuple[str, ...] = ()
 
 
 KINDS: Mapping[type, Kind] = {
-    specs.SGD: Kind(torch.optim.SGD, fused=True),
-    specs.Adam: Kind(torch.optim.Adam, fused=True),
-    specs.AdamW: Kind(torch.optim.AdamW, fused=True),
-    specs.RMSprop: Kind(torch.optim.RMSprop, fused=False),
+    specs.SGD: Kind(torch.optim.SGD, FUSED),
+    specs.Adam: Kind(torch.optim.Adam, FUSED),
+    specs.AdamW: Kind(torch.optim.AdamW, FUSED),
+    specs.RMSprop: Kind(torch.optim.RMSprop, FOREACH),
+    specs.Adagrad: Kind(torch.optim.Adagrad, FUSED, of_instance=("initial_accumulator_value",)),
+    # Its foreach holds copies of all parameters, and who takes Adafactor is short of memory.
+    specs.Adafactor: Kind(torch.optim.Adafactor, ONE_BY_ONE),
+    specs.NAdam: Kind(torch.optim.NAdam, FOREACH),
+    specs.RAdam: Kind(torch.optim.RAdam, FOREACH),
+    specs.Muon: Kind(torch.optim.Muon, ONE_BY_ONE),
 }
 
 _TORCH_NAMES = {"learning_rate": "lr", "epsilon": "eps"}
@@ -54,12 +67,19 @@ def decays(plan: ModulePlan, parameter: Tensor) -> bool:
 
 
 def build(plans: Sequence[ModulePlan], parameters: Mapping[str, torch.nn.Parameter]) -> list[TorchOptimizer]:
-    """One optimizer for each type that the modules name; every group carries the name of its module."""
-    groups: dict[type, list[dict[str, Any]]] = {}
+    """One optimizer for each type that the modules name; every group carries the name of its module.
+
+    Modules that differ in what torch reads from the instance only get one each.
+    """
+    groups: dict[tuple[type, tuple[tuple[str, Any], ...]], list[dict[str, Any]]] = {}
     for plan in plans:
-        if plan.spec.optimizer is not None:
-            groups.setdefault(type(plan.spec.optimizer), []).extend(_groups(plan, parameters))
-    return [KINDS[kind].torch_class(members, **KINDS[kind].implementation) for kind, members in groups.items()]
+        if (spec := plan.spec.optimizer) is not None:
+            shared = tuple((name, getattr(spec, name)) for name in KINDS[type(spec)].of_instance)
+            groups.setdefault((type(spec), shared), []).extend(_groups(plan, parameters))
+    return [
+        KINDS[kind].torch_class(members, **KINDS[kind].implementation, **dict(shared))
+        for (kind, shared), members in groups.items()
+    ]
 
 
 def set_learning_rates(optimizers: Sequence[TorchOptimizer], rates: Mapping[str, float]) -> None:

@@ -15,7 +15,7 @@ from finetune_trainer.metrics_file import NAME as METRICS
 from finetune_trainer.metrics_file import read
 from finetune_trainer.output import RUN
 from finetune_trainer.places import Places
-from finetune_trainer.tables import result_table
+from finetune_trainer.tables import metrics_phrase, result_table
 
 PICTURE = "training.png"
 
@@ -28,8 +28,11 @@ def conclude(job: FineTuneJob, places: Places, report: Report, display: Display)
     before, after = told["metrics"]["first"], told["metrics"]["last"]
     if told["spec"]["checkpoint"]["keepBest"]:
         after = told["metrics"]["best"] or after
+    tested = told["metrics"].get("test")
     if before and after:
-        display.show(result_table(before, after, metric))
+        display.show(result_table(before, after, metric, tested))
+    elif tested:
+        display.say(f"test set  {metrics_phrase({name: it for name, it in tested.items() if name != 'step'})}")
     display.say(report.message)
     display.say(f"  model    {folder}")
     display.say(f"  metrics  {folder / METRICS}")

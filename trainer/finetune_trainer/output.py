@@ -20,7 +20,7 @@ from finetune_api.status import OutputStatus
 from finetune_trainer.checkpoints import Checkpoints, sha256
 from finetune_trainer.errors import UserError
 from finetune_trainer.evaluation import Evaluation, Judge
-from finetune_trainer.events import RunPlan
+from finetune_trainer.events import RunPlan, TestRecord
 from finetune_trainer.loop import Progress, Setup
 
 RUN = "run.json"
@@ -75,7 +75,9 @@ def publish(
     return OutputStatus(destination=setup.plan.job.destination, digest=digest)
 
 
-def facts(job: FineTuneJob, plan: RunPlan, progress: Progress, attempt: int) -> dict[str, Any]:
+def facts(
+    job: FineTuneJob, plan: RunPlan, progress: Progress, attempt: int, tested: TestRecord | None = None
+) -> dict[str, Any]:
     """What `run.json` tells. `job` is the manifest as it was written, the plan's the effective one."""
     judge, history = Judge(plan.job.spec.evaluation), progress.history
     return {
@@ -96,6 +98,7 @@ def facts(job: FineTuneJob, plan: RunPlan, progress: Progress, attempt: int) -> 
             "first": _row(history[0] if history else None),
             "last": _row(history[-1] if history else None),
             "best": _row(judge.best(history)),
+            "test": _row(tested),
         },
     }
 
@@ -111,7 +114,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _row(evaluation: Evaluation | None) -> dict[str, Any] | None:
+def _row(evaluation: Evaluation | TestRecord | None) -> dict[str, Any] | None:
     if evaluation is None:
         return None
     # JSON has no word for what is not a number.

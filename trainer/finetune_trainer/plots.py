@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from textwrap import shorten
 from typing import TypeVar
 
 from matplotlib.axes import Axes
@@ -20,11 +21,14 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from finetune_api.defaults import minimizes
 from finetune_trainer.events import EvaluationRecord, ModulePlan, RunPlan, StepRecord
+from finetune_trainer.metrics_file import Record
 from finetune_trainer.tables import colour, number, optimizer_phrase, schedule_phrase, steps_phrase
 
 INK, FAINT, EDGE, GRID = "#2b2b33", "#84848f", "#c9c9d1", "#ececf1"
 SCORES = ("#ee7733", "#009988", "#aa4499", "#997700", "#555560")
 WIDTH, DPI = 9.6, 150
+ROOM = 130
+"""Letters of a caption beside a module's name; the name is set larger."""
 T = TypeVar("T")
 POINTS = 4000
 """More points than pixels help nobody; longer runs are thinned out."""
@@ -38,7 +42,7 @@ class History:
     evaluations: tuple[EvaluationRecord, ...]
 
     @classmethod
-    def of(cls, records: Iterable[StepRecord | EvaluationRecord]) -> History:
+    def of(cls, records: Iterable[Record]) -> History:
         """The history that these records tell, thinned out if it is long."""
         told = list(records)
         steps = [record for record in told if isinstance(record, StepRecord)]
@@ -102,7 +106,8 @@ def _schedule_panel(axes: Axes, plan: RunPlan, module: ModulePlan, shade: str) -
         _shade(axes, start, end, FAINT, "frozen")
     _base_rate_axis(axes, module)
     axes.set_title(module.name, loc="left", color=shade, fontsize=10.5, fontweight="bold")
-    axes.set_title(_caption(module), loc="right", color=FAINT, fontsize=9)
+    room = max(ROOM - round(1.3 * len(module.name)), 20)
+    axes.set_title(shorten(_caption(module), room, placeholder=" …"), loc="right", color=FAINT, fontsize=9)
 
 
 def _base_rate_axis(axes: Axes, module: ModulePlan) -> None:
@@ -123,7 +128,9 @@ def _caption(module: ModulePlan) -> str:
     settings = ", ".join(
         filter(None, (f"{optimizer.type} at {number(optimizer.learning_rate)}", optimizer_phrase(optimizer)))
     )
-    return f"{settings}   ·   {schedule_phrase(module.spec.schedule or [])}"
+    phases = module.spec.schedule or []
+    flat = " (drawn without drops)" if any(phase.type == "Plateau" for phase in phases) else ""
+    return f"{settings} · {schedule_phrase(phases)}{flat}"
 
 
 # The picture of a run --------------------------------------------------------------------------------------------

@@ -9,49 +9,53 @@ second or two instead of ten.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from finetune_api import defaults
-from finetune_api.job import FineTuneJob
+from finetune_api.job import UNSUPPORTED_TASKS, FineTuneJob
 from finetune_api.modules import Module
 from finetune_api.sources import locate
 from finetune_trainer import modules
 from finetune_trainer.errors import RunError, UserError
 from finetune_trainer.events import RunPlan
-from finetune_trainer.modules import Ownership
 from finetune_trainer.places import Places
-from finetune_trainer.tables import Preview, Row, rows_of
+from finetune_trainer.plan_view import Preview
+from finetune_trainer.presets import Proposal, propose
+from finetune_trainer.tables import Row, rows_of
+from finetune_trainer.trees import Anatomy, Leaf
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
-TRAIN, VALIDATION = "data.train.source", "data.validation.source"
+TRAIN, VALIDATION, TEST = "data.train.source", "data.validation.source", "data.test.source"
 
 
 def look_ahead(job: FineTuneJob, places: Places) -> Preview:
     """Everything that can be known of a run from here.
 
-    Raises:
-        UserError: what is within reach does not fit.
-    """
-    from finetune_trainer import run
+    What a run would refuse for its task or its modules is part of the answer: one has to see the model to mend it.
 
+    Raises:
+        UserError: what else is within reach does not fit.
+    """
     config, no_model = _config(job, places)
     no_data = _missing_data(job, places)
-    if no_model or no_data:
-        return _partial(job, places, config, no_model, no_data)
-    plan = run.plan(job, places)
-    steps = (plan.total_steps, plan.steps_per_epoch)
-    return Preview(job, plan.job, tuple(rows_of(plan)), plan.unmatched, plan, steps)
+    if config is None:
+        return _without_model(job, places, no_model, no_data)
+    task, mistake = _task(job, config)
+    subject = _Subject(config, task)
+    if no_data is None and mistake is None:
+        return _whole(job, places, subject)
+    return _partial(job, places, subject, no_data, mistake)
 
 
-def effective(job: FineTuneJob, task: str | None = None) -> FineTuneJob:
-    """Fill in defaults; without a task all but how it is evaluated, which is all that depends on it."""
-    if known := task or job.spec.task:
-        return defaults.effective(job, known)
-    filled = defaults.effective(job, "Contrastive")
-    undecided = {"task": None, "evaluation": job.spec.evaluation}
-    return filled.model_copy(update={"spec": filled.spec.model_copy(update=undecided)})
+@dataclass(frozen=True)
+class _Subject:
+    """A model by its config, and what it is to learn, as far as that is clear."""
+
+    config: PretrainedConfig
+    task: str | None
 
 
 def plan_schedules(job: FineTuneJob, per_epoch: int) -> RunPlan:
@@ -71,35 +75,78 @@ def count_samples(job: FineTuneJob, places: Places) -> int:
     Raises:
         UserError: the data are out of reach, or cannot be read.
     """
-    source = job.spec.data.train.source
-    if gap := _out_of_reach(source, TRAIN, places):
+    spec = job.spec.data
+    if gap := _out_of_reach(spec.train.source, TRAIN, places):
         raise UserError(f"how long the run is depends on its data. {gap}. Or say --samples N")
     from finetune_trainer import data
 
-    train, _ = data.split_sizes(job.spec.data, len(data.find(source, TRAIN, places)))
+    rows = data.count(data.find(spec.train, "data.train", places), data.BadRows.of(spec))
+    train, _ = data.split_sizes(spec, rows)
     return train
 
 
+def _whole(job: FineTuneJob, places: Places, subject: _Subject) -> Preview:
+    """The run's own plan, as model and data are here."""
+    from finetune_trainer import models, run
+
+    try:
+        prepared = run.prepare(job, places)
+    except UserError:
+        misowned = _partial(job, places, subject, None, None)
+        if misowned.mistake is None:
+            raise
+        return misowned
+    plan = prepared.plan
+    anatomy = _anatomy(plan.job, models.skeleton(prepared.task.auto_class, prepared.config))
+    steps = (plan.total_steps, plan.steps_per_epoch)
+    proposal = _proposal(job, prepared.config, anatomy)
+    return Preview(job, plan.job, tuple(rows_of(plan)), anatomy, plan, steps, proposal=proposal)
+
+
+def _without_model(job: FineTuneJob, places: Places, no_model: str | None, no_data: str | None) -> Preview:
+    filled = defaults.effective(job, job.spec.task)
+    steps = None if no_data else _steps(filled, places)
+    rows = tuple(_row(module, None, steps) for module in filled.spec.modules or ())
+    return Preview(job, filled, rows, steps=steps, unknown=_gaps(no_model, no_data))
+
+
 def _partial(
-    job: FineTuneJob, places: Places, config: PretrainedConfig | None, no_model: str | None, no_data: str | None
+    job: FineTuneJob, places: Places, subject: _Subject, no_data: str | None, mistake: UserError | None
 ) -> Preview:
-    """What can be known without the model, without the data, or without either."""
+    """What the model tells, without its data, or about a job that no run would take."""
+    filled = defaults.effective(job, subject.task if mistake is None else None)
+    anatomy = _anatomy(filled, _skeleton(subject))
+    mistake = mistake or _ownership_mistake(filled, anatomy)
+    steps = None if no_data or mistake else _steps(filled, places)
+    rows = tuple(_row(module, anatomy, steps) for module in filled.spec.modules or ())
+    proposal = _proposal(job, subject.config, anatomy)
+    return Preview(job, filled, rows, anatomy, None, steps, _gaps(None, no_data), proposal, mistake)
+
+
+def _gaps(no_model: str | None, no_data: str | None) -> tuple[str, ...]:
+    gaps = (("which parameters each module owns", no_model), ("how many steps the run takes", no_data))
+    return tuple(f"{what}, because {reason}" for what, reason in gaps if reason)
+
+
+def _task(job: FineTuneJob, config: PretrainedConfig) -> tuple[str | None, UserError | None]:
+    """What the model is to learn, and why a run would refuse that."""
     from finetune_trainer.tasks import detect
 
-    filled = effective(job, job.spec.task or (detect(config) if config else None))
-    steps = None if no_data else _steps(filled, places)
-    owned = _ownership(filled, config) if config else None
-    rows = tuple(_row(module, owned, steps) for module in filled.spec.modules or ())
-    gaps = (("which parameters each module owns", no_model), ("how many steps the run takes", no_data))
-    unknown = tuple(f"{what}, because {reason}" for what, reason in gaps if reason)
-    return Preview(job, filled, rows, owned.unmatched if owned else (), None, steps, unknown)
+    if job.spec.task is not None:
+        return job.spec.task, None
+    try:
+        task = detect(config)
+    except UserError as unclear:
+        return None, unclear
+    return task, UserError(f"not yet supported: task {task}") if task in UNSUPPORTED_TASKS else None
 
 
-def _row(module: Module, owned: Ownership | None, steps: tuple[int, int] | None) -> Row:
+def _row(module: Module, anatomy: Anatomy | None, steps: tuple[int, int] | None) -> Row:
+    owned = [it.parameter for it in anatomy.leaves if module.name in it.owners] if anatomy else None
     return Row(
         module,
-        owned.by_module[module.name] if owned else None,
-        owned.elements[module.name] if owned else None,
+        None if owned is None else tuple(parameter.name for parameter in owned),
+        None if owned is None else sum(parameter.elements for parameter in owned),
         modules.window(module.freeze, *steps) if steps and not module.frozen else None,
     )
 
@@ -110,16 +157,39 @@ def _steps(job: FineTuneJob, places: Places) -> tuple[int, int]:
     return modules.total_steps(job.spec.training, per_epoch), per_epoch
 
 
-def _ownership(job: FineTuneJob, config: PretrainedConfig) -> Ownership:
-    """Who owns what, from the model's config alone."""
-    from finetune_trainer import models
-    from finetune_trainer.tasks import TASKS
+def _skeleton(subject: _Subject) -> PreTrainedModel:
+    from transformers import AutoModel
 
-    spec = job.spec
-    assert spec.task is not None, "it was said, or the config told it"
-    assert spec.modules is not None, "an effective job has modules"
-    parameters = models.parameters_of(models.skeleton(TASKS[spec.task], config))
-    return modules.own(spec.modules, parameters, spec.unmatched)
+    from finetune_trainer import models
+    from finetune_trainer.tasks import auto_class
+
+    return models.skeleton(auto_class(subject.task) if subject.task else AutoModel, subject.config)
+
+
+def _anatomy(job: FineTuneJob, model: PreTrainedModel) -> Anatomy:
+    """The model's parameters, each with the modules that match it."""
+    from finetune_trainer import models
+
+    parameters = models.parameters_of(model)
+    owners = modules.owners_of(job.spec.modules or (), parameters)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+    leaves = (Leaf(it, shapes[it.name], tuple(owners[it.name])) for it in parameters)
+    return Anatomy(type(model).__name__, tuple(leaves))
+
+
+def _ownership_mistake(job: FineTuneJob, anatomy: Anatomy) -> UserError | None:
+    try:
+        modules.own(job.spec.modules or (), anatomy.parameters, job.spec.unmatched)
+    except UserError as mistake:
+        return mistake
+    return None
+
+
+def _proposal(job: FineTuneJob, config: PretrainedConfig, anatomy: Anatomy) -> Proposal | None:
+    """Modules to start from, for a job that has none."""
+    if job.spec.modules is not None:
+        return None
+    return propose(config.model_type, anatomy.kind, anatomy.parameters)
 
 
 def _config(job: FineTuneJob, places: Places) -> tuple[PretrainedConfig | None, str | None]:
@@ -138,12 +208,11 @@ def _config(job: FineTuneJob, places: Places) -> tuple[PretrainedConfig | None, 
 
 
 def _missing_data(job: FineTuneJob, places: Places) -> str | None:
-    """Why training or validation data are out of reach; None where all are here."""
-    train, validation = job.spec.data.train, job.spec.data.validation
-    gap = _out_of_reach(train.source, TRAIN, places)
-    if gap is None and validation is not None and validation.source is not None:
-        return _out_of_reach(validation.source, VALIDATION, places)
-    return gap
+    """Why some of the data are out of reach; None where all are here."""
+    spec = job.spec.data
+    named = ((TRAIN, spec.train), (VALIDATION, spec.validation), (TEST, spec.test))
+    sources = ((said, part.source) for said, part in named if part is not None and part.source is not None)
+    return next((gap for said, source in sources if (gap := _out_of_reach(source, said, places))), None)
 
 
 def _out_of_reach(source: str, said: str, places: Places) -> str | None:

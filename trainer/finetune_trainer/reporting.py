@@ -20,7 +20,15 @@ from finetune_api.names import CHECKPOINTS_FOLDER
 from finetune_api.status import CheckpointStatus, Metric, ModuleStatus, OutputStatus, Report
 from finetune_api.status import Progress as ProgressStatus
 from finetune_trainer.errors import UserError
-from finetune_trainer.events import CheckpointRecord, EvaluationRecord, Listener, ModulePlan, RunPlan, StepRecord
+from finetune_trainer.events import (
+    CheckpointRecord,
+    EvaluationRecord,
+    Listener,
+    ModulePlan,
+    RunPlan,
+    StepRecord,
+    TestRecord,
+)
 from finetune_trainer.metrics_file import read
 
 MESSAGE_LENGTH = 1000
@@ -35,6 +43,7 @@ class Tracker(Listener):
         self.step: StepRecord | None = None
         self.evaluation: EvaluationRecord | None = None
         self.best: EvaluationRecord | None = None
+        self.test: TestRecord | None = None
         self.checkpoint: CheckpointRecord | None = None
         self.resumed_step = self.steps_executed = self.nonfinite_steps = 0
         self.step_time: datetime | None = None
@@ -51,14 +60,19 @@ class Tracker(Listener):
         self.evaluation = record
         self.best = record if record.best else self.best
 
+    def on_test(self, record: TestRecord) -> None:
+        self.test = record
+
     def on_checkpoint(self, record: CheckpointRecord) -> None:
         self.checkpoint = record
 
     def recall(self, metrics: Path) -> None:
-        """Remember the evaluations of the attempts before."""
+        """Remember the evaluations, and the test, of the attempts before."""
         for record in read(metrics):
             if isinstance(record, EvaluationRecord):
                 self.on_evaluation(record)
+            if isinstance(record, TestRecord):
+                self.on_test(record)
 
     @property
     def steps_done(self) -> int:
@@ -101,10 +115,10 @@ class Tracker(Listener):
     def _metrics(self) -> Iterator[Metric]:
         if self.step is not None and math.isfinite(self.step.loss):
             yield Metric(name="train/loss", value=self.step.loss, step=self.step.step)
-        if self.evaluation is not None:
-            for name, value in self.evaluation.metrics.items():
-                if math.isfinite(value):
-                    yield Metric(name=name, value=value, step=self.evaluation.step)
+        for measured in (self.evaluation, self.test):
+            for name, value in measured.metrics.items() if measured else ():
+                if measured and math.isfinite(value):
+                    yield Metric(name=name, value=value, step=measured.step)
         if self.best is not None and self.plan is not None:
             metric = self.plan.job.spec.evaluation.metric or ""
             yield Metric(name=f"best/{short(metric)}", value=self.best.metrics[metric], step=self.best.step)

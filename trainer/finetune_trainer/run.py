@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import closing, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from transformers import PretrainedConfig
 
+from finetune_api.data import Columns, DataSource, Validation
 from finetune_api.defaults import effective
 from finetune_api.job import FineTuneJob
 from finetune_api.status import Report
 from finetune_trainer import checkpoints as saved
 from finetune_trainer import data, devices, models, optimizers, output, random_state
 from finetune_trainer.checkpoints import Checkpoint, Checkpoints
-from finetune_trainer.data import Dataset
+from finetune_trainer.data import BadRows, Dataset
 from finetune_trainer.devices import LossScale
 from finetune_trainer.errors import RunError, UserError
 from finetune_trainer.evaluation import Judge, check_metric
-from finetune_trainer.events import Listener, Listeners, RunPlan
+from finetune_trainer.events import Listener, Listeners, RunPlan, TestRecord
 from finetune_trainer.gradients import Part
 from finetune_trainer.loop import Loop, Progress, Setup
 from finetune_trainer.metrics_file import NAME as METRICS
-from finetune_trainer.metrics_file import MetricsFile, cut_back
+from finetune_trainer.metrics_file import MetricsFile, cut_back, tested_at
 from finetune_trainer.modules import plan_run
 from finetune_trainer.places import Places
 from finetune_trainer.reporting import Tracker, serving
+from finetune_trainer.stall import Pulse, watching
 from finetune_trainer.stop import Stop, watch_signals
-from finetune_trainer.tasks import TASKS, Processors, Task, detect
+from finetune_trainer.tasks import Processors, Task, detect, find
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class RunOptions:
         metrics_port: where Prometheus finds the metrics; None for nowhere.
         termination_log: where the report is written at the end.
         fresh: throw checkpoints of the same run away.
+        stall_timeout: seconds in which the loop has to get something done; None for what the job says.
     """
 
     claims: Places = field(default_factory=Places)
@@ -50,6 +53,7 @@ class RunOptions:
     metrics_port: int | None = None
     termination_log: Path | None = None
     fresh: bool = False
+    stall_timeout: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,9 @@ class Prepared:
     config: PretrainedConfig
     train: Dataset
     validation: Dataset | None
+    test: Dataset | None
     plan: RunPlan
+    notes: tuple[str, ...] = ()
 
 
 def run(job: FineTuneJob, options: RunOptions, listener: Listener) -> Report:
@@ -88,9 +94,13 @@ def _end(report: Report, options: RunOptions, listener: Listener) -> None:
     """Say the last word to everybody; what goes wrong with that must not hide how the run ended."""
     with closing(listener):
         listener.on_end(report)
-        if options.termination_log is not None:
-            with suppress(OSError):
-                options.termination_log.write_text(report.termination_message())
+        with suppress(OSError):
+            _write(report, options)
+
+
+def _write(report: Report, options: RunOptions) -> None:
+    if options.termination_log is not None:
+        options.termination_log.write_text(report.termination_message())
 
 
 def plan(job: FineTuneJob, places: Places) -> RunPlan:
@@ -110,30 +120,49 @@ def prepare(job: FineTuneJob, places: Places) -> Prepared:
     """
     pretrained = models.find(job.spec.model, places)
     config = models.load_config(pretrained)
-    job = effective(job, job.spec.task or detect(config))
+    task_name = job.spec.task or detect(config)
+    kind = find(task_name)
+    training = job.spec.training
+    kind.check_batches(training.batch_size, training.micro_batch_size or training.batch_size)
+    job = effective(job, task_name)
     spec = job.spec
-    assert spec.task is not None, "an effective job has a task"
-    kind = TASKS[spec.task]
-    kind.check_batches(spec.training.batch_size, spec.training.micro_batch_size or spec.training.batch_size)
-    train, validation = _open_data(job, kind, places)
+    bad_rows = data.BadRows.of(spec.data)
+    train, validation, test = _open_data(job, kind, places, bad_rows)
     task = kind.fit(config, train)
     check_metric(Judge(spec.evaluation), task.metrics)
-    parameters = models.parameters_of(models.skeleton(task, config))
+    if bad_rows.skip:  # before anything is counted; otherwise the first one ends the run, once the processors are there
+        processors = models.load_processors(pretrained, task, config, spec.data.max_length)
+        train = bad_rows.drop(train, task.problems(train, processors))
+        validation = bad_rows.drop(validation, task.problems(validation, processors)) if validation else None
+        test = bad_rows.drop(test, task.problems(test, processors)) if test else None
+    parameters = models.parameters_of(models.skeleton(task.auto_class, config))
     decided = plan_run(job, parameters, len(train), len(validation) if validation else 0)
-    return Prepared(task, pretrained, config, train, validation, decided)
+    return Prepared(task, pretrained, config, train, validation, test, decided, tuple(bad_rows.notes()))
 
 
-def _open_data(job: FineTuneJob, kind: type[Task], places: Places) -> tuple[Dataset, Dataset | None]:
+def _open_data(
+    job: FineTuneJob, kind: type[Task], places: Places, bad_rows: BadRows
+) -> tuple[Dataset, Dataset | None, Dataset | None]:
+    """The training, the validation and the test set, with the columns that the task needs."""
     spec = job.spec.data
-    files = data.find(spec.train.source, "data.train.source", places)
-    names = data.name_columns(files, spec.columns, kind.required, kind.optional)
-    train, validation = data.split(data.read(files, names), spec)
-    if spec.validation is not None and spec.validation.source is not None:
-        files = data.find(spec.validation.source, "data.validation.source", places)
-        optional = [role for role in names if role not in kind.required]
-        named = spec.columns.model_copy(update=names)
-        validation = data.read(files, data.name_columns(files, named, [*kind.required, *optional], ()))
-    return train, validation
+    table = data.read(data.find(spec.train, "data.train", places), bad_rows)
+    names = data.name_columns(table.columns, spec.columns, kind.needs, kind.optional, table.layout.said)
+    train, validation = data.split(_present(table, names, bad_rows), spec, table)
+
+    def other(source: DataSource | Validation | None, field: str) -> Dataset | None:
+        if source is None or source.source is None:
+            return None
+        table = data.read(data.find(source, field, places), bad_rows)
+        named = data.name_columns(table.columns, Columns(**names), [list(names)], (), table.layout.said)
+        return data.same_classes(_present(table, named, bad_rows), train)
+
+    return train, validation or other(spec.validation, "data.validation"), other(spec.test, "data.test")
+
+
+def _present(table: data.Table, names: Mapping[str, str], bad_rows: BadRows) -> Dataset:
+    """The rows in which nothing is missing that the task makes use of."""
+    found = table.dataset(names, every_image=bad_rows.skip)
+    return bad_rows.drop(found, (problem for role in names for problem in found.missing(role)))
 
 
 @dataclass(frozen=True)
@@ -176,11 +205,13 @@ def _set_up(prepared: Prepared, listener: Listener) -> Setup:
     compute = devices.choose(spec)
     devices.set_determinism(spec.training.deterministic)
     processors = models.load_processors(prepared.pretrained, task, prepared.config, spec.data.max_length)
-    for part in (prepared.train, prepared.validation):
-        if part is not None:
-            task.check(part)
+    if spec.data.on_bad_row == "Fail":
+        for part in filter(None, (prepared.train, prepared.validation, prepared.test)):
+            for problem in task.problems(part, processors):
+                raise UserError(part.describe(problem))
     listener.on_message(f"loading {prepared.pretrained.source}")
     model, new = models.load_model(prepared.pretrained, task, prepared.config)
+    models.make_ready(model, task, processors, spec.training.activation_checkpointing)
     for text in (*_notes(prepared, processors), *_new_weights(new)):
         listener.on_message(text)
     model.requires_grad_(False)
@@ -191,15 +222,27 @@ def _set_up(prepared: Prepared, listener: Listener) -> Setup:
     parts = tuple(Part(module, [named[name] for name in module.parameters]) for module in learners)
     built = optimizers.build(learners, named)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers are the parallelism
-    return Setup(prepared.plan, task, model, processors, prepared.train, prepared.validation, parts, built, compute)
+    return Setup(
+        prepared.plan,
+        task,
+        model,
+        processors,
+        prepared.train,
+        prepared.validation,
+        parts,
+        built,
+        compute,
+        prepared.test,
+    )
 
 
 def _notes(prepared: Prepared, processors: Processors) -> Iterator[str]:
     """What happens to some of the data, which nobody should have to find out."""
     plan = prepared.plan
+    yield from prepared.notes
     if dropped := plan.train_samples - plan.steps_per_epoch * plan.job.spec.training.batch_size:
         yield f"{dropped} of {plan.train_samples} samples do not fill a batch; each epoch leaves out others"
-    if longer := processors.count_longer(prepared.train.values("text")):
+    if longer := prepared.task.count_truncated(prepared.train, processors):
         yield f"{longer} of {plan.train_samples} texts are longer than {processors.max_length} tokens and are truncated"
 
 
@@ -247,13 +290,33 @@ def _train(session: _Session, setup: Setup, progress: Progress) -> None:
     cut_back(session.metrics, progress.step, progress.evaluated)
     session.tracker.recall(session.metrics)
     with closing(MetricsFile(session.metrics)) as metrics:
-        listener = Listeners((session.listener, metrics))
+        pulse = Pulse()
+        listener = Listeners((session.listener, metrics, pulse))
         listener.on_plan(setup.plan, progress.step)
         loop = Loop(setup, progress, session.checkpoints, listener, session.stop)
         loop.before_save = metrics.flush
-        loop.run()
+        with _watching(session, pulse):
+            loop.run()
     if progress.step < setup.plan.total_steps:
         listener.on_message(f"stopped early after step {progress.step}: {loop.judge.metric} no longer gets better")
+
+
+def _watching(session: _Session, pulse: Pulse) -> AbstractContextManager[None]:
+    timeout = session.options.stall_timeout or session.job.spec.stall_timeout_seconds
+    return watching(pulse, timeout, lambda: _report_stall(session, timeout))
+
+
+def _report_stall(session: _Session, seconds: float) -> str:
+    """Write the report of a run that hangs, and say what it says."""
+    tracker = session.tracker
+    report = tracker.report(
+        "Stalled",
+        f"nothing got done for {seconds:g} s after step {tracker.steps_done}: no step, evaluation batch or checkpoint; "
+        "the log shows where each thread hangs: look at the storage of data and checkpoints, and at the GPU; "
+        "if one of them does take so long, raise stallTimeoutSeconds",
+    )
+    _write(report, session.options)
+    return report.message
 
 
 def _finish(session: _Session, setup: Setup, progress: Progress) -> Report:
@@ -266,12 +329,26 @@ def _finish(session: _Session, setup: Setup, progress: Progress) -> Report:
         if best.step != progress.step:
             saved.load_weights(setup.model, session.checkpoints.weights(best.step))
     session.listener.on_message(f"saving the weights of {chosen}")
-    facts = output.facts(session.job, setup.plan, progress, session.options.attempt)
+    tested = _test(session, setup, progress) if setup.test is not None else None
+    facts = output.facts(session.job, setup.plan, progress, session.options.attempt, tested)
     status = output.publish(setup, session.checkpoints, session.metrics, session.destination, facts)
     session.checkpoints.remove()
     return session.tracker.report(
         "Succeeded", f"trained {progress.step} steps; {destination} holds the weights of {chosen}", status
     )
+
+
+def _test(session: _Session, setup: Setup, progress: Progress) -> TestRecord:
+    """Evaluate the test set, unless an attempt before this one has, and was interrupted after it."""
+    if earlier := tested_at(session.metrics, progress.step):
+        return earlier
+    with closing(MetricsFile(session.metrics)) as metrics:
+        pulse = Pulse()
+        listener = Listeners((session.listener, metrics, pulse))
+        with _watching(session, pulse):
+            record = Loop(setup, progress, session.checkpoints, listener, session.stop).test()
+        metrics.flush()
+    return record
 
 
 def _failure(error: BaseException) -> tuple[str, str]:

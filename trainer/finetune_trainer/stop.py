@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import signal
 import threading
 from collections.abc import Iterator
@@ -41,7 +42,8 @@ def watch_signals() -> Iterator[Stop]:
 def in_worker(worker: int) -> None:
     """Signals in a loader's worker: one to the process group reaches it too, but the run needs it to finish its step.
 
-    It ends when the loader says so, or when the process that it works for is gone.
+    It ends when the loader says so, or when the process that it works for is gone. SIGUSR1 asks where it is.
     """
+    faulthandler.register(signal.SIGUSR1, file=2)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

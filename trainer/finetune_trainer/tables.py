@@ -1,4 +1,4 @@
-"""What a person reads of a plan and of a result: phrases, tables and trees. Pure functions, nothing is printed here.
+"""What a person reads of a plan and of a result: phrases and tables. Pure functions, nothing is printed here.
 
 A plan is shown before every run and by `finetune plan`. The latter may know only a part of it (no model at hand, no
 data at hand), which is why a table is made of `Row`s, whose unknown parts are None, and not of a `RunPlan`.
@@ -13,10 +13,8 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
-from rich.tree import Tree
 
 if TYPE_CHECKING:
     from finetune_api.evaluation import Every
@@ -115,6 +113,14 @@ def _shape(phase: Phase) -> str:
             return f"×{number(phase.factor_)} {_drops(phase)}"
         case "CosineAnnealing":
             return _cosine(phase)
+        case "LinearDecay":
+            return f"linear to {percent(phase.end_factor)}"
+        case "PolynomialDecay":
+            return f"polynomial of power {number(phase.power)} to {percent(phase.end_factor)}"
+        case "InverseSqrt":
+            return f"inverse square root over {plural(phase.timescale_steps, 'step')}"
+        case "Plateau":
+            return f"×{number(phase.factor_)} on each plateau of {plural(phase.patience + 1, 'evaluation')}"
         case _:
             return str(phase.type)
 
@@ -181,8 +187,14 @@ def optimizer_phrase(optimizer: Optimizer) -> str:
     for field, info in type(optimizer).model_fields.items():
         value = getattr(optimizer, field)
         if field not in ("type", "learning_rate", "weight_decay") and value != info.default:
-            shown.append(field if value is True else f"{field} {number(value)}")
+            shown.append(_setting(info.alias or field, value))
     return ", ".join(shown)
+
+
+def _setting(field: str, value: float | bool | str) -> str:
+    if isinstance(value, bool):
+        return field if value else f"no {field}"
+    return f"{field} {value if isinstance(value, str) else number(value)}"
 
 
 def restraint_phrase(module: Module) -> str:
@@ -234,14 +246,11 @@ def rows_of(plan: RunPlan) -> list[Row]:
 
 
 def plan_table(rows: Sequence[Row]) -> Table:
-    """Modules, one line each: what it owns, what trains, by which optimizer, rate and schedule, and when."""
-    table = Table(
-        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, show_footer=len(rows) > 1, caption=_decay_note(rows)
-    )
+    """Modules, one line each: how much it owns, by which optimizer, rate and schedule it learns, and when."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, show_footer=len(rows) > 1, caption=_notes(rows))
     table.caption_justify = "left"
     table.add_column("Module", "total", no_wrap=True)
     table.add_column("Parameters", _total(row.elements for row in rows), justify="right", no_wrap=True)
-    table.add_column("Trainable", _total(row.trainable for row in rows), justify="right", no_wrap=True)
     table.add_column("Optimizer")
     table.add_column("Rate", justify="right", no_wrap=True)
     table.add_column("Schedule")
@@ -255,7 +264,6 @@ def _cells(row: Row, shade: str) -> Iterator[Text]:
     module, optimizer = row.module, row.module.optimizer
     yield Text(module.name, f"bold {shade}")
     yield _count(row.elements)
-    yield _count(row.trainable)
     if optimizer is None:
         yield from (Text("frozen", "dim"), Text(DASH, "dim"), Text(DASH, "dim"))
     else:
@@ -273,6 +281,17 @@ def _count(elements: int | None) -> Text:
 def _total(counts: Iterable[int | None]) -> str:
     known = list(counts)
     return "?" if None in known else humanize(sum(count or 0 for count in known))
+
+
+def _notes(rows: Sequence[Row]) -> str | None:
+    return "\n".join(filter(None, (_frozen_note(rows), _decay_note(rows)))) or None
+
+
+def _frozen_note(rows: Sequence[Row]) -> str | None:
+    frozen = [row.elements for row in rows if row.module.frozen]
+    if not frozen or any(row.elements is None for row in rows):
+        return None
+    return f"{_total(frozen)} of {_total(row.elements for row in rows)} parameters stay frozen"
 
 
 def _decay_note(rows: Sequence[Row]) -> str | None:
@@ -331,130 +350,7 @@ def facts_grid(facts: Sequence[tuple[str, str]]) -> Table:
     return grid
 
 
-# Who owns what ---------------------------------------------------------------------------------------------------
-
-
-def ownership_tree(rows: Sequence[Row], unmatched: Sequence[str] = ()) -> Tree:
-    """Each module with its parameters, layers that look alike folded into one line."""
-    tree = Tree("Parameters and their owners", guide_style="dim", hide_root=True)
-    for position, row in enumerate(rows):
-        names = row.parameters or ()
-        patterns = ", ".join(row.module.parameters) + (
-            f" but not {', '.join(row.module.exclude)}" if row.module.exclude else ""
-        )
-        label = Text.assemble((row.module.name, f"bold {colour(position)}"), f"  {patterns}")
-        _grow(tree.add(label, style="default"), names)
-    if unmatched:
-        _grow(tree.add(Text("no module: frozen (unmatched: Freeze)", "yellow"), style="default"), unmatched)
-    return tree
-
-
-def _grow(branch: Tree, names: Sequence[str]) -> None:
-    for name, count in fold(names):
-        branch.add(Text.assemble(name, (f"  {plural(count, 'tensor')}" if count > 1 else "", "dim")))
-
-
-def fold(names: Sequence[str], depth: int = 3) -> list[tuple[str, int]]:
-    """Parameter names folded to their first segments, numbered layers merged into one, with the tensors in each.
-
-    >>> fold(["enc.layer.0.w", "enc.layer.0.b", "enc.layer.1.w", "enc.layer.1.b", "head"])
-    [('enc.layer.{0…1}.*', 4), ('head', 1)]
-    """
-    groups: dict[tuple[str, ...], list[list[str]]] = {}
-    for name in names:
-        segments = name.split(".")
-        reach = depth + any(part.isdigit() for part in segments[depth : depth + 1])
-        key = tuple("#" if part.isdigit() else part for part in segments[:reach])
-        groups.setdefault(key, []).append(segments)
-    return [(_folded(members, len(key)), len(members)) for key, members in groups.items()]
-
-
-def _folded(members: Sequence[Sequence[str]], depth: int) -> str:
-    if len(members) == 1:
-        return ".".join(members[0])
-    head = [_numbers({member[at] for member in members}) for at in range(depth)]
-    return ".".join(head) + ".*"
-
-
-def _numbers(segments: set[str]) -> str:
-    if len(segments) == 1:
-        return next(iter(segments))
-    numbers = sorted(map(int, segments))
-    whole = numbers == list(range(numbers[0], numbers[-1] + 1))
-    return f"{{{numbers[0]}…{numbers[-1]}}}" if whole else "{" + ",".join(map(str, numbers)) + "}"
-
-
-# The plan before a run -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Preview:
-    """What is known of a run before it, perhaps without its model or its data.
-
-    Args:
-        written: the job as its manifest says it.
-        job: the effective job.
-        rows: its modules.
-        unmatched: parameters no module names.
-        plan: everything, when model and data are at hand.
-        steps: all, and those of an epoch; None when the data are not at hand.
-        unknown: what could not be known, and why.
-    """
-
-    written: FineTuneJob
-    job: FineTuneJob
-    rows: tuple[Row, ...]
-    unmatched: tuple[str, ...] = ()
-    plan: RunPlan | None = None
-    steps: tuple[int, int] | None = None
-    unknown: tuple[str, ...] = ()
-
-
-def preview_view(preview: Preview) -> RenderableType:
-    """The effective job, the plan, who owns what, and what is not known."""
-    length = steps_phrase(*preview.steps) if preview.steps else ""
-    facts = summary(preview.plan) if preview.plan else job_facts(preview.job, length)
-    parts: list[RenderableType] = [_manifest_view(preview), "", facts_grid(facts), "", plan_table(preview.rows)]
-    if any(row.parameters for row in preview.rows):
-        parts += ["", ownership_tree(preview.rows, preview.unmatched)]
-    parts += [Text.assemble("\n", ("not known: ", "bold yellow"), reason) for reason in preview.unknown]
-    return Group(*parts)
-
-
-def _manifest_view(preview: Preview) -> Text:
-    """The effective job, what was left out in the manifest dimmed."""
-    text = Text()
-    for line in manifest_yaml(preview.job, preview.written).splitlines():
-        text.append(f"{line}\n", "dim" if line.endswith(DEFAULTED) else "")
-    text.rstrip()
-    return text
-
-
-def preview_document(preview: Preview) -> dict[str, Any]:
-    """The same for machines."""
-    total, per_epoch = preview.steps or (None, None)
-    plan = preview.plan
-    return {
-        "job": manifest_of(preview.job),
-        "modules": [_module_document(row) for row in preview.rows],
-        "unmatched": list(preview.unmatched),
-        "totalSteps": total,
-        "stepsPerEpoch": per_epoch,
-        "trainSamples": plan.train_samples if plan else None,
-        "validationSamples": plan.validation_samples if plan else None,
-        "unknown": list(preview.unknown),
-    }
-
-
-def _module_document(row: Row) -> dict[str, Any]:
-    return {
-        "name": row.module.name,
-        "elements": row.elements,
-        "trainable": row.trainable,
-        "window": {"start": row.window.start, "end": row.window.end} if row.window else None,
-        "parameters": None if row.parameters is None else list(row.parameters),
-    }
-
+# Manifests ------------------------------------------------------------------------------------------------------
 
 DEFAULTED = "# default"
 
@@ -497,7 +393,10 @@ def _commented(node: Any, said: Any) -> Any:
         return node
     mapping = CommentedMap()
     for key, value in sorted(node.items(), key=lambda item: item[0] not in ("name", "type")):
-        mapping[key] = _commented(value, _at(said, key))
+        shown = _commented(value, _at(said, key))
+        if shown in ({}, []) and not _at(said, key):
+            continue  # an empty list that nobody wrote says nothing
+        mapping[key] = shown
         nested = isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value))
         if _at(said, key) is None and not nested:
             mapping.yaml_add_eol_comment(DEFAULTED, key)
@@ -514,23 +413,35 @@ def _at(said: Any, key: str | int) -> Any:
 # Results ---------------------------------------------------------------------------------------------------------
 
 
-def result_table(before: Mapping[str, float], after: Mapping[str, float], metric: str | None) -> Table:
+def result_table(
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    metric: str | None,
+    tested: Mapping[str, float] | None = None,
+) -> Table:
     """Evaluation metrics before the first step and of the weights that are saved, the one that decides first.
 
-    Both mappings hold the step beside the metrics, as `run.json` has them.
+    All mappings hold the step beside the metrics, as `run.json` has them; `tested` are those of the test set.
     """
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("Metric", no_wrap=True)
     for heading in ("Before", f"After step {after['step']:,.0f}", "Change"):
         table.add_column(heading, justify="right", no_wrap=True)
+    if tested:
+        table.add_column("Test set", justify="right", no_wrap=True)
     for name in sorted(after.keys() - {"step"}, key=lambda name: (name != metric, name)):
         was, now = before.get(name), after[name]
         change = DASH if was is None else f"{now - was:+.4f}"
         style = "bold" if name == metric else ""
-        table.add_row(name, DASH if was is None else f"{was:.4f}", f"{now:.4f}", change, style=style)
+        test = [] if not tested else [_metric(tested.get(name.replace("eval/", "test/", 1)))]
+        table.add_row(name, _metric(was), f"{now:.4f}", change, *test, style=style)
     return table
+
+
+def _metric(value: float | None) -> str:
+    return DASH if value is None else f"{value:.4f}"
 
 
 def metrics_phrase(metrics: Mapping[str, float]) -> str:
     """Evaluation metrics in one line, without their common prefix: `loss 2.31  recall_at_1 0.42`."""
-    return "  ".join(f"{name.removeprefix('eval/')} {value:.4f}" for name, value in metrics.items())
+    return "  ".join(f"{name.rpartition('/')[2]} {value:.4f}" for name, value in metrics.items())

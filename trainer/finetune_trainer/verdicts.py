@@ -49,6 +49,7 @@ def document(name: str, verdict: Verdict) -> dict[str, Any]:
         "line": verdict.line,
         "kind": verdict.kind,
         "name": verdict.name,
+        "namespace": verdict.namespace,
         "valid": None if verdict.skipped else not verdict.issues,
         "skipped": verdict.skipped,
         "issues": [_issue_document(issue) for issue in verdict.issues],
@@ -58,6 +59,7 @@ def document(name: str, verdict: Verdict) -> dict[str, Any]:
 def _issue_document(issue: Issue) -> dict[str, Any]:
     return {
         "path": issue.path,
+        "value": issue.value,
         "message": issue.message,
         "suggestion": issue.suggestion,
         "line": issue.line,

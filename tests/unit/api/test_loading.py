@@ -52,7 +52,7 @@ def test_a_good_job_is_read_and_its_numbers_are_numbers(tmp_path: Path) -> None:
         ("momentum:", "momentun:", "job.yaml:12:50: spec.modules[0].optimizer.momentun: unknown field; expected one of "
          "type, learningRate, weightDecay, momentum, dampening, nesterov; did you mean 'momentum'?"),
         ("type: SGD", "type: Sgd", "job.yaml:12:19: spec.modules[0].optimizer.type: 'Sgd' is not one of SGD, Adam, "
-         "AdamW, RMSprop; did you mean 'SGD'?"),
+         "AdamW, RMSprop, Adagrad, Adafactor, NAdam, RAdam, Muon; did you mean 'SGD'?"),
         ("CosineAnnealing", "Cosine", "did you mean 'CosineAnnealing'?"),
         ("learningRate: 2e-5", "learningRate: 0", "job.yaml:12:30: spec.modules[0].optimizer.learningRate: 0: expected "
          "greater than 0"),
@@ -63,8 +63,8 @@ def test_a_good_job_is_read_and_its_numbers_are_numbers(tmp_path: Path) -> None:
          "steps"),
         ("steps: 20", "steps: 20, epochs: 1", "set at most one of steps, epochs and fraction"),
         ("data:\n    train: {source: pvc://captions/train}\n", "data: {}\n", "spec.data.train: is required"),
-        ("name: good", "name: Good", "metadata.name must be a DNS label"),
-        ("name: good", f"name: {'g' * 41}", "of at most 40 characters"),
+        ("name: good", "name: Good", "metadata.name: 'Good' is not a name of lower-case letters"),
+        ("name: good", f"name: {'g' * 41}", "metadata.name: 'ggg"),
         ("cycles: 3", "cycles: .inf", "spec.modules[0].schedule[1].cycles"),
         ("kind: FineTuneJob", "kind: FineTunejob", "expected one FineTuneJob, found a FineTunejob"),
         ("metadata: {name: good}", "metadata: {name: good}\nmetadata: {name: again}", "job.yaml:4:1: duplicate key"),
@@ -84,7 +84,10 @@ def test_every_mistake_is_named_at_once_in_the_order_of_the_file(tmp_path: Path)
 
 def test_what_kubectl_reads_differently_has_to_be_quoted(tmp_path: Path) -> None:
     found = issues(tmp_path, GOOD.replace('["vision_model.*"]', "[y, 'no']"))
-    assert found == ["job.yaml:11:20: spec.modules[0].parameters[0]: kubectl reads y as a boolean; quote it: 'y'"]
+    assert found == [
+        "job.yaml:11:20: spec.modules[0].parameters[0]: kubectl reads y as the boolean true, YAML 1.2 as the text 'y'; "
+        "quote it: 'y'"
+    ]
 
 
 def test_settings_change_fields_by_name_and_position(tmp_path: Path) -> None:
@@ -137,3 +140,68 @@ def test_nearest_forgives_case_first_and_guesses_nothing_far() -> None:
     assert nearest("sgd", ["SGD", "Adam"]) == "SGD"
     assert nearest("Cosine", ["Constant", "CosineAnnealing"]) == "CosineAnnealing"
     assert nearest("xyz", ["SGD", "Adam"]) is None
+
+
+def test_errors_of_the_name_and_of_the_spec_are_told_together(tmp_path: Path) -> None:
+    found = issues(tmp_path, GOOD.replace("name: good", "name: Good").replace("epochs: 2", "epochs: 0"))
+    assert ["metadata.name" in found[0], "spec.training.epochs" in found[1]] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("name: good", "name: {{ .Values.name }}", "job.yaml:3:18: {{ belongs to a template: render it first"),
+        ("epochs: 2", 'epochs: "{{ .Values.epochs }}"', "{{ belongs to a template"),
+        ("epochs: 2", "epochs: &n 2, seed: *m", "no anchor &m before this"),
+        ("epochs: 2", "epochs: !!float 2", "not every reader knows the tag"),
+        ("epochs: 2", "epochs: .nan", "expected a finite number"),
+        ("epochs: 2", "? [a] : b", "a key has to be text"),
+        ("epochs: 2", "1: 2", "the key 1 is not text; quote it"),
+        ("epochs: 2", "<<: 3", "<< merges mappings only"),
+    ],
+)
+def test_what_is_no_plain_manifest_is_named(old: str, new: str, expected: str) -> None:
+    (verdict,) = check_file(GOOD.replace(old, new, 1), "job.yaml")
+    assert any(expected in str(issue) for issue in verdict.issues), verdict.issues
+
+
+def test_aliases_of_aliases_do_not_grow_without_end() -> None:
+    laughs = "".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]\n" for n in range(1, 12))
+    (verdict,) = check_file(f"l0: &l0 [lol]\n{laughs}", "laughs.yaml")
+    assert "its aliases stand for too much" in str(verdict.issues[0])
+
+
+def test_anchors_and_merges_are_read_as_kubectl_reads_them(tmp_path: Path) -> None:
+    text = GOOD.replace("epochs: 2", "<<: [&own {epochs: 5}, {seed: 3, epochs: 9}], precision: &p BF16")
+    training = load_job(write(tmp_path, text)).spec.training
+    assert (training.epochs, training.seed, training.batch_size, training.precision) == (5, 3, 16, "BF16")
+
+
+def test_the_items_of_a_list_are_judged_one_by_one_with_their_own_lines() -> None:
+    item = "\n".join(f"    {line}" for line in GOOD.replace("momentum", "momentun").splitlines())
+    text = f"apiVersion: v1\nkind: List\nitems:\n  - kind: Service\n    apiVersion: v1\n  -\n{item}\n"
+    service, job = check_file(text, "list.yaml")
+    assert service.skipped == "not a FineTuneJob but a Service"
+    assert str(job.issues[0]).startswith("list.yaml:18:54: spec.modules[0].optimizer.momentun: unknown field")
+
+
+def test_null_is_a_field_left_out_and_whole_floats_are_integers(tmp_path: Path) -> None:
+    text = GOOD.replace("epochs: 2, batchSize: 16", "epochs: ~, batchSize: 1.6e1, precision: null")
+    training = load_job(write(tmp_path, text)).spec.training
+    assert (training.epochs, training.batch_size, training.precision) == (None, 16, "Auto")
+
+
+def test_what_is_not_supported_yet_is_named_as_such(tmp_path: Path) -> None:
+    assert (
+        "spec.training.compile: not yet supported: compile"
+        in issues(tmp_path, GOOD.replace("epochs: 2", "compile: true"))[0]
+    )
+    assert (
+        "spec.task: not yet supported: task Custom"
+        in issues(tmp_path, GOOD.replace("spec:", "spec:\n  task: Custom\n  entrypoint: a.b:c"))[0]
+    )
+
+
+def test_errors_inside_a_map_name_the_key() -> None:
+    (verdict,) = check_file(GOOD + '  runtime: {nodeSelector: {a.b/c: 1, "d e": x}}\n', "job.yaml")
+    assert "spec.runtime.nodeSelector.a.b/c: 1: expected a valid string" in str(verdict.issues[0])

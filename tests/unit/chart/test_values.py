@@ -57,6 +57,32 @@ def test_they_are_what_values_say(chart: Chart) -> None:
     }
 
 
+def test_what_the_administrator_says_of_trainer_pods_is_understood(chart: Chart) -> None:
+    preference = {"matchExpressions": [{"key": "pool", "operator": "Exists"}]}
+    wanted: Object = {
+        "envFrom": [{"prefix": "X_", "configMapRef": {"name": "proxy", "optional": True}}],
+        "imagePullSecrets": [{"name": "registry"}],
+        "nodeSelector": {"pool": "gpu"},
+        "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        "affinity": {
+            "nodeAffinity": {
+                "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "preference": preference}]
+            }
+        },
+        "priorityClassName": "low",
+        "schedulerName": "volcano",
+        "serviceAccountName": "trainer",
+    }
+    file = chart.scratch / "config.yaml"
+    file.write_text(chart.render(trainer=wanted).config)
+    understood = config.load(file).trainer.model_dump(by_alias=True, mode="json", exclude_none=True)
+    assert {key: understood[key] for key in wanted} == wanted
+
+
+def test_two_releases_in_one_namespace_do_not_wait_for_each_other(chart: Chart) -> None:
+    assert "--lease-name=finetune-finetune-operator" in chart.render().pod["containers"][0]["args"]
+
+
 def test_changed_settings_make_new_pods(chart: Chart) -> None:
     def checksum(**values: object) -> str:
         metadata = chart.render(**values).only("Deployment")["spec"]["template"]["metadata"]
@@ -114,6 +140,9 @@ def test_the_monitor_finds_the_service_and_the_service_the_pod(chart: Chart) -> 
         ({"trainer": {"resources": {"memory": "16 GB"}}}, ["/trainer/resources/memory"]),
         ({"watchNamespaces": ["Team_A"]}, ["/watchNamespaces/0"]),
         ({"trainer": {"env": [{"key": "TOKEN"}]}}, ["/trainer/env/0", "name"]),
+        ({"trainer": {"tolerations": [{"effect": "NoRun"}]}}, ["/trainer/tolerations/0/effect"]),
+        ({"trainer": {"imagePullSecrets": ["registry"]}}, ["/trainer/imagePullSecrets/0"]),
+        ({"trainer": {"affinity": {"nodes": {}}}}, ["/trainer/affinity", "nodes"]),
     ],
 )
 def test_a_mistake_is_refused_by_name(chart: Chart, values: Object, words: list[str]) -> None:

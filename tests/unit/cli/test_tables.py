@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from finetune_api.optimizers import Optimizer
 from finetune_api.schedules import Phase
-from finetune_trainer import display, plots, tables
+from finetune_trainer import display, plots, tables, trees
 from finetune_trainer.events import StepRecord
 
 DURATIONS = st.one_of(
@@ -47,7 +48,7 @@ def phases(documents: list[dict[str, Any]]) -> list[Phase]:
     return parsed
 
 
-@pytest.mark.parametrize("module", [tables, display, plots])
+@pytest.mark.parametrize("module", [tables, display, plots, trees])
 def test_examples_in_the_docstrings(module: ModuleType) -> None:
     assert doctest.testmod(module).failed == 0
 
@@ -86,10 +87,22 @@ def test_a_schedule_is_one_line_with_every_phase_and_its_length(documents: list[
             [{"type": "CosineAnnealing", "periodSteps": 50, "periodMultiplier": 2, "minFactor": 0.01}],
             "cosine every 50 steps (each ×2) to 1 %",
         ),
+        (
+            [{"type": "LinearDecay", "epochs": 2.0, "endFactor": 0.1}, {"type": "PolynomialDecay", "power": 2.0}],
+            "linear to 10 % for 2 epochs, then polynomial of power 2 to 0 %",
+        ),
+        ([{"type": "InverseSqrt", "timescaleSteps": 1_000}], "inverse square root over 1,000 steps"),
+        ([{"type": "Plateau", "patience": 2}], "×0.1 on each plateau of 3 evaluations"),
     ],
 )
 def test_schedules_in_words(documents: list[dict[str, Any]], phrase: str) -> None:
     assert tables.schedule_phrase(phases(documents)) == phrase
+
+
+def test_an_optimizers_settings_in_words() -> None:
+    spec = {"type": "Muon", "learningRate": 0.1, "nesterov": False, "nsSteps": 4, "adjustLrFn": "match_rms_adamw"}
+    muon: Optimizer = TypeAdapter(Optimizer).validate_python(spec)
+    assert tables.optimizer_phrase(muon) == "no nesterov, nsSteps 4, adjustLrFn match_rms_adamw"
 
 
 @given(st.integers(0, 10**15))
@@ -103,11 +116,6 @@ def test_a_humanized_count_is_short_and_close(count: int) -> None:
 @given(st.floats(1e-9, 1e3))
 def test_a_number_reads_back_as_what_it_was(value: float) -> None:
     assert math.isclose(float(tables.number(value)), value, rel_tol=0.006)
-
-
-@given(st.lists(st.sampled_from(["a.0.w", "a.1.w", "a.1.b", "c", "d.e.f.g", "d.e.f.h"]), unique=True))
-def test_folding_loses_no_tensor(names: list[str]) -> None:
-    assert sum(count for _, count in tables.fold(names)) == len(names)
 
 
 @given(st.lists(st.booleans(), max_size=30))

@@ -10,10 +10,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from finetune_api.status import JobStatus
-from finetune_operator.children import AttemptJob, Children, PodEnd, Said, TrainerPod
+from finetune_operator.children import AttemptJob, Children, Leaving, PodEnd, Said, TrainerPod
 from finetune_operator.config import Config
 from finetune_operator.observed import ObservedJob, observe
-from finetune_operator.plan import Plan
+from finetune_operator.plan import Delete, Plan
 from finetune_operator.reconcile import reconcile
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -41,7 +41,7 @@ def make_job(name: str = "job", status: dict[str, Any] | None = None, **spec: An
 def make_attempt(number: int = 1, **changes: Any) -> AttemptJob:
     attempt = AttemptJob(
         name=f"job-a{number}", uid=f"uid-a{number}", owner_uid="uid-1", number=number, resource_version="1",
-        created=START, suspended=False, deleting=False, complete=False, failed=None,
+        created=START, suspended=False, deleting=False, complete=False, failed=None, started=START,
     )  # fmt: skip
     return replace(attempt, **changes)
 
@@ -77,12 +77,16 @@ class Model:
         self.attempts: dict[int, AttemptJob] = {}
         self.pods: dict[int, TrainerPod] = {}
         self.created: list[str] = []
+        self.configmaps: set[str] = set()
+        self.ran = 0.0
 
     def plan(self) -> Plan:
         children = Children(tuple(self.attempts.values()), tuple(self.pods.values()))
         plan = reconcile(self.job, children, self.now, self.config)
         if plan.look is not None:
-            plan = reconcile(self.job, replace(children, missing=self.missing), self.now, self.config)
+            left = tuple(Leaving(it, f"uid-{it}", "uid-1") for it in plan.look.leavings if it in self.configmaps)
+            seen = replace(children, missing=self.missing, leavings=left)
+            plan = reconcile(self.job, seen, self.now, self.config)
         return plan
 
     def step(self, writes: int | None = None) -> Plan:
@@ -104,19 +108,23 @@ class Model:
     def _carry_out(self, step: Any) -> None:
         if isinstance(step, JobStatus):
             self.job = replace(self.job, status=JobStatus.model_validate(step.manifest()))
-        elif hasattr(step, "uid"):
+        elif isinstance(step, Delete) and step.resource == "configmaps":
+            self.configmaps.discard(step.name)
+        elif isinstance(step, Delete):
             number = next((it.number for it in self.attempts.values() if it.uid == step.uid), None)
             if number is not None:
                 del self.attempts[number]
         elif step.resource == "jobs":
             self._create(step.manifest)
+        elif step.resource == "configmaps":
+            self.configmaps.add(step.manifest["metadata"]["name"])
 
     def _create(self, manifest: dict[str, Any]) -> None:
         number = int(manifest["metadata"]["name"].rpartition("-a")[2])
         if number in self.attempts:
             return
         self.created.append(manifest["metadata"]["name"])
-        self.attempts[number] = make_attempt(number, created=self.now)
+        self.attempts[number] = make_attempt(number, created=self.now, started=self.now)
         self.pods[number] = make_pod(number, created=self.now)
 
     # What the cluster does.
@@ -155,9 +163,28 @@ class Model:
             del self.attempts[number]
 
     def suspend(self, value: bool) -> None:
-        spec = self.job.spec | {"suspend": value}
+        self.change(suspend=value)
+
+    def change(self, **fields: Any) -> None:
+        """The user changes the spec."""
         status = self.job.status.manifest()
-        self.job = replace(make_job(status=status, **spec), generation=self.job.generation + 1)
+        changed = make_job(status=status, **self.job.spec | fields)
+        self.job = replace(changed, generation=self.job.generation + 1)
+
+    def queue(self, *, takes: bool) -> None:
+        """Kueue takes the pods of a Job away, or admits it."""
+        for number, attempt in self.attempts.items():
+            if attempt.finished or attempt.suspended == takes:
+                continue
+            if takes:
+                self.pods.pop(number, None)
+                self.attempts[number] = replace(attempt, suspended=True, suspended_at=self.now, started=None)
+            else:
+                self.pods[number] = make_pod(number, created=self.now)
+                self.attempts[number] = replace(attempt, suspended=False, suspended_at=None, started=self.now)
 
     def wait(self, seconds: float) -> None:
+        """Time goes by; `ran` adds up that of pods that are there."""
+        if self.live_pod():
+            self.ran += seconds
         self.now += timedelta(seconds=seconds)

@@ -117,3 +117,117 @@ def test_interruptions_stay_out_of_the_rule_for_crashes() -> None:
     assert permanent["onExitCodes"]["values"] == [2, 77]
     assert crash["onExitCodes"]["operator"] == "NotIn" and crash["onExitCodes"]["values"] == [0, 75, 137, 143]
     assert spec["backoffLimit"] == 0 and spec["completions"] == spec["parallelism"] == 1
+
+
+AFFINITY = {
+    "nodeAffinity": {
+        "requiredDuringSchedulingIgnoredDuringExecution": {
+            "nodeSelectorTerms": [{"matchExpressions": [{"key": "pool", "operator": "In", "values": ["a"]}]}]
+        }
+    },
+    "podAntiAffinity": {
+        "requiredDuringSchedulingIgnoredDuringExecution": [
+            {"labelSelector": {"matchLabels": {"app": "x"}}, "topologyKey": "kubernetes.io/hostname"}
+        ]
+    },
+}
+RUNTIME: dict[str, Any] = {
+    "imagePullSecrets": [{"name": "registry"}],
+    "envFrom": [{"prefix": "X_", "configMapRef": {"name": "settings"}}, {"secretRef": {"name": "s", "optional": True}}],
+    "nodeSelector": {"pool": "a", "disk": "ssd"},
+    "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
+    "affinity": AFFINITY,
+    "priorityClassName": "high",
+    "schedulerName": "volcano",
+    "serviceAccountName": "trainer",
+}
+
+
+def test_what_the_job_says_of_its_pods_reaches_them() -> None:
+    job = make_job(runtime={**RUNTIME, "runAsUser": 1000, "fsGroup": 2000})
+    pod = pod_of(job)
+    assert {key: pod[key] for key in RUNTIME.keys() - {"envFrom"}} == {
+        key: value for key, value in RUNTIME.items() if key != "envFrom"
+    }
+    assert container_of(job)["envFrom"] == RUNTIME["envFrom"]
+    security = pod["securityContext"]
+    assert (security["runAsUser"], security["runAsGroup"], security["fsGroup"]) == (1000, 2000, 2000)
+    assert pod["automountServiceAccountToken"] is False
+
+
+def test_a_pod_says_nothing_that_nobody_asked_for() -> None:
+    assert not pod_of(make_job()).keys() & RUNTIME.keys()
+    assert container_of(make_job())["envFrom"] == []
+
+
+def test_the_administrator_has_the_last_word() -> None:
+    admin: dict[str, Any] = {
+        "imagePullSecrets": [{"name": "registry"}, {"name": "mirror"}],
+        "envFrom": [{"configMapRef": {"name": "proxy"}}],
+        "nodeSelector": {"pool": "b"},
+        "tolerations": [{"key": "team", "value": "x"}],
+        "affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
+        "priorityClassName": "low",
+        "schedulerName": "default-scheduler",
+        "serviceAccountName": "restricted",
+    }
+    pod = pod_of(make_job(runtime=RUNTIME), config := Config.model_validate({"trainer": admin}))
+    assert pod["nodeSelector"] == {"pool": "b", "disk": "ssd"}
+    assert pod["tolerations"] == [*RUNTIME["tolerations"], *admin["tolerations"]]
+    assert pod["imagePullSecrets"] == [{"name": "registry"}, {"name": "mirror"}]
+    assert pod["affinity"] == {**AFFINITY, **admin["affinity"]}
+    assert [pod[it] for it in ("priorityClassName", "schedulerName", "serviceAccountName")] == [
+        "low", "default-scheduler", "restricted",
+    ]  # fmt: skip
+    env_from = container_of(make_job(runtime=RUNTIME), config)["envFrom"]
+    assert env_from == [*RUNTIME["envFrom"], {"configMapRef": {"name": "proxy"}}]
+
+
+def test_image_and_user_of_the_chart_are_defaults() -> None:
+    config = Config.model_validate({"trainer": {"image": "chart:1", "runAsUser": 5, "fsGroup": 6}})
+    job = make_job(runtime={"image": "own:1", "runAsUser": 7})
+    assert container_of(job, config)["image"] == "own:1"
+    security = pod_of(job, config)["securityContext"]
+    assert (security["runAsUser"], security["fsGroup"]) == (7, 6)
+
+
+def test_a_claim_that_is_used_in_several_ways_is_one_volume() -> None:
+    job = make_job(
+        data={"train": {"source": "pvc://shared/train"}, "test": {"source": "pvc://held-out/test"}},
+        output={"destination": "pvc://shared/tuned"},
+        runtime={
+            "cacheClaim": "shared",
+            "volumes": [
+                {"claim": "shared", "mountPath": "/extra", "readOnly": True},
+                {"claim": "more", "mountPath": "/more"},
+            ],
+        },
+    )
+    volumes = {it["name"]: it["persistentVolumeClaim"]["claimName"]
+               for it in pod_of(job)["volumes"] if "persistentVolumeClaim" in it}  # fmt: skip
+    assert sorted(volumes.values()) == ["held-out", "more", "shared"]
+    mounts = {it["mountPath"]: (volumes[it["name"]], it.get("readOnly", False))
+              for it in container_of(job)["volumeMounts"] if it["name"] in volumes}  # fmt: skip
+    assert mounts == {
+        "/claims/held-out": ("held-out", True), "/claims/shared": ("shared", False), "/extra": ("shared", True),
+        "/more": ("more", False), "/cache": ("shared", False),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("runtime", "home"), [({}, "/scratch"), ({"cacheClaim": "downloads"}, "/cache")])
+def test_downloads_go_to_the_cache_where_there_is_one(runtime: dict[str, Any], home: str) -> None:
+    env = container_of(make_job(runtime=runtime))["env"]
+    assert {"name": "HF_HOME", "value": f"{home}/huggingface"} in env
+
+
+def test_a_queue_is_told_of_the_job_alone_and_decides_when_it_begins() -> None:
+    job = make_job(queueName="team", workloadPriorityClassName="urgent")
+    assert job.document
+    made = prepare_job(job, job.document, 1, Config())
+    asked = {"kueue.x-k8s.io/queue-name": "team", "kueue.x-k8s.io/priority-class": "urgent"}
+    assert asked.items() <= made["metadata"]["labels"].items() and made["spec"]["suspend"] is True
+    assert not asked.keys() & made["spec"]["template"]["metadata"]["labels"].keys()
+    plain = make_job()
+    assert plain.document
+    made = prepare_job(plain, plain.document, 1, Config())
+    assert made["spec"]["suspend"] is False and not asked.keys() & made["metadata"]["labels"].keys()

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_api.status import CheckpointStatus, Metric, Progress
-from finetune_operator.children import Children, Said
+from finetune_operator.children import Children, Leaving, Said
 from finetune_operator.config import Config
 from finetune_operator.plan import Look
 from finetune_operator.progress import Reading
@@ -63,6 +63,21 @@ def test_optional_and_secret_references_are_not_looked_for() -> None:
     ]
     plan = reconcile(make_job(runtime={"env": env}), Children(), START, Config())
     assert plan.look == Look(keys=(("c", "k"),))
+
+
+def test_everything_that_a_pod_mounts_or_reads_is_looked_for() -> None:
+    runtime = {
+        "cacheClaim": "downloads",
+        "volumes": [{"claim": "more", "mountPath": "/more"}, {"claim": "downloads", "mountPath": "/again"}],
+        "envFrom": [
+            {"configMapRef": {"name": "settings"}},
+            {"configMapRef": {"name": "perhaps", "optional": True}},
+            {"secretRef": {"name": "token"}},
+        ],
+    }
+    data = {"train": {"source": "hf://org/data"}, "test": {"source": "pvc://held-out/test"}}
+    plan = reconcile(make_job(runtime=runtime, data=data), Children(), START, Config())
+    assert plan.look == Look(claims=("held-out", "more", "downloads"), configmaps=("settings",))
 
 
 def test_a_job_that_runs_is_in_progress_for_everyone() -> None:
@@ -355,6 +370,206 @@ def test_the_first_cause_is_not_forgotten_when_other_pods_die_of_it() -> None:
     assert stalled_reason(model) == "OutOfMemory"
 
 
+def test_a_trainer_that_stalled_is_retried_and_counted() -> None:
+    model = started()
+    model.end(76)
+    model.judge()
+    model.settle()
+    (record,) = model.job.status.attempts or []
+    assert record.reason == "Stalled" and "stallTimeoutSeconds" in message(model)
+    model.wait(10)
+    model.settle()
+    assert model.created == ["job-a1", "job-a2"] and model.job.status.restarts == 1
+
+
+def test_what_a_container_that_cannot_be_created_says_is_shown() -> None:
+    model = Model()
+    model.settle()
+    model.pods[1] = replace(model.pods[1], waiting=Said("CreateContainerError", "no such device"))
+    model.settle()
+    assert model.job.state == "Stalled" and "no such device" in message(model)
+
+
+def test_without_a_pod_the_likely_reasons_are_named() -> None:
+    model = Model(runtime={"serviceAccountName": "trainer"})
+    model.settle()
+    model.pods.clear()
+    model.settle()
+    assert model.job.state == "Pending" and "check that ServiceAccount trainer exists" in message(model)
+
+
+def test_a_running_job_that_is_not_understood_any_more_can_be_stopped() -> None:
+    model = started()
+    model.change(training={"batchSize": "many"})
+    model.settle()
+    assert model.job.state == "Stalled" and model.attempts
+    model.suspend(True)
+    model.settle()
+    assert not model.attempts
+
+
+# How long it may run, and how long it is kept.
+
+
+def test_a_job_that_has_run_for_too_long_has_failed_and_is_stopped() -> None:
+    model = Model(activeDeadlineSeconds=100)
+    model.settle()
+    model.run()
+    assert model.settle().requeue_after == 100
+    model.wait(99)
+    model.settle()
+    assert model.job.state == "Running"
+    model.wait(1)
+    plan = model.step()
+    assert model.job.state == "Failed" and stalled_reason(model) == "DeadlineExceeded" and plan.deletes
+    assert "spec.activeDeadlineSeconds" in message(model) and not model.attempts
+    assert (model.job.status.attempts or [])[0].reason == "DeadlineExceeded"
+    assert model.job.status.active_seconds == 100 and model.job.status.active_since is None
+
+
+def test_attempts_count_together_and_the_time_between_them_does_not() -> None:
+    model = Model(activeDeadlineSeconds=100, retry={"limit": 9, "backoffSeconds": 300})
+    for _ in range(2):
+        model.settle()
+        model.run()
+        model.settle()
+        model.wait(40)
+        model.end(1)
+        model.judge()
+        model.settle()
+        model.wait(300)
+    assert model.job.status.active_seconds == 80
+    model.settle()
+    model.wait(20)
+    model.settle()
+    assert model.job.state == "Failed" and stalled_reason(model) == "DeadlineExceeded"
+
+
+def test_suspended_and_queued_time_does_not_count() -> None:
+    model = Model(activeDeadlineSeconds=100)
+    model.settle()
+    model.wait(30)
+    model.queue(takes=True)
+    model.settle()
+    model.wait(1000)
+    model.settle()
+    assert model.job.state == "Queued" and model.job.status.active_seconds == 30
+    model.queue(takes=False)
+    model.settle()
+    model.wait(30)
+    model.suspend(True)
+    model.settle()
+    model.end(75)
+    model.settle()
+    model.wait(1000)
+    model.suspend(False)
+    model.settle()
+    assert model.job.status.active_seconds == 60
+    model.wait(39)
+    model.settle()
+    assert model.job.state == "Pending"
+    model.wait(1)
+    model.settle()
+    assert model.job.state == "Failed"
+
+
+def test_the_time_of_an_attempt_that_nobody_watched_counts() -> None:
+    model = Model(activeDeadlineSeconds=100)
+    model.step()
+    model.step()
+    model.run()
+    model.wait(70)
+    model.end(75)
+    model.judge()
+    model.wait(500)
+    model.settle()
+    assert model.job.status.active_seconds == 70
+
+
+def test_a_deadline_can_be_raised_while_it_runs() -> None:
+    model = Model(activeDeadlineSeconds=100)
+    model.settle()
+    model.run()
+    model.settle()
+    model.wait(90)
+    model.change(activeDeadlineSeconds=1000)
+    assert model.settle().requeue_after == 910
+    model.wait(100)
+    model.settle()
+    assert model.job.state == "Running"
+
+
+def test_no_attempt_begins_when_no_time_is_left() -> None:
+    model = Model(activeDeadlineSeconds=1000)
+    model.settle()
+    model.wait(60)
+    model.end(1)
+    model.judge()
+    model.settle()
+    model.change(activeDeadlineSeconds=50)
+    model.settle()
+    assert model.job.state == "Failed" and model.created == ["job-a1"]
+
+
+def test_a_run_that_ends_with_its_time_has_succeeded() -> None:
+    model = Model(activeDeadlineSeconds=100)
+    model.settle()
+    model.run()
+    model.settle()
+    model.wait(100)
+    model.end(0)
+    model.settle()
+    model.judge()
+    model.settle()
+    assert model.job.state == "Succeeded"
+
+
+def finished(**spec: Any) -> Model:
+    model = Model(**spec)
+    model.settle()
+    model.suspend(True)
+    model.settle()
+    model.end(75)
+    model.settle()
+    model.suspend(False)
+    model.settle()
+    model.end(0)
+    model.judge()
+    model.settle()
+    assert model.job.state == "Succeeded"
+    return model
+
+
+def test_what_a_job_leaves_is_deleted_after_its_time_and_the_job_stays() -> None:
+    model = finished(ttlSecondsAfterFinished=60)
+    assert model.attempts and model.configmaps == {"job-a1", "job-a2"} and model.plan().requeue_after == 60
+    model.wait(60)
+    model.settle()
+    assert not model.attempts and not model.configmaps and model.job.status.cleanup_time == model.now
+    assert model.job.state == "Succeeded"
+    assert not model.plan().look, "what is gone is not looked for again"
+
+
+def test_without_a_time_it_stays_until_one_is_given() -> None:
+    model = finished()
+    model.wait(10_000)
+    model.settle()
+    assert model.attempts and model.configmaps
+    model.change(ttlSecondsAfterFinished=0)
+    model.settle()
+    assert not model.attempts and not model.configmaps
+
+
+def test_what_belongs_to_somebody_else_is_not_cleaned_up() -> None:
+    model = finished(ttlSecondsAfterFinished=0)
+    model.job = replace(model.job, status=model.job.status.model_copy(update={"cleanup_time": None}))
+    foreign = Children(
+        jobs=(make_attempt(1, owner_uid="another"),), leavings=(Leaving("job-a1", "uid", "another"),)
+    )  # fmt: skip
+    plan = reconcile(model.job, foreign, model.now, model.config)
+    assert not plan.deletes and plan.status and plan.status.cleanup_time
+
+
 EVENTS = st.lists(
     st.one_of(
         st.tuples(st.just("run")),
@@ -365,6 +580,10 @@ EVENTS = st.lists(
         st.tuples(st.just("lose_pods")),
         st.tuples(st.just("delete_attempt")),
         st.tuples(st.just("suspend"), st.booleans()),
+        st.tuples(st.just("take_from_queue")),
+        st.tuples(st.just("admit")),
+        st.tuples(st.just("deadline"), st.sampled_from([None, 5, 300, 1000])),
+        st.tuples(st.just("ttl"), st.sampled_from([None, 0, 300])),
         st.tuples(st.just("missing"), st.booleans()),
         st.tuples(st.just("cannot_pull")),
         st.tuples(st.just("wait"), st.sampled_from([1, 11, 301, 601])),
@@ -380,6 +599,12 @@ def happen(model: Model, what: str, *arguments: Any) -> None:
         model.end(137, oom_killed=True)
     elif what == "disrupt":
         model.end(143, disruption="EvictionByEvictionAPI")
+    elif what in ("take_from_queue", "admit"):
+        model.queue(takes=what == "take_from_queue")
+    elif what == "deadline":
+        model.change(activeDeadlineSeconds=arguments[0])
+    elif what == "ttl":
+        model.change(ttlSecondsAfterFinished=arguments[0])
     elif what == "missing":
         model.missing = ("a claim",) if arguments[0] else ()
     elif what == "cannot_pull":
@@ -408,9 +633,17 @@ def test_whatever_happens(events: list[tuple[Any, ...]]) -> None:
         assert not (found.get("Reconciling") == "True" and found.get("Stalled") == "True")
         assert verdict in ("", found.get("Succeeded"))
         verdict = found["Succeeded"] if found.get("Succeeded") in ("True", "False") else ""
+        status = model.job.status
+        running = (model.now - status.active_since).total_seconds() if status.active_since else 0
+        assert (status.active_seconds or 0) + running <= model.ran
     model.settle()
     plan = model.plan()
     assert not plan.creates and not plan.status and not plan.deletes and not plan.events
+    assert not (model.job.status.cleanup_time and (model.attempts or model.configmaps))
+    status, limit = model.job.status, model.job.spec.get("activeDeadlineSeconds")
+    assert not (model.job.finished and status.active_since)
+    if limit and status.active_since:
+        assert (status.active_seconds or 0) + (model.now - status.active_since).total_seconds() < limit
 
 
 @settings(max_examples=100, deadline=None)
@@ -422,6 +655,7 @@ def test_every_job_can_still_come_to_an_end(events: list[tuple[Any, ...]]) -> No
         model.step()
     model.missing = ()
     model.suspend(False)
+    model.queue(takes=False)
     for _ in range(6):
         model.wait(601)
         model.settle()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from finetune_operator.cache import Cache
+from finetune_operator.children import attempt_job
 from finetune_operator.config import Config, ConfigError, load
 from finetune_operator.metrics import JobCollector
 from finetune_operator.observed import Key
@@ -68,6 +70,13 @@ def test_the_last_words_of_a_deleted_pod_are_kept_until_a_list_does_not_show_it(
     assert not cache.children(A).pods
 
 
+@pytest.mark.parametrize(("suspended", "started"), [("True", None), ("False", datetime(2026, 1, 2, tzinfo=UTC))])
+def test_a_job_that_a_queue_has_just_let_go_on_has_not_started_yet(suspended: str, started: datetime | None) -> None:
+    condition = {"type": "Suspended", "status": suspended, "lastTransitionTime": "2026-01-02T01:00:00Z"}
+    found = attempt_job(raw("attempt", "a-a1", startTime="2026-01-02T00:00:00Z", conditions=[condition]))
+    assert found.started == started and not found.suspended
+
+
 def test_metrics_tell_of_a_job_after_it_has_ended() -> None:
     cache = Cache()
     module = {"name": "visual", "learningRate": 0.5}
@@ -82,6 +91,16 @@ def test_metrics_tell_of_a_job_after_it_has_ended() -> None:
     assert samples["finetune_jobs"].labels == {"state": "Succeeded"}
 
 
+def test_metrics_tell_no_progress_of_a_job_that_was_cleaned_up() -> None:
+    cache = Cache()
+    module = {"name": "visual", "learningRate": 0.5}
+    cleaned = "2026-01-01T00:00:00Z"
+    cache.put("finetunejobs", raw("job", "a", progress={"step": 9}, modules=[module], cleanupTime=cleaned))
+    samples = {it.name for family in JobCollector(cache, WorkQueue()).collect() for it in family.samples}
+    assert "finetune_job_info" in samples
+    assert not samples & {"finetune_job_step", "finetune_job_learning_rate"}
+
+
 def test_an_empty_configuration_is_a_valid_one(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("")
@@ -93,6 +112,7 @@ def test_an_empty_configuration_is_a_valid_one(tmp_path: Path) -> None:
     [
         ("trainer: {imagePullPolicy: Sometimes}", "trainer.imagePullPolicy"),
         ("trainer: {imag: x}", "trainer.imag"),
+        ("trainer: {tolerations: [{value: x}]}", r"trainer\.tolerations\[0\]\.key"),
         ("a: [", "not valid YAML"),
     ],
 )

@@ -7,26 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from finetune_api.data import Columns, Data
-from finetune_trainer.data import (
-    Batch,
-    Dataset,
-    TrainingOrder,
-    batches,
-    decode_image,
-    evaluation_order,
-    find,
-    name_columns,
-    read,
-    split,
-)
-from finetune_trainer.places import Places
+from finetune_trainer.data import Batch, TrainingOrder, batches, decode_image, evaluation_order
 from unit.trainer import tiny
-
-
-def opened(folder: Path, *roles: str) -> Dataset:
-    files = find("pvc://data/set", "data.train.source", Places(folder))
-    return read(files, name_columns(files, Columns(), roles, ()))
+from unit.trainer.reading import opened
 
 
 def order(start: int = 0, stop: int = 6, **changes: int) -> list[list[int]]:
@@ -65,22 +48,6 @@ def test_rows_of_several_files_are_found_again(tmp_path: Path) -> None:
     assert data.values("text") == ["a0", "a1", "a2", "b0", "b1"]
     assert data.where(1).endswith("a.parquet, row 1")
     assert data.where(4).endswith("deeper/b.parquet, row 1")
-
-
-def test_a_split_is_the_same_every_time_and_shares_nothing(tmp_path: Path) -> None:
-    tiny.write_rows(tmp_path / "data" / "set", [{"text": str(n)} for n in range(20)])
-    data = opened(tmp_path, "text")
-
-    def drawn(seed: int) -> tuple[list[str], list[str]]:
-        spec = {"train": {"source": "pvc://data/set"}, "validation": {"fraction": 0.25}, "splitSeed": seed}
-        train, validation = split(data, Data.model_validate(spec))
-        assert validation is not None
-        return train.values("text"), validation.values("text")
-
-    train, validation = drawn(0)
-    assert (len(train), len(validation)) == (15, 5)
-    assert not set(train) & set(validation)
-    assert drawn(0) == (train, validation) != drawn(1)
 
 
 @pytest.mark.parametrize("kind", ["struct", "bytes", "path", "struct with a path"])

@@ -23,7 +23,7 @@ NAMES = [
     "text_projection.weight",
     "logit_scale",
 ]
-PARAMETERS = [Parameter((name,), 10) for name in NAMES]
+PARAMETERS = [Parameter((name,), 10, 2) for name in NAMES]
 
 
 def module(name: str, *patterns: str, **fields: Any) -> Module:
@@ -96,7 +96,7 @@ def test_a_module_whose_exclude_leaves_nothing_is_refused() -> None:
 
 
 def test_a_tied_weight_has_one_owner_reachable_by_each_name() -> None:
-    tied = [Parameter(("embed.weight", "head.weight"), 4), Parameter(("body.weight",), 4)]
+    tied = [Parameter(("embed.weight", "head.weight"), 4, 2), Parameter(("body.weight",), 4, 2)]
     assert own([module("head", "head.*"), module("rest", "body.*")], tied).by_module["head"] == ("embed.weight",)
     assert own([module("e", "embed.*"), module("rest", "body.*")], tied).by_module["e"] == ("embed.weight",)
     without = own([module("rest", "*", exclude=["head.*"]), module("head", "head.*")], tied)
@@ -119,7 +119,7 @@ def test_every_parameter_has_exactly_one_owner_or_there_is_an_error(found: list[
     owners = [sum(any(fnmatchcase(name, glob) for glob in several) for several in globs) for name in found]
     idle = any(not any(fnmatchcase(name, glob) for name in found) for several in globs for glob in several)
     try:
-        result = own(modules, [Parameter((name,), 1) for name in found])
+        result = own(modules, [Parameter((name,), 1, 2) for name in found])
     except UserError:
         assert idle or any(count != 1 for count in owners)
     else:
@@ -170,6 +170,9 @@ def test_a_schedule_begins_when_its_module_thaws() -> None:
     assert (visual.elements, visual.parameters) == (40, tuple(NAMES[:4]))
 
 
+LAYER = {"linear.weight": 2, "linear.bias": 1, "norm.weight": 1, "conv.weight": 4}
+
+
 def learner(**fields: Any) -> dict[str, Any]:
     return {"name": "all", "parameters": ["*"], "optimizer": {"type": "SGD", "learningRate": 1.0}, **fields}
 
@@ -187,6 +190,31 @@ def test_a_module_that_would_never_thaw_is_refused() -> None:
 def test_steps_at_which_nothing_learns_are_refused() -> None:
     with pytest.raises(UserError, match="every module is frozen at step 0 of 30"):
         planned([learner(freeze={"untilEpoch": 1.0})])
+
+
+def test_muon_with_anything_but_matrices_is_refused_with_globs_to_exclude() -> None:
+    shapes = {"embed.weight": 2, "scale": 0}
+    shapes |= {f"layers.{n}.{name}": n_dims for n in range(3) for name, n_dims in LAYER.items()}
+    parameters = [Parameter((name,), 10, dimensions) for name, dimensions in shapes.items()]
+    muon = {"type": "Muon", "learningRate": 0.1}
+
+    def planned_with(*modules: dict[str, Any]) -> Any:
+        job = tiny.job("dual", "colours", modules=list(modules), training={"batchSize": 6, "epochs": 3})
+        return plan_run(effective(job, "Contrastive"), parameters, 60, 0)
+
+    with pytest.raises(UserError) as raised:
+        planned_with({"name": "all", "parameters": ["*"], "optimizer": muon})
+    assert str(raised.value) == (
+        "modules[0].optimizer (all): Muon takes matrices only, and 10 parameters of the module are none: "
+        "scale, *.bias (3), *.norm.weight (3), *.conv.weight (3); "
+        "exclude them here, and put them into a module with another optimizer, e.g. AdamW"
+    )
+    others = ["scale", "*.bias", "*.norm.weight", "*.conv.weight"]
+    plan = planned_with(
+        {"name": "matrices", "parameters": ["*"], "exclude": others, "optimizer": muon},
+        learner(name="rest", parameters=others),
+    )
+    assert [len(module.parameters) for module in plan.modules] == [4, 10]
 
 
 def test_a_batch_larger_than_the_training_set_is_refused() -> None:

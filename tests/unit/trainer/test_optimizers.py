@@ -1,13 +1,20 @@
 """Modules of one type share an optimizer, and train exactly as plain torch would train them."""
 
-from typing import Any
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import TypeAdapter
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from finetune_api.modules import Module
-from finetune_api.optimizers import SGD, Adam, AdamW, RMSprop
+from finetune_api.optimizers import Optimizer
+from finetune_trainer.checkpoints import load_optimizer_state, optimizer_state
 from finetune_trainer.events import ModulePlan, Window
 from finetune_trainer.optimizers import KINDS, build, forget, set_learning_rates, torch_arguments
 
@@ -18,9 +25,11 @@ def plan(name: str, model: nn.Module, prefix: str, optimizer: dict[str, Any], **
     return ModulePlan(spec, names, 0, Window(0, 100), None)
 
 
-def network() -> nn.Sequential:
+def network(kind: str = "") -> nn.Sequential:
+    """Two layers and what is between them; without biases for what takes matrices only."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+    bias = kind != "Muon"
+    return nn.Sequential(nn.Linear(6, 5, bias), nn.Tanh(), nn.Linear(5, 3, bias))
 
 
 def train(model: nn.Module, optimizers: list[torch.optim.Optimizer], steps: int = 8) -> list[torch.Tensor]:
@@ -35,10 +44,11 @@ def train(model: nn.Module, optimizers: list[torch.optim.Optimizer], steps: int 
 
 
 def decayed_and_not(parameters: list[nn.Parameter], decay: float) -> list[dict[str, Any]]:
-    return [
+    groups: list[dict[str, Any]] = [
         {"params": [it for it in parameters if it.ndim > 1], "weight_decay": decay},
         {"params": [it for it in parameters if it.ndim <= 1], "weight_decay": 0.0},
     ]
+    return [group for group in groups if group["params"]]
 
 
 PLAIN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -58,18 +68,149 @@ PLAIN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"learningRate": 0.01, "alpha": 0.9, "centered": True},
         {"lr": 0.01, "alpha": 0.9, "centered": True, "foreach": True},
     ),
+    "Adagrad": (
+        {"learningRate": 0.1, "initialAccumulatorValue": 0.5, "epsilon": 1e-8},
+        {"lr": 0.1, "initial_accumulator_value": 0.5, "eps": 1e-8, "fused": True},
+    ),
+    "Adafactor": (
+        {"learningRate": 0.3, "beta2Decay": -0.7, "d": 2.0},
+        {"lr": 0.3, "beta2_decay": -0.7, "d": 2.0},
+    ),
+    "NAdam": (
+        {"learningRate": 0.01, "beta1": 0.8, "momentumDecay": 0.01, "decoupledWeightDecay": True},
+        {"lr": 0.01, "betas": (0.8, 0.999), "momentum_decay": 0.01, "decoupled_weight_decay": True, "foreach": True},
+    ),
+    "RAdam": (
+        {"learningRate": 0.01, "beta2": 0.9, "decoupledWeightDecay": True},
+        {"lr": 0.01, "betas": (0.9, 0.9), "decoupled_weight_decay": True, "foreach": True},
+    ),
+    "Muon": (
+        {"learningRate": 0.05, "momentum": 0.9, "nesterov": False, "nsSteps": 4, "adjustLrFn": "match_rms_adamw"},
+        {"lr": 0.05, "momentum": 0.9, "nesterov": False, "ns_steps": 4, "adjust_lr_fn": "match_rms_adamw"},
+    ),
 }
+MODELS = {kind.__name__: kind for kind in get_args(get_args(Optimizer)[0])}
 
 
 @pytest.mark.parametrize("kind", PLAIN)
 def test_one_module_trains_as_plain_torch_does(kind: str) -> None:
     ours, theirs = PLAIN[kind]
-    model = network()
+    model, plain = network(kind), network(kind)
     built = build([plan("all", model, "", {"type": kind, "weightDecay": 0.1, **ours})], dict(model.named_parameters()))
     assert len(built) == 1
-    plain = network()
     reference = getattr(torch.optim, kind)(decayed_and_not(list(plain.parameters()), 0.1), **theirs)
     for mine, other in zip(train(model, built), train(plain, [reference]), strict=True):
+        assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_defaults_are_torchs(kind: str) -> None:
+    torchs = inspect.signature(getattr(torch.optim, kind)).parameters
+    ours = torch_arguments(MODELS[kind].model_validate({"type": kind, "learningRate": 0.1}))
+    del ours["lr"]
+    assert ours == {name: torchs[name].default for name in ours}
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_nothing_that_the_language_accepts_is_refused_by_torch(kind: str) -> None:
+    """Every field at both ends of its bounds, one after the other; a step has to be possible."""
+    for fields in extremes(MODELS[kind]):
+        model = network(kind)
+        spec = {"type": kind, "learningRate": 0.1, **fields}
+        train(model, build([plan("all", model, "", spec)], dict(model.named_parameters())), steps=2)
+
+
+def extremes(kind: type[Any]) -> Iterator[dict[str, Any]]:
+    for name, field in kind.model_fields.items():
+        alias = field.alias or name
+        for value in [*ends(field.metadata), *choices(field.annotation)]:
+            if name != "type" and not (name == "nesterov" and kind.__name__ == "SGD"):
+                yield {alias: value}
+    if kind.__name__ == "SGD":
+        yield {"nesterov": True, "momentum": 0.5}
+
+
+def ends(bounds: list[Any]) -> Iterator[float]:
+    for bound in bounds:
+        match bound:
+            case Ge(ge=end) | Le(le=end):
+                yield end
+            case Gt(gt=end):
+                yield end + 1e-12
+            case Lt(lt=end):
+                yield end - 1e-12
+
+
+def choices(annotation: Any) -> Iterator[Any]:
+    if annotation is bool:
+        yield from (False, True)
+    for option in get_args(annotation):
+        yield from [option] if isinstance(option, str) else choices(option)
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_state_comes_back_by_name_and_training_goes_on_bit_for_bit(kind: str, tmp_path: Path) -> None:
+    model, resumed = network(kind), network(kind)
+    spec = {"type": kind, "weightDecay": 0.1, **PLAIN[kind][0]}
+    optimizers = built_for(model, spec)
+    train(model, optimizers, steps=3)
+    save_file(optimizer_state(optimizers, model), tmp_path / "state.safetensors")
+    resumed.load_state_dict(model.state_dict())
+    again = built_for(resumed, spec)
+    load_optimizer_state(again, resumed, load_file(tmp_path / "state.safetensors"))
+    for mine, other in zip(train(model, optimizers), train(resumed, again), strict=True):
+        assert torch.equal(mine, other)
+
+
+def built_for(model: nn.Module, spec: dict[str, Any]) -> list[torch.optim.Optimizer]:
+    """Two modules of one type with different rates, and a rate that is not the manifest's."""
+    plans = [plan("first", model, "0.", spec), plan("second", model, "2.", {**spec, "learningRate": 0.02})]
+    optimizers = build(plans, dict(model.named_parameters()))
+    set_learning_rates(optimizers, {"first": 0.03, "second": 0.01})
+    return optimizers
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_a_module_that_thaws_again_begins_with_new_state(kind: str) -> None:
+    """Adagrad makes its state in its constructor; it has to come back as it was there."""
+    model, fresh = network(kind), network(kind)
+    spec = {"type": kind, **PLAIN[kind][0]}
+    optimizers = build([plan("all", model, "", spec)], dict(model.named_parameters()))
+    train(model, optimizers, steps=3)
+    forget(optimizers, list(model.parameters()))
+    assert not any(optimizer.state for optimizer in optimizers)
+    fresh.load_state_dict(model.state_dict())
+    new = build([plan("all", fresh, "", spec)], dict(fresh.named_parameters()))
+    for mine, other in zip(train(model, optimizers), train(fresh, new), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_modules_keep_what_torch_reads_from_the_instance_only() -> None:
+    """torch.optim.Adagrad takes initial_accumulator_value from its arguments, and ignores a group's."""
+    model = network()
+    plans = [
+        plan("first", model, "0.", {"type": "Adagrad", "learningRate": 0.1}),
+        plan("second", model, "2.", {"type": "Adagrad", "learningRate": 0.1, "initialAccumulatorValue": 0.5}),
+    ]
+    first, second = build(plans, dict(model.named_parameters()))
+    assert {float(state["sum"].max()) for state in first.state.values()} == {0.0}
+    assert {float(state["sum"].min()) for state in second.state.values()} == {0.5}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in PLAIN if kind != "AdamW"])
+def test_each_type_trains_beside_another(kind: str) -> None:
+    model, plain = network(kind), network(kind)
+    ours, theirs = PLAIN[kind]
+    plans = [
+        plan("first", model, "0.", {"type": kind, "weightDecay": 0.0, **ours}),
+        plan("second", model, "2.", {"type": "AdamW", "learningRate": 0.01}),
+    ]
+    reference = [
+        getattr(torch.optim, kind)(plain[0].parameters(), weight_decay=0.0, **theirs),
+        torch.optim.AdamW(decayed_and_not(list(plain[2].parameters()), 0.01), lr=0.01, fused=True),
+    ]
+    built = build(plans, dict(model.named_parameters()))
+    for mine, other in zip(train(model, built), train(plain, reference), strict=True):
         assert torch.equal(mine, other)
 
 
@@ -118,8 +259,7 @@ def test_state_can_be_forgotten() -> None:
     assert set(optimizer.state) == set(model[2].parameters())
 
 
-def test_every_optimizer_of_the_language_is_built_with_all_its_fields() -> None:
-    assert set(KINDS) == {SGD, Adam, AdamW, RMSprop}
-    for kind, built in KINDS.items():
-        arguments = torch_arguments(kind.model_validate({"type": kind.__name__, "learningRate": 0.1}))
-        built.torch_class([nn.Parameter(torch.zeros(2, 2))], **arguments, **built.implementation)
+def test_every_optimizer_of_the_language_is_known_and_compared() -> None:
+    assert set(MODELS) == set(PLAIN)
+    assert set(MODELS.values()) == set(KINDS)
+    assert TypeAdapter(Optimizer).validate_python({"type": "Muon", "learningRate": 1}).weight_decay == 0.1

@@ -183,6 +183,56 @@ def test_early_stopping_goes_on_counting(claims: Path, out: Path) -> None:
     assert [record.step for record in resumed.steps] == [3, 4]
 
 
+def on_plateaus() -> FineTuneJob:
+    """Nothing is ever better, so the rates drop after each second evaluation; one module thaws at step 3."""
+    plateau = [{"type": "Plateau", "factor": 0.5, "patience": 1, "minDelta": 100.0}]
+    modules = [module if module.get("frozen") else {**module, "schedule": plateau} for module in tiny.TWO_MODULES]
+    evaluation = {"every": {"steps": 1}, "metric": "eval/loss"}
+    return job(modules=modules, training={"epochs": 3}, evaluation=evaluation)
+
+
+@pytest.mark.parametrize("step", [2, 3, 5, 6, 7])
+def test_rates_drop_on_a_plateau_as_if_there_had_been_no_interruption(step: int, claims: Path, tmp_path: Path) -> None:
+    whole = go(on_plateaus(), claims, tmp_path / "whole")
+    visual = [record.learning_rates["visual"] / 1e-2 for record in whole.steps]
+    textual = [record.learning_rates["textual"] / 1e-4 for record in whole.steps]
+    assert visual == [1, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125]
+    assert textual == [0, 0, 0, 1, 1, 1, 0.5, 0.5, 0.25]
+    with pytest.raises(Interrupted):
+        go(on_plateaus(), claims, tmp_path / "cut", Struck(step, terminate))
+    resumed = go(on_plateaus(), claims, tmp_path / "cut")
+    assert resumed.resumed_step == step
+    assert (digest(resumed), metrics(tmp_path / "cut")) == (digest(whole), metrics(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(
+    ("visual", "textual"),
+    [("Adagrad", "NAdam"), ("NAdam", "Adagrad"), ("RAdam", "Adafactor"), ("Adafactor", "RAdam"), ("Muon", "Muon")],
+)
+def test_every_optimizer_goes_on_where_it_stood(visual: str, textual: str, claims: Path, tmp_path: Path) -> None:
+    """The textual module thaws at step 3: one checkpoint is from before, one from after."""
+    modules = [dict(module) for module in tiny.TWO_MODULES]
+    modules[0]["optimizer"] = {"type": visual, "learningRate": 1e-2}
+    modules[1]["optimizer"] = {"type": textual, "learningRate": 1e-3}
+    if visual == "Muon":
+        modules[0]["exclude"] = [
+            "vision_model.*.bias",
+            "*norm*.weight",
+            "*_token",
+            "*.position_embeddings",
+            "*.projection.*",
+        ]
+        modules[1]["exclude"] = ["text_model.*.bias", "*.LayerNorm.weight"]
+        others = [*modules[0]["exclude"], *modules[1]["exclude"]]
+        modules.append({"name": "rest", "parameters": others, "optimizer": {"type": "AdamW", "learningRate": 1e-3}})
+    whole = digest(go(job(modules=modules), claims, tmp_path / "whole"))
+    for step in (2, 4):
+        out = tmp_path / f"cut-{step}"
+        with pytest.raises(Interrupted):
+            go(job(modules=modules), claims, out, Struck(step, terminate))
+        assert digest(go(job(modules=modules), claims, out)) == whole, step
+
+
 @pytest.mark.parametrize("how", ["shorter", "flipped", "missing", "no manifest"])
 def test_a_checkpoint_cut_in_half_is_named_and_the_one_before_is_used(
     how: str, claims: Path, out: Path, whole: tuple[str, Any]

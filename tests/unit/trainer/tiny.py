@@ -10,16 +10,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
     CLIPConfig,
     CLIPModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipModel,
     VisionTextDualEncoderConfig,
     VisionTextDualEncoderModel,
     ViTConfig,
+    ViTForImageClassification,
     ViTImageProcessor,
 )
 
@@ -31,6 +36,7 @@ from finetune_trainer.events import (
     Listener,
     RunPlan,
     StepRecord,
+    TestRecord,
 )
 from finetune_trainer.places import Places
 
@@ -91,6 +97,90 @@ def _write(model: Any, folder: Path, images: bool) -> Path:
     if images:
         ViTImageProcessor(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
     return folder
+
+
+END, TURN, OVER = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+ANSWERS = {"sky": "blue", "grass": "green", "blood": "red"}
+
+
+def byte_tokenizer(chat_template: str | None = CHATML) -> PreTrainedTokenizerFast:
+    """A byte-level BPE as GPT-2 has it, trained on what the tiny language models read; it has nothing to pad with."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=[END, TURN, OVER],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(
+        [f"What colour is the {it}? The {it} is {colour}." for it, colour in ANSWERS.items()], trainer
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, chat_template=chat_template)
+
+
+def write_language_model(folder: Path, chat_template: str | None = CHATML) -> Path:
+    torch.manual_seed(0)
+    words = byte_tokenizer(chat_template)
+    config = LlamaConfig(
+        **{**SMALL, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
+        vocab_size=len(words),
+        max_position_embeddings=64,
+        bos_token_id=None,
+        eos_token_id=words.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+def write_image_classifier(folder: Path, names: Sequence[str] = ("LABEL_0", "LABEL_1", "LABEL_2")) -> Path:
+    torch.manual_seed(0)
+    config = vision_config()
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: number for number, name in enumerate(names)}
+    ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
+    return folder
+
+
+def write_siglip(folder: Path) -> Path:
+    torch.manual_seed(0)
+    config = SiglipConfig(
+        text_config={**SMALL, "vocab_size": len(WORDS), "max_position_embeddings": 16, "projection_size": 16},
+        vision_config={**SMALL, "image_size": SIZE, "patch_size": 4},
+    )
+    return _write(SiglipModel(config), folder, images=True)
+
+
+def completions(count: int) -> list[dict[str, Any]]:
+    """Questions, each with its answer."""
+    known = list(ANSWERS.items())
+    pairs = [known[number % len(known)] for number in range(count)]
+    return [{"prompt": f"What colour is the {it}?", "completion": f" The {it} is {colour}."} for it, colour in pairs]
+
+
+def chats(count: int) -> list[dict[str, Any]]:
+    """The same as conversations."""
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": row["prompt"]},
+                {"role": "assistant", "content": row["completion"].strip()},
+            ]
+        }
+        for row in completions(count)
+    ]
+
+
+def texts(count: int) -> list[dict[str, Any]]:
+    """The same as plain text."""
+    return [{"text": row["prompt"] + row["completion"]} for row in completions(count)]
 
 
 def png(colour: Sequence[int]) -> bytes:
@@ -184,6 +274,7 @@ class Recorder(Listener):
         self.resumed_step = -1
         self.steps: list[StepRecord] = []
         self.evaluations: list[EvaluationRecord] = []
+        self.tests: list[TestRecord] = []
         self.checkpoints: list[CheckpointRecord] = []
         self.report: Report | None = None
         self.closed = 0
@@ -199,6 +290,9 @@ class Recorder(Listener):
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
         self.evaluations.append(record)
+
+    def on_test(self, record: TestRecord) -> None:
+        self.tests.append(record)
 
     def on_checkpoint(self, record: CheckpointRecord) -> None:
         self.checkpoints.append(record)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from finetune_trainer.data import Batch, Dataset, Row
+from finetune_trainer.data import Batch, Dataset, Problem, Row
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,22 @@ class Processors:
     """What turns rows into tensors; saved beside the model, so that it can be used as it was trained.
 
     Args:
-        tokenizer: text to tokens.
+        tokenizer: text to tokens; None for a task without text.
         image_processor: images to pixels; None for a task without images.
-        max_length: longest text in tokens; longer ones are truncated.
+        max_length: longest text in tokens; longer ones are truncated. None for a task without text.
+        padding: `longest` pads to the longest text of a batch; `max_length` for models that were trained so.
     """
 
     tokenizer: Any
     image_processor: Any
-    max_length: int
+    max_length: int | None
+    padding: Literal["longest", "max_length"] = "longest"
+
+    @property
+    def longest(self) -> int:
+        """Longest text in tokens, where there are texts."""
+        assert self.max_length is not None, "a task with text has a longest one"
+        return self.max_length
 
     @property
     def members(self) -> list[Any]:
@@ -34,7 +42,7 @@ class Processors:
 
     def tokenize(self, texts: Sequence[str]) -> Batch:
         encoded = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+            list(texts), padding=self.padding, truncation=True, max_length=self.max_length, return_tensors="pt"
         )
         return dict(encoded)
 
@@ -42,10 +50,10 @@ class Processors:
         """How many of these are truncated."""
         distinct = Counter(texts)
         lengths = self.tokenizer(list(distinct), truncation=False, return_length=True, verbose=False)["length"]
-        return sum(count for count, length in zip(distinct.values(), lengths, strict=True) if length > self.max_length)
+        return sum(count for count, length in zip(distinct.values(), lengths, strict=True) if length > self.longest)
 
     def pixels(self, images: Sequence[Any]) -> Batch:
-        return {"pixel_values": self.image_processor(list(images), return_tensors="pt")["pixel_values"]}
+        return dict(self.image_processor(list(images), return_tensors="pt"))
 
 
 class Task(ABC):
@@ -53,15 +61,18 @@ class Task(ABC):
 
     auto_class: ClassVar[Any]
     """The transformers class that builds the model."""
-    required: ClassVar[tuple[str, ...]]
-    """Roles that the data must have a column for."""
+    needs: ClassVar[tuple[tuple[str, ...], ...]]
+    """Roles that the data must have columns for; of several alternatives the first whose columns are all there."""
     optional: ClassVar[tuple[str, ...]] = ()
     """Roles that are used when there is a column for them."""
-
-    @classmethod
-    @abstractmethod
-    def suits(cls, config: PretrainedConfig) -> bool:
-        """Whether a model with this config obviously learns this."""
+    reads_text: ClassVar[bool] = True
+    """Whether it needs a tokenizer."""
+    reads_images: ClassVar[bool] = False
+    """Whether it needs an image processor."""
+    pads_by_config: ClassVar[bool] = False
+    """Whether the model finds the end of a text by its config's `pad_token_id`."""
+    new_head: bool = False
+    """Whether the pretrained head means something else than these data, and is begun anew."""
 
     @classmethod
     @abstractmethod
@@ -78,8 +89,16 @@ class Task(ABC):
         """Names of the evaluation metrics."""
 
     @abstractmethod
-    def check(self, data: Dataset) -> None:
-        """Refuse, before the first step, data that would fail in the middle."""
+    def problems(self, data: Dataset, processors: Processors) -> Iterator[Problem]:
+        """Rows that would fail in the middle of the run, or teach nothing.
+
+        Raises:
+            UserError: a whole column, or the model, is not what this task needs.
+        """
+
+    @abstractmethod
+    def count_truncated(self, data: Dataset, processors: Processors) -> int:
+        """How many rows are longer than the model takes."""
 
     @abstractmethod
     def collate(self, rows: Sequence[Row], processors: Processors) -> Batch:

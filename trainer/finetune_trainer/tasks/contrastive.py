@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, ClassVar, Self
@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, normalize
 from transformers import AutoModel, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-from finetune_trainer.data import Batch, Dataset, Row
+from finetune_trainer.data import Batch, Dataset, Problem, Row
 from finetune_trainer.errors import UserError
 from finetune_trainer.tasks.base import Processors, Task
 
@@ -31,18 +31,15 @@ class Contrastive(Task):
 
     has_labels: bool
     auto_class: ClassVar[Any] = AutoModel
-    required: ClassVar[tuple[str, ...]] = ("image", "text")
+    needs: ClassVar[tuple[tuple[str, ...], ...]] = (("image", "text"),)
     optional: ClassVar[tuple[str, ...]] = ("label",)
-
-    @classmethod
-    def suits(cls, config: PretrainedConfig) -> bool:
-        return _is_dual_encoder(config)
+    reads_images: ClassVar[bool] = True
 
     @classmethod
     def fit(cls, config: PretrainedConfig, train: Dataset) -> Self:
-        if not _is_dual_encoder(config):
+        if not is_dual_encoder(config):
             raise UserError(
-                f"task: Contrastive needs a model with an image and a text encoder (CLIP, VisionTextDualEncoder), "
+                "task: Contrastive needs a model with an image and a text encoder (CLIP, SigLIP, dual encoders), "
                 f"but model.source is a {config.model_type}"
             )
         return cls(has_labels="label" in train.columns)
@@ -61,11 +58,14 @@ class Contrastive(Task):
         labelled = ("eval/zero_shot_accuracy",) if self.has_labels else ()
         return ("eval/loss", "eval/recall_at_1", "eval/recall_at_5", *labelled)
 
-    def check(self, data: Dataset) -> None:
-        data.check_text()
-        data.check_images()
+    def problems(self, data: Dataset, processors: Processors) -> Iterator[Problem]:
+        yield from data.text_problems("text")
+        yield from data.image_problems()
         if self.has_labels:
-            data.check_present("label")
+            yield from data.missing("label")
+
+    def count_truncated(self, data: Dataset, processors: Processors) -> int:
+        return processors.count_longer(data.values("text"))
 
     def collate(self, rows: Sequence[Row], processors: Processors) -> Batch:
         texts = [row["text"] for row in rows]
@@ -153,7 +153,8 @@ def _identities(values: Sequence[Any]) -> Tensor:
     return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests])
 
 
-def _is_dual_encoder(config: PretrainedConfig) -> bool:
+def is_dual_encoder(config: PretrainedConfig) -> bool:
+    """Whether the model has an encoder for images and one for texts, as CLIP and SigLIP."""
     found = MODEL_MAPPING.get(type(config), None)
     built = found[0] if isinstance(found, tuple) else found
     return hasattr(built, "get_image_features") and hasattr(built, "get_text_features")

@@ -1,0 +1,141 @@
+"""Make the inputs of the tiny-chat example: conversations about numbers, and a language model of laptop size.
+
+The model is a Llama of a million weights that knows nothing yet; the point is the shape of the thing: a chat
+template, a `messages` column, a loss on the assistant's words only. The folder is the claim `numbers` of `job.yaml`:
+
+    DIR/model             a transformers LlamaForCausalLM, its tokenizer and its chat template
+    DIR/train.jsonl       {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}
+    DIR/validation.jsonl  the same, about other numbers
+"""
+
+import json
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is on this machine already
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import torch
+import typer
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers.decoders import ByteLevel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+SEED = 17
+CONVERSATIONS = 4000
+HELD_OUT = 0.05
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SPECIAL = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"]
+
+QUESTIONS: dict[str, Callable[[int, int], int]] = {
+    "Which is larger, {} or {}?": max,
+    "Which of {} and {} is the larger one?": max,
+    "Which is smaller, {} or {}?": min,
+    "Tell me the smaller of {} and {}.": min,
+}
+
+Message = dict[str, str]
+
+
+def conversation(pair: tuple[int, int], drawn: random.Random) -> dict[str, list[Message]]:
+    """A question about two numbers, its answer, and sometimes a second question that counts on the first."""
+    question, answer = drawn.choice(list(QUESTIONS.items()))
+    messages = [
+        {"role": "user", "content": question.format(*pair)},
+        {"role": "assistant", "content": f"{answer(*pair)}"},
+    ]
+    if drawn.random() < 0.3:
+        other = sum(pair) - answer(*pair)
+        messages += [{"role": "user", "content": "And the other one?"}, {"role": "assistant", "content": f"{other}"}]
+    return {"messages": messages}
+
+
+def conversations() -> tuple[list[dict[str, list[Message]]], list[dict[str, list[Message]]]]:
+    """To train on and to validate on; no pair of numbers is in both."""
+    drawn = random.Random(SEED)
+    pairs = [(a, b) for a in range(10, 100) for b in range(10, 100) if a != b]
+    chosen = drawn.sample(pairs, CONVERSATIONS)
+    held_out = round(HELD_OUT * len(chosen))
+    whole = [conversation(pair, drawn) for pair in chosen]
+    return whole[held_out:], whole[:held_out]
+
+
+def contents(rows: list[dict[str, list[Message]]]) -> Iterator[str]:
+    for row in rows:
+        for message in row["messages"]:
+            yield message["content"]
+
+
+def tokenizer_of(rows: list[dict[str, list[Message]]]) -> PreTrainedTokenizerFast:
+    """Byte pairs of what is said; every digit is a token of its own."""
+    learned = Tokenizer(models.BPE())
+    learned.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    learned.decoder = ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    learned.train_from_iterator(contents(rows), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=learned,
+        pad_token=SPECIAL[0],
+        eos_token=SPECIAL[1],
+        additional_special_tokens=SPECIAL[2:],
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=128,
+    )
+
+
+def fresh_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    torch.manual_seed(SEED)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    return LlamaForCausalLM(config)
+
+
+def write(file: Path, rows: list[dict[str, list[Message]]]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def prepare(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write.")] = Path(".finetune/claims/numbers"),
+    force: Annotated[bool, typer.Option("--force", help="Write again what is already there.")] = False,
+) -> None:
+    """Write the model and the conversations of this example to DIR, unless they are there already."""
+    if (folder / "validation.jsonl").is_file() and not force:
+        typer.echo(f"{folder} is prepared already; --force makes it anew")
+        return
+    transformers_logging.disable_progress_bar()
+    train, validation = conversations()
+    tokenizer = tokenizer_of(train)
+    tokenizer.save_pretrained(folder / "model")
+    fresh_model(tokenizer).save_pretrained(folder / "model")
+    for file in (folder / "model").iterdir():
+        file.chmod(0o644)  # safetensors writes for its owner alone, and the pod that reads this is somebody else
+    write(folder / "train.jsonl", train)
+    write(folder / "validation.jsonl", validation)
+    typer.echo(f"{folder}: a model, {len(train)} conversations to train on and {len(validation)} to validate on")
+
+
+if __name__ == "__main__":
+    typer.run(prepare)

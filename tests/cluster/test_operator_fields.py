@@ -1,0 +1,160 @@
+"""What a job says about where, when and for how long it runs, and what happens to it on a real API server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cluster.operated import Namespace, Operator, wait_for
+from harness.cluster import Cluster
+
+pytestmark = pytest.mark.cluster
+
+PREFERENCE = {"matchExpressions": [{"key": "pool", "operator": "Gt", "values": ["1"]}]}
+COMPANY = {"labelSelector": {"matchLabels": {"app": "x"}}, "topologyKey": "kubernetes.io/hostname"}
+PLACEMENT: dict[str, Any] = {
+    "imagePullSecrets": [{"name": "registry"}],
+    "nodeSelector": {"disk": "ssd"},
+    "affinity": {
+        "nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "preference": PREFERENCE}]},
+        "podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [COMPANY]},
+    },
+    "priorityClassName": "high",
+    "schedulerName": "volcano",
+    "serviceAccountName": "trainer",
+}
+
+
+def test_every_field_of_the_runtime_reaches_the_pod(
+    operator: Operator, namespace: Namespace, control_plane: Cluster
+) -> None:
+    control_plane.apply(
+        {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": "high"}, "value": 7},
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "trainer", "namespace": namespace.name}},
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "settings", "namespace": namespace.name}},
+    )
+    for claim in ("captions", "downloads", "more"):
+        namespace.create_claim(claim)
+    toleration = {"key": "gpu", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 60}
+    volumes = [
+        {"claim": "captions", "mountPath": "/again", "readOnly": True},
+        {"claim": "more", "mountPath": "/opt/more"},
+    ]
+    own = {
+        "image": "own:1", "imagePullPolicy": "Never", "runAsUser": 1000, "fsGroup": 2000, "cacheClaim": "downloads",
+        "env": [{"name": "A", "value": "1"}], "envFrom": [{"prefix": "X_", "configMapRef": {"name": "settings"}}],
+        "tolerations": [toleration], "volumes": volumes,
+    }  # fmt: skip
+    namespace.create_job(data={"train": {"source": "pvc://captions"}}, runtime=PLACEMENT | own)
+    pod = namespace.pod()["spec"]
+    assert {key: pod[key] for key in PLACEMENT} == PLACEMENT
+    assert toleration in pod["tolerations"] and pod["priority"] == 7
+    assert not any("serviceAccountToken" in str(it) for it in pod["volumes"])
+    (container,) = pod["containers"]
+    assert (container["image"], container["imagePullPolicy"]) == ("own:1", "Never")
+    assert container["envFrom"] == own["envFrom"]
+    assert {"name": "HF_HOME", "value": "/cache/huggingface"} in container["env"]
+    mounts = {it["mountPath"]: it.get("readOnly", False) for it in container["volumeMounts"]}
+    assert mounts.items() >= {"/again": True, "/claims/captions": True, "/opt/more": False, "/cache": False}.items()
+
+
+def test_a_missing_cache_is_waited_for(operator: Operator, namespace: Namespace, control_plane: Cluster) -> None:
+    namespace.create_job(
+        runtime={"cacheClaim": "downloads", "envFrom": [{"configMapRef": {"name": "settings"}}]},
+        data={"train": {"source": "hf://org/data"}, "test": {"source": "pvc://held-out/test"}},
+    )
+    namespace.reaches("Stalled")
+    message = namespace.condition("Stalled")["message"]
+    assert all(it in message for it in ("Claim downloads does", "Claim held-out does", "ConfigMap settings does"))
+    for claim in ("downloads", "held-out"):
+        namespace.create_claim(claim)
+    control_plane.kubectl("create", "configmap", "settings", "-n", namespace.name)
+    namespace.pod()
+    assert namespace.reaches("Pending")["attempt"] == 1
+
+
+def test_a_missing_service_account_is_named_and_waited_for(
+    operator: Operator, namespace: Namespace, control_plane: Cluster
+) -> None:
+    namespace.create_job(runtime={"serviceAccountName": "trainer"})
+    wait_for(lambda: "ServiceAccount trainer" in namespace.condition("Succeeded").get("message", ""))
+    control_plane.kubectl("create", "serviceaccount", "trainer", "-n", namespace.name)
+    assert wait_for(namespace.pods, 60)
+
+
+def _admit(namespace: Namespace, name: str, admitted: bool) -> None:
+    """What Kueue does."""
+    namespace.api.patch(namespace.path("jobs", name), {"spec": {"suspend": not admitted}})
+
+
+def test_a_queue_decides_when_a_job_runs(operator: Operator, namespace: Namespace, control_plane: Cluster) -> None:
+    namespace.create_job(queueName="team", workloadPriorityClassName="urgent")
+    namespace.create_job("other")
+    namespace.reaches("Queued")
+    (attempt,) = namespace.attempts()
+    labels = attempt["metadata"]["labels"]
+    assert labels["kueue.x-k8s.io/queue-name"] == "team" and labels["kueue.x-k8s.io/priority-class"] == "urgent"
+    assert attempt["spec"]["suspend"] and not namespace.pods()
+    _admit(namespace, "job-a1", True)
+    namespace.run(namespace.pod())
+    namespace.reaches("Running")
+    _admit(namespace, "job-a1", False)
+    namespace.reaches("Queued")
+    assert "activeSince" not in wait_for(lambda: (it := namespace.status()).get("activeSeconds") is not None and it)
+    wait_for(lambda: not namespace.pods())
+    _admit(namespace, "job-a1", True)
+    namespace.end(namespace.pod(), 0)
+    assert namespace.reaches("Succeeded")["attempt"] == 1
+    wide = control_plane.kubectl(
+        "get", "ftj", "-n", namespace.name, "-o", "wide", "--field-selector=spec.queueName=team"
+    )
+    head, *rows = wide.splitlines()
+    assert "QUEUE" in head and [row.split()[0] for row in rows] == ["job"] and "team" in rows[0]
+
+
+def test_suspending_a_queued_job_gives_up_its_place(operator: Operator, namespace: Namespace) -> None:
+    namespace.create_job(queueName="team")
+    namespace.reaches("Queued")
+    namespace.set_suspend(True)
+    namespace.reaches("Suspended")
+    assert not namespace.attempts()
+    namespace.set_suspend(False)
+    assert namespace.reaches("Queued")["attempt"] == 2
+    (attempt,) = namespace.attempts()
+    assert attempt["metadata"]["name"] == "job-a2" and attempt["spec"]["suspend"]
+
+
+def test_a_job_that_has_run_for_too_long_is_stopped_with_grace(operator: Operator, namespace: Namespace) -> None:
+    namespace.create_job(activeDeadlineSeconds=10_000)
+    pod = namespace.pod()
+    namespace.bind(pod)
+    namespace.run(pod)
+    assert namespace.reaches("Running")["activeSince"]
+    namespace.api.patch(namespace.path("finetunejobs", "job"), {"spec": {"activeDeadlineSeconds": 2}})
+    status = namespace.reaches("Failed")
+    assert namespace.condition("Stalled")["reason"] == "DeadlineExceeded"
+    assert "spec.activeDeadlineSeconds" in namespace.condition("Succeeded")["message"]
+    assert status["attempts"][0]["reason"] == "DeadlineExceeded" and status["activeSeconds"] >= 2
+    wait_for(lambda: not namespace.attempts())
+    (left,) = namespace.pods()
+    assert left["metadata"]["deletionGracePeriodSeconds"] == 120
+    namespace.remove_pod(pod)
+
+
+def test_what_a_finished_job_leaves_is_deleted_after_its_time(operator: Operator, namespace: Namespace) -> None:
+    namespace.create_job()
+    namespace.end(namespace.pod(1), 75)
+    report = '{"reason": "Succeeded", "message": "done", "progress": {"step": 40, "plannedSteps": 40}}'
+    namespace.end(namespace.pod(2), 0, report)
+    namespace.reaches("Succeeded")
+    series = f'finetune_job_step{{name="job",namespace="{namespace.name}"}}'
+    assert series in operator.metrics() and len(namespace.attempts()) == 2
+    namespace.api.patch(namespace.path("finetunejobs", "job"), {"spec": {"ttlSecondsAfterFinished": 1}})
+    wait_for(lambda: namespace.status().get("cleanupTime"))
+    assert not namespace.attempts() and not namespace.pods(1) and not namespace.pods(2)
+    configmaps = [it["metadata"]["name"] for it in namespace.api.get(namespace.path("configmaps"))["items"]]
+    assert not [name for name in configmaps if name.startswith("job-a")]
+    assert namespace.api.find(namespace.path("persistentvolumeclaims", "job-output"))
+    assert namespace.state() == "Succeeded" and namespace.status()["progress"]["step"] == 40
+    wait_for(lambda: series not in operator.metrics())

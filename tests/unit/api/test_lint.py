@@ -1,0 +1,116 @@
+"""The generated CRD keeps the rules of Kubernetes API reviewers (in spirit those of Kueue's kube-api-linter)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from finetune_api.crd import job_crd, to_yaml
+
+Schema = dict[str, Any]
+CRD = job_crd()
+VERSION = CRD["spec"]["versions"][0]
+ROOT = VERSION["schema"]["openAPIV3Schema"]
+
+# Chosen otherwise than the linter would:
+# - floats (`nofloats`): people write 2e-5, and kubectl, Helm, Argo CD and Flux all read it as a number.
+# - booleans (`nobools`): `frozen: true` has no third state to come; what may get one is an enumeration.
+# - maps (`nomaps`): labels are maps everywhere in Kubernetes.
+
+
+def walk(schema: Schema, path: str) -> Iterator[tuple[str, Schema]]:
+    yield path, schema
+    for name, child in schema.get("properties", {}).items():
+        yield from walk(child, f"{path}.{name}")
+    if "items" in schema:
+        yield from walk(schema["items"], f"{path}[]")
+    if "additionalProperties" in schema:
+        yield from walk(schema["additionalProperties"], f"{path}{{}}")
+
+
+SPEC = list(walk(ROOT["properties"]["spec"], "spec"))
+STATUS = list(walk(ROOT["properties"]["status"], "status"))
+BOTH = SPEC + STATUS
+FIELDS = [(path, schema) for path, schema in BOTH if not path.endswith(("[]", "{}"))]
+
+
+def of_type(kind: str, nodes: list[tuple[str, Schema]]) -> list[tuple[str, Schema]]:
+    return [(path, schema) for path, schema in nodes if schema.get("type") == kind]
+
+
+def test_strings_are_bounded() -> None:
+    for path, schema in of_type("string", BOTH):
+        assert schema.keys() & {"maxLength", "enum", "format"}, path
+
+
+def test_lists_and_maps_are_bounded() -> None:
+    for path, schema in of_type("array", BOTH):
+        assert "maxItems" in schema, path
+    for path, schema in BOTH:
+        assert "additionalProperties" not in schema or "maxProperties" in schema, path
+
+
+def test_numbers_of_the_spec_and_all_integers_are_bounded() -> None:
+    for path, schema in of_type("integer", BOTH) + of_type("number", SPEC):
+        assert {"minimum", "maximum"} <= schema.keys(), path
+    for path, schema in SPEC:
+        if schema.get("x-kubernetes-int-or-string"):
+            assert {"minimum", "maximum", "maxLength", "pattern"} <= schema.keys(), path
+
+
+def test_every_field_says_in_a_sentence_what_it_is_for() -> None:
+    for path, schema in FIELDS:
+        said = schema.get("description", "")
+        assert re.match(r"[A-Z`0-9(]|f\(", said), f"{path}: {said!r} does not begin like a sentence"
+        assert said.endswith((".", ")", "`")), f"{path}: {said!r} does not end like one"
+
+
+def test_nothing_is_null_or_free_form() -> None:
+    for path, schema in BOTH:
+        assert "nullable" not in schema, path
+        assert "x-kubernetes-preserve-unknown-fields" not in schema, path
+        assert "type" in schema or "x-kubernetes-int-or-string" in schema, path
+        assert schema.get("type") != "object" or schema.keys() & {"properties", "additionalProperties"}, path
+
+
+def test_names_are_those_of_kubernetes() -> None:
+    for path, _ in FIELDS:
+        name = path.rpartition(".")[2]
+        assert re.fullmatch(r"[a-z][a-zA-Z0-9]*", name), f"{path} is not camelCase"
+        assert name != "phase", path
+        assert not re.search(r"(Duration|Timeout|Minutes|Millis|Ms|Interval)$", name), f"{path} is no ...Seconds"
+    for path, _ in SPEC:
+        assert "namespace" not in path.lower(), f"{path}: a job reaches only its own namespace"
+
+
+def test_lists_of_named_things_are_maps_by_name() -> None:
+    for path, schema in of_type("array", BOTH):
+        properties = schema["items"].get("properties", {})
+        keys = [key for key in ("name", "type", "mountPath") if key in schema["items"].get("required", ())]
+        if "name" in keys and path.startswith("spec"):
+            assert schema.get("x-kubernetes-list-map-keys") == ["name"], path
+        assert set(schema.get("x-kubernetes-list-map-keys", ())) <= set(properties), path
+
+
+def test_status_is_what_kstatus_and_kubectl_wait_read() -> None:
+    status = ROOT["properties"]["status"]
+    conditions = status["properties"]["conditions"]
+    assert VERSION["subresources"] == {"status": {}}
+    assert status["default"] == {"observedGeneration": -1}
+    assert conditions["x-kubernetes-list-map-keys"] == ["type"]
+    assert {"type", "status", "reason", "lastTransitionTime"} <= set(conditions["items"]["required"])
+
+
+@pytest.mark.parametrize("kind", ["x-kubernetes-validations"])
+def test_every_rule_says_what_was_expected_and_where(kind: str) -> None:
+    for path, schema in [*BOTH, ("", ROOT)]:
+        for rule in schema.get(kind, ()):
+            assert rule["message"], path
+            assert "fieldPath" in rule or "additionalProperties" in schema, f"{path}: {rule['message']}"
+
+
+def test_the_definition_is_small_enough_to_be_applied() -> None:
+    assert len(to_yaml(CRD).encode()) < 200 * 1024

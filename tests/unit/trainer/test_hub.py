@@ -1,0 +1,179 @@
+"""Models and data sets of the hub: downloaded once, pinned, from the cache without a network, and gated.
+
+Each run is a process of its own, with a cache of its own: the hub's client reads the environment once.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_api.exits import ExitCode
+from harness.hub import Hub, serving
+from unit.trainer import tiny
+
+TOKEN = "hf_" + "x" * 34
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with serving() as served:
+        yield served
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """HF_HOME."""
+    return tmp_path / "huggingface"
+
+
+def reviews(folder: Path, train: int = 26) -> Path:
+    """A repository with two splits, a card, and code that must not run."""
+    tiny.write_rows(folder / "data", tiny.reviews(train), "train-00000-of-00001.parquet")
+    tiny.write_rows(folder / "data", tiny.reviews(8), "test-00000-of-00001.parquet")
+    (folder / "README.md").write_text("---\nlicense: cc0-1.0\n---\nReviews of films.\n")
+    (folder / "reviews.py").write_text("raise SystemExit('code of a repository was run')")
+    return folder
+
+
+def run(
+    tmp_path: Path, home: Path, hub: Hub | None, environment: Mapping[str, str] | None = None, **spec: Any
+) -> subprocess.CompletedProcess[str]:
+    """`finetune run` of a job on the hub's model and data."""
+    base = {
+        "model": {"source": "hf://acme/bert"},
+        "task": "SequenceClassification",
+        "data": {"train": {"source": "hf://acme/reviews"}, "workers": 0},
+        "training": {"batchSize": 8, "epochs": 1},
+        "output": {"destination": "pvc://out/result", "ifExists": "Overwrite"},
+        "resources": {"gpusPerNode": 0},
+    }
+    manifest = tmp_path / "job.json"
+    manifest.write_text(
+        json.dumps(
+            {
+                "apiVersion": "finetune.dev/v1alpha1",
+                "kind": "FineTuneJob",
+                "metadata": {"name": "hub"},
+                "spec": tiny.merged(base, spec),
+            }
+        )
+    )
+    (tmp_path / "out").mkdir(exist_ok=True)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    endpoint = hub.address if hub else "http://127.0.0.1:9"
+    variables = {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "OMP_NUM_THREADS": "1", **(environment or {})}
+    command = [str(Path(sys.executable).with_name("finetune")), "run", str(manifest)]
+    return subprocess.run(
+        [*command, "--claim", f"out={tmp_path / 'out'}"],
+        check=False,
+        timeout=120,
+        capture_output=True,
+        text=True,
+        env=clean | variables,
+        cwd=tmp_path,
+    )
+
+
+def samples(tmp_path: Path) -> int:
+    told = json.loads((tmp_path / "out" / "result" / "run.json").read_text())
+    return int(told["samples"]["train"])
+
+
+def test_from_the_hub_and_then_from_the_cache(hub: Hub, home: Path, claims: Path, tmp_path: Path) -> None:
+    hub.add("models", "acme/bert", claims / "models" / "bert")
+    hub.add("datasets", "acme/reviews", reviews(tmp_path / "reviews"))
+    online = run(tmp_path, home, hub, data={"test": {"source": "hf://acme/reviews"}})
+    assert online.returncode == 0, online.stderr
+    assert samples(tmp_path) == 26
+    assert "%|" not in online.stderr
+    assert "Generating" not in online.stderr
+    assert not any("reviews.py" in request for request in hub.requests), "code is not even downloaded"
+    shutil.rmtree(tmp_path / "out")
+    offline = run(tmp_path, home, None, {"HF_HUB_OFFLINE": "1"}, data={"test": {"source": "hf://acme/reviews"}})
+    assert offline.returncode == 0, offline.stderr
+    assert samples(tmp_path) == 26
+    absent = run(tmp_path, home, None, {"HF_HUB_OFFLINE": "1"}, data={"train": {"source": "hf://acme/others"}})
+    assert absent.returncode == ExitCode.INVALID
+    assert "data.train.source: hf://acme/others: not in the cache" in absent.stderr
+    assert "HF_HUB_OFFLINE forbids to download it" in absent.stderr
+
+
+def test_a_pinned_revision(hub: Hub, home: Path, claims: Path, tmp_path: Path) -> None:
+    hub.add("models", "acme/bert", claims / "models" / "bert")
+    old = hub.add("datasets", "acme/reviews", reviews(tmp_path / "old", 18), revision="v1")
+    hub.add("datasets", "acme/reviews", reviews(tmp_path / "new", 26))
+    for revision, expected in {"v1": 18, old: 18, "main": 26}.items():
+        ended = run(tmp_path, home, hub, data={"train": {"revision": revision}})
+        assert ended.returncode == 0, ended.stderr
+        assert samples(tmp_path) == expected
+    offline = run(tmp_path, home, None, {"HF_HUB_OFFLINE": "1"}, data={"train": {"revision": "v1"}})
+    assert offline.returncode == 0, offline.stderr
+    assert samples(tmp_path) == 18
+    absent = run(tmp_path, home, hub, data={"train": {"revision": "v2"}})
+    assert absent.returncode == ExitCode.INVALID
+    assert "data.train.revision: hf://acme/reviews has no revision 'v2'" in absent.stderr
+    absent = run(tmp_path, home, hub, model={"revision": "v2"})
+    assert absent.returncode == ExitCode.INVALID
+    assert "model.revision: hf://acme/bert has no revision 'v2'" in absent.stderr
+
+
+@pytest.mark.parametrize("gated", ["models", "datasets"])
+def test_a_gated_repository(gated: str, hub: Hub, home: Path, claims: Path, tmp_path: Path) -> None:
+    hub.add("models", "acme/bert", claims / "models" / "bert", token=TOKEN if gated == "models" else None)
+    hub.add("datasets", "acme/reviews", reviews(tmp_path / "set"), token=TOKEN if gated == "datasets" else None)
+    field = {"models": "model.source: hf://acme/bert", "datasets": "data.train.source: hf://acme/reviews"}[gated]
+    for environment in ({}, {"HF_TOKEN": "hf_" + "y" * 34}):
+        refused = run(tmp_path, home, hub, environment)
+        assert refused.returncode == ExitCode.INVALID
+        assert f"{field}: this {gated.removesuffix('s')} is gated" in refused.stderr
+        assert "accept its licence on its page of the hub, and put a token of yours in HF_TOKEN" in refused.stderr
+        assert "Traceback" not in refused.stderr
+    allowed = run(tmp_path, home, hub, {"HF_TOKEN": TOKEN})
+    assert allowed.returncode == 0, allowed.stderr
+
+
+def test_repositories_that_are_not_there(hub: Hub, home: Path, claims: Path, tmp_path: Path) -> None:
+    absent = run(tmp_path, home, hub)
+    assert absent.returncode == ExitCode.INVALID
+    assert "model.source: hf://acme/bert: the hub has no model 'acme/bert' that we may see" in absent.stderr
+    hub.add("models", "acme/bert", claims / "models" / "bert")
+    absent = run(tmp_path, home, hub)
+    assert absent.returncode == ExitCode.INVALID
+    assert "data.train.source: hf://acme/reviews: the hub has no dataset 'acme/reviews'" in absent.stderr
+
+
+def test_a_hub_that_cannot_be_reached_is_tried_again(home: Path, claims: Path, tmp_path: Path) -> None:
+    model = {"source": "pvc://models/bert"}
+    (tmp_path / ".finetune" / "claims").mkdir(parents=True)
+    (tmp_path / ".finetune" / "claims" / "models").symlink_to(claims / "models")
+    ended = run(tmp_path, home, None, model=model)
+    assert ended.returncode == ExitCode.FAILED, "which is retried"
+    assert "data.train.source: hf://acme/reviews: the hub (http://127.0.0.1:9) cannot be reached now" in ended.stderr
+    ended = run(tmp_path, home, None)
+    assert ended.returncode == ExitCode.FAILED
+    assert "model.source: hf://acme/bert: the hub (http://127.0.0.1:9) cannot be reached now" in ended.stderr
+
+
+def test_a_configuration_downloads_no_other(hub: Hub, home: Path, claims: Path, tmp_path: Path) -> None:
+    hub.add("models", "acme/bert", claims / "models" / "bert")
+    folder = tmp_path / "set"
+    tiny.write_rows(folder / "en", tiny.reviews(20), "train.parquet")
+    tiny.write_rows(folder / "de", tiny.reviews(10), "train.parquet")
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: en\n  data_files: en/*.parquet\n"
+        "- config_name: de\n  data_files: de/*.parquet\n---\n"
+    )
+    hub.add("datasets", "acme/reviews", folder)
+    ended = run(tmp_path, home, hub, data={"train": {"config": "de"}})
+    assert ended.returncode == 0, ended.stderr
+    assert samples(tmp_path) == 10
+    assert not any("resolve" in request and "/en/" in request for request in hub.requests)
+    wrong = run(tmp_path, home, hub, data={"train": {"config": "fr"}})
+    assert "data.train.config: hf://acme/reviews has no configuration 'fr'; it has en, de" in wrong.stderr

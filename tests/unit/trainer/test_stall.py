@@ -1,0 +1,121 @@
+"""A run that hangs is ended with 76, the stacks and a report, and only by the loop is it judged."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from finetune_api import FineTuneJob
+from finetune_api.exits import ExitCode
+from finetune_api.status import Report
+from finetune_trainer.stall import LOOKS, Watch
+from unit.trainer import tiny
+
+
+def watched(*done: int) -> Watch:
+    watch = Watch()
+    for count in done:
+        watch = watch.look(count)
+    return watch
+
+
+def test_it_takes_so_many_idle_looks_in_a_row() -> None:
+    assert not watched(*[0] * (LOOKS - 1)).is_stalled
+    assert watched(*[0] * LOOKS).is_stalled
+    assert not watched(*[0] * (LOOKS - 1), 1, *[1] * (LOOKS - 1)).is_stalled
+    assert watched(*[0] * (LOOKS - 1), 1, *[1] * LOOKS).is_stalled
+    assert not watched(*range(10 * LOOKS)).is_stalled
+
+
+SCRIPT = """
+import ctypes, sys, time
+from pathlib import Path
+import torch
+from finetune_api import FineTuneJob
+from finetune_trainer import run as whole
+from finetune_trainer.events import Listener
+from finetune_trainer.places import Places
+from finetune_trainer.tasks.contrastive import Contrastive
+
+claims, out, manifest, log, hang = sys.argv[1:]
+C, HOLDING = ctypes.CDLL(None), ctypes.PyDLL(None)
+collate, prepare = Contrastive.collate, whole.prepare
+
+def hanging(self, rows, processors):
+    if Path(out, "hang").exists():
+        {"c": C, "held": HOLDING}[hang].sleep(600)
+    return collate(self, rows, processors)
+
+def slow(*arguments):
+    time.sleep(7)
+    return prepare(*arguments)
+
+class Switch(Listener):
+    def on_step(self, record):
+        if record.step == 2:
+            Path(out, "hang").touch()
+
+Contrastive.collate = hanging
+whole.prepare = slow
+torch.set_num_threads(1)
+job = FineTuneJob.model_validate_json(Path(manifest).read_text(), strict=True)
+options = whole.RunOptions(
+    claims=Places(Path(claims), {"out": Path(out)}), termination_log=Path(log), stall_timeout=5.0
+)
+whole.run(job, options, Switch())
+"""
+"""Once two steps are done, the data set hangs. Before the loop it takes longer than the timeout, which is none."""
+
+
+def job(**changes: Any) -> FineTuneJob:
+    return tiny.contrastive_job(**tiny.merged({"checkpoint": {"everySteps": 2}, "training": {"epochs": 4}}, changes))
+
+
+def started(spec: FineTuneJob, claims: Path, out: Path, hang: str) -> "subprocess.CompletedProcess[str]":
+    manifest = out / "job.json"
+    manifest.write_text(json.dumps(spec.model_dump(mode="json", by_alias=True, exclude_none=True)))
+    arguments = [claims, out, manifest, out / "termination.log", hang]
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, *map(str, arguments)],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def report(out: Path) -> Report:
+    return Report.model_validate_json((out / "termination.log").read_text())
+
+
+def test_a_data_set_that_hangs_in_c_code_ends_the_run(claims: Path, out: Path) -> None:
+    ended = started(job(), claims, out, "c")
+    assert ended.returncode == ExitCode.STALLED, ended.stderr
+    assert "in hanging" in ended.stderr
+    assert 'File "' in ended.stderr
+    assert "error: nothing got done for 5 s after step 2: no step, evaluation batch or checkpoint" in ended.stderr
+    last = report(out)
+    assert last.reason == "Stalled"
+    assert "raise stallTimeoutSeconds" in last.message
+    assert last.progress is not None and last.progress.step == 2
+    assert last.checkpoint is not None and last.checkpoint.step == 2
+
+
+def test_a_worker_that_hangs_shows_its_stack_and_does_not_stay_behind(claims: Path, out: Path) -> None:
+    ended = started(job(data={"workers": 1}), claims, out, "c")
+    assert ended.returncode == ExitCode.STALLED, ended.stderr
+    assert "in hanging" in ended.stderr
+    assert not [process for process in psutil.process_iter(["cmdline"]) if str(out) in (process.info["cmdline"] or [])]
+
+
+def test_c_code_that_never_lets_python_run_ends_the_run_too(claims: Path, out: Path) -> None:
+    ended = started(job(), claims, out, "held")
+    assert ended.returncode == ExitCode.FAILED, ended.stderr
+    assert "Timeout" in ended.stderr
+    assert "in hanging" in ended.stderr

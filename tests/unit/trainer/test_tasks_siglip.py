@@ -1,0 +1,65 @@
+"""SigLIP: a dual encoder with a bias on its logits, whose texts all have to be of one length."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from finetune_trainer import models
+from finetune_trainer.run import Prepared, RunOptions, prepare, run
+from finetune_trainer.tasks.base import Processors
+from unit.trainer import tiny
+
+FAST: dict[str, Any] = {
+    "modules": [{"name": "all", "parameters": ["*"], "optimizer": {"type": "AdamW", "learningRate": 1e-2}}],
+    "training": {"batchSize": 6, "epochs": 8},
+    "data": {"validation": {"fraction": 0.3}},
+}
+
+
+@pytest.fixture(scope="module")
+def siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("siglip")
+    tiny.write_siglip(folder / "models" / "siglip")
+    tiny.write_rows(folder / "data" / "colours", tiny.captioned(30))
+    return folder
+
+
+def prepared(siglip: Path) -> tuple[Prepared, Processors]:
+    found = prepare(tiny.job("siglip", "colours"), tiny.places(siglip, siglip))
+    return found, models.load_processors(found.pretrained, found.task, found.config, None)
+
+
+def test_it_learns(siglip: Path, out: Path) -> None:
+    listener = tiny.Recorder()
+    run(tiny.job("siglip", "colours", **FAST), RunOptions(claims=tiny.places(siglip, out)), listener)
+    first, last = listener.evaluations[0].metrics, listener.evaluations[-1].metrics
+    assert last["eval/loss"] < first["eval/loss"] * 0.8
+    assert last["eval/recall_at_1"] > first["eval/recall_at_1"]
+    AutoModel.from_pretrained(out / "result")
+
+
+def test_texts_mean_the_same_whatever_is_beside_them(siglip: Path) -> None:
+    found, made = prepared(siglip)
+    model, _ = models.load_model(found.pretrained, found.task, found.config)
+    short, long = "the red", "a photo of something good the film of something blue"
+    alone, beside = made.tokenize([short]), made.tokenize([short, long])
+    assert alone["input_ids"].shape[1] == beside["input_ids"].shape[1] == 16
+    for inputs in (alone, beside):
+        inputs.pop("token_type_ids", None)
+    with torch.no_grad():
+        one, two = (model.eval().get_text_features(**inputs).pooler_output[0] for inputs in (alone, beside))
+    torch.testing.assert_close(one, two)
+
+
+def test_the_softmax_does_not_see_the_bias(siglip: Path) -> None:
+    found, made = prepared(siglip)
+    model, _ = models.load_model(found.pretrained, found.task, found.config)
+    batch = found.task.collate([found.train[index] for index in range(6)], made)
+    found.task.loss(model.eval(), batch).backward()
+    bias, scale = model.logit_bias.grad, model.logit_scale.grad
+    assert bias is not None
+    assert scale is not None
+    assert abs(float(bias)) < 1e-5 < abs(float(scale))

@@ -1,0 +1,139 @@
+"""The test set is evaluated once, after the last step, on the weights that are saved."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune_trainer.display import PlainDisplay
+from finetune_trainer.errors import Interrupted
+from finetune_trainer.outcome import conclude
+from finetune_trainer.run import RunOptions, prepare, run
+from unit.trainer import tiny
+from unit.trainer.tiny import Recorder
+
+UID = "5f0f0000-0000-4000-8000-000000000001"
+
+
+def job_with_test(**changes: Any) -> Any:
+    base = {"data": {"test": {"source": "pvc://data/more-colours"}}, "training": {"epochs": 3}}
+    return tiny.contrastive_job(uid=UID, **tiny.merged(base, changes))
+
+
+def finished(job: Any, claims: Path, out: Path) -> Recorder:
+    recorder = Recorder()
+    run(job, RunOptions(claims=tiny.places(claims, out)), recorder)
+    return recorder
+
+
+def test_it_is_told_everywhere(claims: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = job_with_test()
+    recorder = finished(job, claims, out)
+    (record,) = recorder.tests
+    assert record.step == recorder.steps[-1].step
+    assert "test/loss" in record.metrics
+    assert "test/recall_at_1" in record.metrics
+    assert not any(name.startswith("eval/") for name in record.metrics)
+    assert recorder.report is not None
+    reported = {metric.name: metric.value for metric in recorder.report.metrics}
+    assert reported["test/loss"] == pytest.approx(record.metrics["test/loss"], rel=1e-4)
+    assert "eval/loss" in reported
+    told = json.loads((out / "result" / "run.json").read_text())
+    assert told["metrics"]["test"] == {"step": record.step, **record.metrics}
+    lines = [json.loads(line) for line in (out / "result" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["metrics"] for line in lines if line["type"] == "test"] == [record.metrics]
+    import sys
+
+    conclude(job, tiny.places(claims, out), recorder.report, PlainDisplay(sys.stdout))
+    shown = capsys.readouterr().out
+    assert "Test set" in shown
+    assert f"{record.metrics['test/recall_at_1']:.4f}" in shown
+
+
+@pytest.mark.parametrize("keep_best", [True, False])
+def test_it_measures_the_weights_that_are_saved(keep_best: bool, claims: Path, out: Path) -> None:
+    # The metric gets worse with each evaluation, so that the best are the first weights that are kept.
+    evaluation = {"metric": "eval/loss", "direction": "Maximize" if keep_best else "Minimize"}
+    recorder = finished(job_with_test(checkpoint={"keepBest": keep_best}, evaluation=evaluation), claims, out)
+    source = {"model": {"source": "pvc://out/result"}, "data": {"validation": {"source": "pvc://data/more-colours"}}}
+    job = tiny.job("dual", "colours", **source)
+    prepared = prepare(job, tiny.places(claims, out))
+    assert prepared.validation is not None
+    measured = _measure(prepared)
+    assert measured == pytest.approx(recorder.tests[0].metrics["test/loss"], rel=1e-5)
+
+
+def _measure(prepared: Any) -> float:
+    from finetune_trainer import models
+    from finetune_trainer.data import evaluation_order
+
+    model, _ = models.load_model(prepared.pretrained, prepared.task, prepared.config)
+    processors = models.load_processors(prepared.pretrained, prepared.task, prepared.config, None)
+    model.eval()
+    data = prepared.validation
+    order = evaluation_order(len(data), 6, 0)
+    with torch.no_grad():
+        collated = [prepared.task.collate([data[index] for index in batch], processors) for batch in order]
+        return float(prepared.task.evaluate(model, collated)["eval/loss"])
+
+
+def test_without_a_validation_set(claims: Path, out: Path) -> None:
+    job = tiny.job("bert", "reviews", data={"test": {"source": "pvc://data/reviews"}})
+    recorder = finished(job, claims, out)
+    assert recorder.evaluations == []
+    assert set(recorder.tests[0].metrics) == {"test/loss", "test/accuracy"}
+
+
+class StopsInTheTest(Recorder):
+    """Asks the run to stop in the middle of the test."""
+
+    def on_step(self, record: Any) -> None:
+        super().on_step(record)
+        self.is_last = record.step == record.planned_steps
+
+    def on_message(self, text: str) -> None:
+        super().on_message(text)
+        self.is_saving = text.startswith("saving the weights")
+
+    def on_evaluation_progress(self, done: int, total: int) -> None:
+        if getattr(self, "is_saving", False):
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_interrupted_in_the_test(claims: Path, out: Path, tmp_path: Path) -> None:
+    job = job_with_test(checkpoint={"everyEpochs": 100})
+    with pytest.raises(Interrupted):
+        run(job, RunOptions(claims=tiny.places(claims, out)), first := StopsInTheTest())
+    assert first.tests == []
+    second = Recorder()
+    run(job, RunOptions(claims=tiny.places(claims, out), attempt=2), second)
+    assert second.steps == []
+    assert len(second.tests) == 1
+    (tmp_path / "whole").mkdir()
+    whole = finished(job, claims, tmp_path / "whole")
+    assert second.tests[0].metrics == whole.tests[0].metrics
+
+
+def test_it_is_not_done_twice(claims: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = job_with_test()
+    with monkeypatch.context() as patch:
+        patch.setattr("finetune_trainer.output.publish", _no_space)
+        with pytest.raises(OSError, match="No space"):
+            run(job, RunOptions(claims=tiny.places(claims, out)), first := Recorder())
+    second = Recorder()
+    run(job, RunOptions(claims=tiny.places(claims, out), attempt=2), second)
+    assert (len(first.tests), len(second.tests)) == (1, 0)
+    assert second.report is not None
+    reported = {metric.name: metric.value for metric in second.report.metrics}
+    assert reported["test/loss"] == pytest.approx(first.tests[0].metrics["test/loss"], rel=1e-4)
+    told = json.loads((out / "result" / "run.json").read_text())
+    assert told["metrics"]["test"]["test/loss"] == first.tests[0].metrics["test/loss"]
+
+
+def _no_space(*_: Any) -> None:
+    raise OSError(28, "No space left on device")

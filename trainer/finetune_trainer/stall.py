@@ -1,0 +1,134 @@
+"""Ends a run that gets nothing done any more, so that the next attempt can go on from its last checkpoint.
+
+A data set, a file system or a GPU that hangs raises nothing: the run would hold its node for ever. A thread of its own
+watches, because the main one may hang in C code, where Python handles no signal. It watches the loop alone: loading
+and downloading before it take as long as they take.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from finetune_api.exits import ExitCode
+from finetune_trainer.events import CheckpointRecord, EvaluationRecord, Listener, StepRecord, TestRecord
+
+LOOKS = 20
+"""So many looks in a row at which nothing was done since the one before are a stall."""
+
+STDERR = 2
+"""Not the stream: whoever hangs may hold its lock."""
+
+LAST_WORDS = 20.0
+"""Seconds for stacks and report; what made the run hang may make these hang too."""
+
+
+class Pulse(Listener):
+    """Counts whatever gets done."""
+
+    def __init__(self) -> None:
+        self.done = 0
+
+    def on_step(self, record: StepRecord) -> None:
+        self.done += 1
+
+    def on_evaluation_progress(self, done: int, total: int) -> None:
+        self.done += 1
+
+    def on_evaluation(self, record: EvaluationRecord) -> None:
+        self.done += 1
+
+    def on_test(self, record: TestRecord) -> None:
+        self.done += 1
+
+    def on_checkpoint(self, record: CheckpointRecord) -> None:
+        self.done += 1
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a row of looks at the pulse has shown.
+
+    Looks are counted, not time: a process that was stopped (Ctrl-Z, a paused container) looks once when it goes on.
+    """
+
+    done: int = 0
+    idle: int = 0
+
+    def look(self, done: int) -> Watch:
+        """The watch after one more look."""
+        return Watch(done, self.idle + 1 if done == self.done else 0)
+
+    @property
+    def is_stalled(self) -> bool:
+        return self.idle >= LOOKS
+
+
+@contextmanager
+def watching(pulse: Pulse, seconds: float, say_why: Callable[[], str]) -> Iterator[None]:
+    """End the process with exit code 76 when nothing gets done for so long.
+
+    Args:
+        pulse: hears what gets done.
+        seconds: never less, and at most a twentieth more.
+        say_why: writes the report that outlives the process, and returns its message.
+    """
+    over = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(pulse, seconds, over, say_why), name="stall-watch", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _watch(pulse: Pulse, seconds: float, over: threading.Event, say_why: Callable[[], str]) -> None:
+    watch = Watch()
+    _expect_another_look(seconds)
+    while not over.wait(seconds / LOOKS):
+        watch = watch.look(pulse.done)
+        if watch.is_stalled:
+            _end(say_why)
+        _expect_another_look(seconds)
+
+
+def _expect_another_look(seconds: float) -> None:
+    """C code that never lets go of the interpreter stops this thread too: then faulthandler ends the process, with 1.
+
+    Not under a person's hands, whose Ctrl-Z would look the same to it.
+    """
+    if not os.isatty(0):
+        faulthandler.dump_traceback_later(seconds, exit=True, file=STDERR)
+
+
+def _end(say_why: Callable[[], str]) -> None:
+    faulthandler.cancel_dump_traceback_later()
+    last_moment = threading.Timer(LAST_WORDS, os._exit, [int(ExitCode.STALLED)])
+    last_moment.daemon = True
+    last_moment.start()
+    with suppress(Exception):
+        _show_stacks()
+    with suppress(Exception):
+        os.write(STDERR, f"error: {say_why()}\n".encode())
+    os._exit(ExitCode.STALLED)
+
+
+def _show_stacks() -> None:
+    """Those of the data workers as well; then they are ended, because one that hangs would stay behind."""
+    faulthandler.dump_traceback(STDERR, all_threads=True)
+    workers = multiprocessing.active_children()
+    for pid in [worker.pid for worker in workers if worker.pid is not None]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGUSR1)
+    time.sleep(1.0 if workers else 0.0)
+    for worker in workers:
+        worker.kill()

@@ -1,0 +1,164 @@
+"""CausalLM: a text goes on, token by token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from finetune_trainer.data import Batch, Dataset, Problem, Row
+from finetune_trainer.errors import UserError
+from finetune_trainer.tasks.base import Processors, Task
+from finetune_trainer.tasks.detection import obvious
+from finetune_trainer.tasks.passages import (
+    Passage,
+    Tokens,
+    Unlearnable,
+    check_tokenizer,
+    completed,
+    conversation,
+    encode,
+)
+
+ROWS = 1024
+"""Rows tokenized at once when a data set is looked through."""
+POSITIONS = 1024
+"""Tokens judged at once in an evaluation: a copy of all logits in float32 may not fit beside them."""
+
+
+@dataclass(frozen=True)
+class CausalLM(Task):
+    """Cross-entropy over the next token, where it is to be learned.
+
+    The loss is normalized over what is learned in the whole batch, so micro-batches change nothing. Which logits are
+    judged is decided where batches are made: a mask on the device would make every micro-batch wait for it.
+
+    Args:
+        reads: the roles that hold the text.
+    """
+
+    reads: tuple[str, ...]
+    auto_class: ClassVar[Any] = AutoModelForCausalLM
+    needs: ClassVar[tuple[tuple[str, ...], ...]] = (("messages",), ("prompt", "completion"), ("text",))
+
+    @classmethod
+    def fit(cls, config: PretrainedConfig, train: Dataset) -> Self:
+        if obvious(config) == "ImageTextToText":
+            raise UserError(
+                f"task: not yet supported: CausalLM with a model that sees images (model.source is a "
+                f"{config.model_type}); take one that has text alone"
+            )
+        if not getattr(config, "is_decoder", True):
+            raise UserError(
+                f"task: CausalLM needs a model that reads from left to right, but model.source is a "
+                f"{config.model_type} whose config says is_decoder: false"
+            )
+        return cls(next(roles for roles in cls.needs if set(roles) <= set(train.columns)))
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("eval/loss", "eval/perplexity", "eval/token_accuracy")
+
+    def problems(self, data: Dataset, processors: Processors) -> Iterator[Problem]:
+        check_tokenizer(processors.tokenizer, "messages" in self.reads)
+        yield from self._malformed(data)
+        for index, found in self._tokens(data, processors):
+            if text := _useless(found, processors.longest):
+                yield Problem(index, self.reads[-1], text)
+
+    def count_truncated(self, data: Dataset, processors: Processors) -> int:
+        encoded = (found for _, found in self._tokens(data, processors) if isinstance(found, Tokens))
+        return sum(len(tokens.ids) > processors.longest for tokens in encoded)
+
+    def collate(self, rows: Sequence[Row], processors: Processors) -> Batch:
+        passages = [self._passage(row, processors.tokenizer) for row in rows]
+        tokens = [it.cut(processors.longest) for it in encode(passages, processors.tokenizer)]
+        ids = [torch.tensor(it.ids) for it in tokens]
+        learned = pad_sequence([torch.tensor(it.learned) for it in tokens], batch_first=True)
+        learned[:, 0] = False
+        input_ids = pad_sequence(ids, batch_first=True, padding_value=processors.tokenizer.pad_token_id)
+        mask = pad_sequence([torch.ones_like(it) for it in ids], batch_first=True)
+        positions = learned.flatten().nonzero().flatten() - 1
+        return {
+            "input_ids": input_ids,
+            "attention_mask": mask,
+            "positions": positions,
+            "targets": input_ids.flatten()[positions + 1],
+        }
+
+    def terms(self, batch: Batch) -> int:
+        return len(batch["targets"])
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        logits = _logits(model, batch)[batch["positions"]].float()
+        return cross_entropy(logits, batch["targets"], reduction="sum")
+
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        loss, right, count = 0.0, 0, 0
+        for batch in batches:
+            every = _logits(model, batch)
+            for first in range(0, self.terms(batch), POSITIONS):
+                judged = slice(first, first + POSITIONS)
+                positions, targets = batch["positions"][judged], batch["targets"][judged]
+                logits = every[positions].float()
+                loss += float(cross_entropy(logits, targets, reduction="sum"))
+                right += int((logits.argmax(dim=1) == targets).sum())
+            count += self.terms(batch)
+        mean = loss / max(1, count)
+        return {
+            "eval/loss": mean,
+            "eval/perplexity": math.exp(min(mean, 700.0)),  # beyond it there is no float
+            "eval/token_accuracy": right / max(1, count),
+        }
+
+    def _passage(self, row: Mapping[str, Any], tokenizer: Any) -> Passage:
+        if "messages" in self.reads:
+            return conversation(row["messages"], tokenizer)
+        return completed(row["prompt"], row["completion"]) if "prompt" in self.reads else completed("", row["text"])
+
+    def _malformed(self, data: Dataset) -> Iterator[Problem]:
+        for role in self.reads:
+            yield from data.missing(role) if role == "messages" else data.text_problems(role)
+
+    def _tokens(self, data: Dataset, processors: Processors) -> Iterator[tuple[int, Tokens | Unlearnable]]:
+        """Every row in tokens, but those that have holes or are no text."""
+        bad = {problem.index for problem in self._malformed(data)}
+        values = {role: data.values(role) for role in self.reads}
+        whole = [index for index in range(len(data)) if index not in bad]
+        for first in range(0, len(whole), ROWS):
+            passages: dict[int, Passage] = {}
+            for index in whole[first : first + ROWS]:
+                row = {role: values[role][index] for role in self.reads}
+                try:
+                    passages[index] = self._passage(row, processors.tokenizer)
+                except Unlearnable as error:
+                    yield index, error
+            yield from zip(passages, encode(list(passages.values()), processors.tokenizer), strict=True)
+
+
+def _logits(model: nn.Module, batch: Batch) -> Tensor:
+    """The logits of all tokens of all texts in one row."""
+    outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    logits: Tensor = outputs.logits
+    return logits.flatten(0, 1)
+
+
+def _useless(found: Tokens | Unlearnable, length: int) -> str | None:
+    """Why nothing can be learned from a row; None where something can."""
+    if isinstance(found, Unlearnable):
+        return str(found)
+    if found.cut(length).targets:
+        return None
+    if found.targets:
+        return (
+            f"nothing is left to learn: what comes before it fills all {length} tokens; "
+            f"all {len(found.ids)} would need data.maxLength {len(found.ids)}"
+        )
+    return "there is nothing to learn: the text is empty"
