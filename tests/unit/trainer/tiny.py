@@ -124,7 +124,7 @@ def byte_tokenizer(chat_template: str | None = CHATML) -> PreTrainedTokenizerFas
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, chat_template=chat_template)
 
 
-def write_language_model(folder: Path, chat_template: str | None = CHATML) -> Path:
+def write_language_model(folder: Path, chat_template: str | None = CHATML, *, tied: bool = False) -> Path:
     torch.manual_seed(0)
     words = byte_tokenizer(chat_template)
     config = LlamaConfig(
@@ -133,6 +133,7 @@ def write_language_model(folder: Path, chat_template: str | None = CHATML) -> Pa
         max_position_embeddings=64,
         bos_token_id=None,
         eos_token_id=words.eos_token_id,
+        tie_word_embeddings=tied,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     words.save_pretrained(folder)

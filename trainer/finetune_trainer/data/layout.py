@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Features, load_dataset_builder
-from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns
+from datasets import Features
+from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns, sanitize_patterns
+from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard, DatasetCardData, snapshot_download
+from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from finetune_api.data import DataSource, Validation
@@ -122,6 +124,7 @@ def _download(source: DataSource | Validation, field: str, patterns: list[str]) 
     assert source.source is not None, "a repository has a source"
     repository = hub.Repository(field, source.source, source.revision, "dataset")
     disable_progress_bars()  # the run has a display of its own
+    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # a repository without a card is none of the user's troubles
     try:
         return Path(
             snapshot_download(
@@ -180,19 +183,24 @@ def _wanted(configs: MetadataConfigs, source: DataSource | Validation, field: st
 
 
 def _from_card(folder: Path, configs: MetadataConfigs, source: DataSource | Validation, field: str) -> Layout:
+    """The files of one configuration; those of the others need not be here."""
     name = _config_name(configs, source, field)
     assert source.source is not None, "a fraction is no source"
+    config, infos = configs[name], DatasetInfosDict.from_directory(str(folder))
+    base = str(folder / config["data_dir"] if config.get("data_dir") else folder)
     try:
-        builder = load_dataset_builder(str(folder), name=name)
-    except Exception as error:
+        files = config.get("data_files")
+        patterns = sanitize_patterns(files) if files is not None else get_data_patterns(base)
+        found = DataFilesDict.from_patterns(patterns, base_path=base)
+    except (EmptyDatasetError, FileNotFoundError, ValueError) as error:
         raise UserError(f"{field}.source: {source.source}: {hub.first_line(error)}") from error
-    found = builder.config.data_files or {}
     splits = {str(split): [Path(file) for file in files] for split, files in found.items()}
     split = _choose(splits, source, field)
     kind = _format(splits[split])
     if kind is None:
         raise UserError(f"{field}.source: {source.source}: expected {EXPECTED}{_instead(splits[split])}")
-    return Layout(field, source.source, folder, kind, tuple(splits[split]), split, builder.info.features)
+    features = infos[name].features if name in infos else None
+    return Layout(field, source.source, folder, kind, tuple(splits[split]), split, features)
 
 
 # -- files that speak for themselves

@@ -14,10 +14,14 @@ from typing import Any
 
 import pytest
 
+from e2e.world import ROOT
 from finetune_api.exits import ExitCode
 from harness.hub import Hub, serving
 from unit.trainer import tiny
 
+pytestmark = pytest.mark.timeout(600)
+
+GATED_EXAMPLE = ROOT / "examples" / "gated-model" / "job.yaml"
 TOKEN = "hf_" + "x" * 34
 
 
@@ -25,6 +29,14 @@ TOKEN = "hf_" + "x" * 34
 def hub() -> Iterator[Hub]:
     with serving() as served:
         yield served
+
+
+@pytest.fixture(scope="module")
+def claims(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A claim with a tiny model."""
+    folder: Path = tmp_path_factory.mktemp("claims")
+    tiny.write_classifier(folder / "models" / "bert")
+    return folder
 
 
 @pytest.fixture
@@ -65,19 +77,24 @@ def run(
             }
         )
     )
-    (tmp_path / "out").mkdir(exist_ok=True)
+    return finetune(tmp_path, home, hub, environment, str(manifest), "--claim", f"out={tmp_path / 'out'}")
+
+
+def finetune(
+    cwd: Path, home: Path, hub: Hub | None, environment: Mapping[str, str] | None, *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    """`finetune run` with nothing but these variables about the hub."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     endpoint = hub.address if hub else "http://127.0.0.1:9"
     variables = {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "OMP_NUM_THREADS": "1", **(environment or {})}
-    command = [str(Path(sys.executable).with_name("finetune")), "run", str(manifest)]
     return subprocess.run(
-        [*command, "--claim", f"out={tmp_path / 'out'}"],
+        [str(Path(sys.executable).with_name("finetune")), "run", *arguments],
         check=False,
         timeout=120,
         capture_output=True,
         text=True,
         env=clean | variables,
-        cwd=tmp_path,
+        cwd=cwd,
     )
 
 
@@ -177,3 +194,22 @@ def test_a_configuration_downloads_no_other(hub: Hub, home: Path, claims: Path, 
     assert not any("resolve" in request and "/en/" in request for request in hub.requests)
     wrong = run(tmp_path, home, hub, data={"train": {"config": "fr"}})
     assert "data.train.config: hf://acme/reviews has no configuration 'fr'; it has en, de" in wrong.stderr
+
+
+def test_the_gated_example(hub: Hub, home: Path, tmp_path: Path) -> None:
+    """With a stand-in for the model, as small as it gets, behind the same door."""
+    rows = {"train": tiny.chats(16), "test": tiny.chats(8)}
+    for split, some in rows.items():
+        tiny.write_rows(tmp_path / "set" / "data", some, f"{split}-00000-of-00001.parquet")
+    hub.add("datasets", "HuggingFaceH4/no_robots", tmp_path / "set")
+    model = tiny.write_language_model(tmp_path / "model", tied=True)
+    hub.add("models", "meta-llama/Llama-3.2-1B-Instruct", model, token=TOKEN)
+    small = ["resources.gpusPerNode=0", "training.batchSize=8", "data.maxLength=64", "data.workers=0"]
+    arguments = [str(GATED_EXAMPLE), "--claim", f"models={tmp_path}", *(w for it in small for w in ("--set", it))]
+    refused = finetune(tmp_path, home, hub, None, *arguments)
+    assert refused.returncode == ExitCode.INVALID
+    assert "model.source: hf://meta-llama/Llama-3.2-1B-Instruct: this model is gated" in refused.stderr
+    allowed = finetune(tmp_path, home, hub, {"HF_TOKEN": TOKEN}, *arguments)
+    assert allowed.returncode == 0, allowed.stderr
+    assert "allow_patterns" not in allowed.stderr
+    assert (tmp_path / "gated-model" / "model.safetensors").is_file()
