@@ -32,6 +32,9 @@ may change until `.status.attempt` is 1 or more, so a typo is mended in place; a
 
 """
 
+CONTENTS_DEPTH = 3
+"""Sections deeper than this are found from the section above them."""
+
 
 def reference() -> str:
     """The page."""
@@ -40,7 +43,7 @@ def reference() -> str:
     name = schema["metadata"]["properties"]["name"]
     parts = list(_parts("spec", schema["spec"], JobSpec.__name__, pydantic))
     parts += list(_parts("status", schema["status"], JobStatus.__name__, pydantic))
-    contents = "".join(f"- [`{path}`](#{_anchor(path)})\n" for path, _ in parts)
+    contents = "".join(f"- [`{path}`](#{_anchor(path)})\n" for path, _ in parts if path.count(".") < CONTENTS_DEPTH)
     metadata = f"## metadata\n\n| field | type | meaning |\n|---|---|---|\n| **`metadata.name`** | {_type(name)} | " \
                "Name of the job; its children append to it. |\n\n"  # fmt: skip
     return HEAD + contents + "\n" + MUTABILITY + metadata + "".join(text for _, text in parts).rstrip() + "\n"
