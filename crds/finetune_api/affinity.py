@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from finetune_api.base import LabelValue, Model, QualifiedName, Rule, without_nulls
+from finetune_api.base import LabelValue, Model, ObjectName, QualifiedName, Rule, without_nulls
 
 Weight = Annotated[int, Field(ge=1, le=100)]
 Values = Annotated[list[LabelValue], Field(max_length=64)]
@@ -68,11 +68,33 @@ class NodeRequirement(Model):
     """With what."""
 
 
+class FieldRequirement(Model):
+    """Something that is demanded of a node itself: the only field to ask for is its name."""
+
+    key: Literal["metadata.name"]
+    """Which field."""
+    operator: Literal["In", "NotIn"]
+    """How its value is compared."""
+    values: Annotated[list[ObjectName], Field(min_length=1, max_length=1)]
+    """With what: one name."""
+
+
 class NodeTerm(Model):
     """Requirements that a node has to meet, all of them."""
 
-    match_expressions: Annotated[list[NodeRequirement], Field(min_length=1, max_length=16)]
+    rules = (
+        Rule(
+            field="matchExpressions",
+            message="set matchExpressions, matchFields or both",
+            cel="has(self.matchExpressions) || has(self.matchFields)",
+            holds=lambda it: it.match_expressions is not None or it.match_fields is not None,
+        ),
+    )
+
+    match_expressions: Annotated[list[NodeRequirement], Field(min_length=1, max_length=16)] | None = None
     """About the node's labels."""
+    match_fields: Annotated[list[FieldRequirement], Field(min_length=1, max_length=16)] | None = None
+    """About the node itself."""
 
 
 class NodeSelector(Model):

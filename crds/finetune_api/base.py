@@ -19,6 +19,8 @@ from pydantic import (
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     StringConstraints,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
     model_validator,
 )
 from pydantic.alias_generators import to_camel, to_snake
@@ -135,6 +137,22 @@ class KeysMatch:
         return mapping
 
 
+@dataclass(frozen=True)
+class OneForm:
+    """Annotates a union of plain values that people think of as one form: what fits none of it is one mistake."""
+
+    what: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_wrap_validator_function(self._check, handler(source))
+
+    def _check(self, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise PydanticCustomError("form", "{what}", {"what": self.what}) from None
+
+
 def not_yet_supported(field: str, what: str, cel: str, holds: Callable[[Any], bool]) -> Rule:
     """A part of the language that nobody does yet: known by name, so that it is refused and never ignored."""
     return Rule(field=field, message=f"not yet supported: {what}", cel=cel, holds=holds)
@@ -155,12 +173,14 @@ def cel_count(*names: str) -> str:
     return "(" + " + ".join(f"(has(self.{name}) ? 1 : 0)" for name in names) + ")"
 
 
-DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 DNS_1035_LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 DNS_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
 
 LABEL_VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
+MODULE_NAME = r"^[A-Za-z0-9]([-A-Za-z0-9_]*[A-Za-z0-9])?$"
+EXTENDED_RESOURCE = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
 QUALIFIED_NAME = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+QUANTITY = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei|[eE][+]?[0-9]{1,2})?$"
 
 ObjectName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=DNS_SUBDOMAIN)]
 QualifiedName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=QUALIFIED_NAME)]
@@ -181,9 +201,8 @@ Quantity = Annotated[
     Annotated[int, Field(ge=0, le=9_007_199_254_740_991)]
     | Annotated[
         str,
-        StringConstraints(
-            min_length=1, max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$"
-        ),
+        StringConstraints(min_length=1, max_length=32, pattern=QUANTITY),
     ],
     Field(json_schema_extra={"x-kubernetes-int-or-string": True}),
+    OneForm("a quantity, e.g. 8, 500m or 32Gi (a fraction in quotes: '0.5')"),
 ]

@@ -8,6 +8,8 @@ in stored objects and blur what the user wrote; `finetune plan` shows them.
 
 from __future__ import annotations
 
+import functools
+import operator
 import sys
 from io import StringIO
 from pathlib import Path
@@ -125,8 +127,8 @@ def _structural(schema: Schema, definitions: dict[str, Schema]) -> Schema:
     if "oneOf" in schema:
         return _flattened(schema, definitions)
     if schema.get("x-kubernetes-int-or-string"):
-        whole, text = schema["anyOf"]
-        return _beside(schema, "anyOf", "title") | _beside(whole, "type") | _beside(text, "type")
+        options = (_beside(option, "type") for option in schema["anyOf"])
+        return functools.reduce(operator.or_, options, _beside(schema, "anyOf", "title"))
     result: Schema = {}
     for key, value in schema.items():
         if key == "properties":
@@ -164,28 +166,48 @@ def _described(schema: Schema) -> Schema:
 
 
 def _flattened(union: Schema, definitions: dict[str, Schema]) -> Schema:
-    """A union told apart by `type`, as one object whose CEL rules say which field belongs to which type."""
+    """A union told apart by `type`, as one object whose CEL rules say which field belongs to which type.
+
+    Of `{type: SGD, momentum} | {type: Adam, beta1}` it makes `{type, momentum, beta1}` with the rules
+    "momentum is a field of SGD only" and "beta1 is a field of Adam only".
+    """
     members = {_tag(member): member for member in (_structural(option, definitions) for option in union["oneOf"])}
-    which = "Which one; the fields beside it are those of this type."
-    properties: Schema = {"type": {"type": "string", "enum": list(members), "description": which}}
-    shared = [
-        rule for rule in _rules(next(iter(members.values()))) if all(rule in _rules(it) for it in members.values())
-    ]
-    rules = list(shared)
-    for tag, member in members.items():
-        for name, schema in member["properties"].items():
-            if name != "type" and _bounds(properties.setdefault(name, schema)) != _bounds(schema):
-                raise TypeError(f"{tag}.{name} has other bounds than its namesake in this union")
-        rules += _required_rules(tag, member)
-        rules += [_guarded(tag, rule) for rule in _rules(member) if rule not in shared]
-    owners = {name: [tag for tag, it in members.items() if name in it["properties"]] for name in properties}
-    rules += [_foreign_rule(name, tags) for name, tags in owners.items() if len(tags) < len(members)]
+    required = sorted(set.intersection(*(set(member.get("required", [])) for member in members.values())))
     return {
         "type": "object",
-        "required": ["type", *_always_required(members)],
-        "properties": properties,
-        "x-kubernetes-validations": rules,
+        "required": ["type", *(name for name in required if name != "type")],
+        "properties": _merged_properties(members),
+        "x-kubernetes-validations": [*_members_rules(members, required), *_foreign_rules(members)],
     } | _described(union)
+
+
+def _merged_properties(members: dict[str, Schema]) -> Schema:
+    """The fields of all members; a structural schema can give a name one meaning only."""
+    which = "Which one; the fields beside it are those of this type."
+    merged: Schema = {"type": {"type": "string", "enum": list(members), "description": which}}
+    for tag, member in members.items():
+        for name, schema in member["properties"].items():
+            if name != "type" and _bounds(merged.setdefault(name, schema)) != _bounds(schema):
+                raise TypeError(f"{tag}.{name} has other bounds than its namesake in this union")
+    return merged
+
+
+def _members_rules(members: dict[str, Schema], required: list[str]) -> list[Schema]:
+    """The members' own rules: once where all share one, else for the type that has it."""
+    first, *others = members.values()
+    shared = [rule for rule in _rules(first) if all(rule in _rules(other) for other in others)]
+    rules = list(shared)
+    for tag, member in members.items():
+        rules += [_needs_rule(tag, name) for name in member.get("required", []) if name not in required]
+        rules += [_guarded(tag, rule) for rule in _rules(member) if rule not in shared]
+    return rules
+
+
+def _foreign_rules(members: dict[str, Schema]) -> list[Schema]:
+    """For every field that not all members have, which of them do."""
+    names = dict.fromkeys(name for member in members.values() for name in member["properties"])
+    owners = {name: [tag for tag, member in members.items() if name in member["properties"]] for name in names}
+    return [_foreign_rule(name, tags) for name, tags in owners.items() if len(tags) < len(members)]
 
 
 def _rules(member: Schema) -> list[Schema]:
@@ -200,21 +222,12 @@ def _bounds(schema: Schema) -> Schema:
     return {key: value for key, value in schema.items() if key != "description"}
 
 
-def _always_required(members: dict[str, Schema]) -> list[str]:
-    common = set.intersection(*(set(member.get("required", [])) for member in members.values()))
-    return sorted(common - {"type"})
-
-
-def _required_rules(tag: str, member: Schema) -> list[Schema]:
-    return [
-        {
-            "rule": f"self.type != '{tag}' || has(self.{name})",
-            "message": f"{tag} needs {name}",
-            "fieldPath": f".{name}",
-        }
-        for name in member.get("required", [])
-        if name not in ("type", "learningRate")
-    ]
+def _needs_rule(tag: str, name: str) -> Schema:
+    return {
+        "rule": f"self.type != '{tag}' || has(self.{name})",
+        "message": f"{tag} needs {name}",
+        "fieldPath": f".{name}",
+    }
 
 
 def _guarded(tag: str, rule: Schema) -> Schema:

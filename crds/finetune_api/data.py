@@ -17,11 +17,13 @@ from finetune_api.base import (
     exactly_one,
     not_yet_supported,
 )
-from finetune_api.sources import Source
+from finetune_api.sources import REVISION_OF_HUB, Source
 
 
 class DataSource(Model):
     """A data set: files on a claim (parquet, jsonl, csv, a folder of images), or a repository on the hub."""
+
+    rules = (REVISION_OF_HUB,)
 
     source: Source
     """`hf://org/repo` or `pvc://claim/path`."""
@@ -53,6 +55,7 @@ class Validation(Model):
             holds=exactly_one("fraction", "source"),
         ),
         *map(_only_with_source, ("config", "split", "revision")),
+        REVISION_OF_HUB,
     )
 
     fraction: Fraction | None = None

@@ -8,7 +8,8 @@ from pydantic import Field, StringConstraints
 
 from finetune_api.base import Count, Epochs, Model, NonNegative, Rule, cel_count, exactly_one
 
-MetricName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^eval/[a-z][a-z0-9_]*$")]
+EVAL_METRIC = r"^eval/[a-z][a-z0-9_]*$"
+MetricName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=EVAL_METRIC)]
 
 
 class Every(Model):

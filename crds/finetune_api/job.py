@@ -6,9 +6,10 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
-from finetune_api.base import DNS_1035_LABEL, DNS_SUBDOMAIN, Model, Rule, UniqueBy, not_yet_supported
+from finetune_api.base import DNS_1035_LABEL, DNS_SUBDOMAIN, Model, Rule, UniqueBy, not_yet_supported, without_nulls
 from finetune_api.checkpoint import Checkpoint, Output
 from finetune_api.data import Data
 from finetune_api.evaluation import Evaluation
@@ -22,12 +23,8 @@ from finetune_api.status import JobStatus
 from finetune_api.training import Training
 
 Task = Literal["Contrastive", "CausalLM", "SequenceClassification", "ImageClassification", "ImageTextToText", "Custom"]
-Entrypoint = Annotated[
-    str,
-    StringConstraints(
-        max_length=256, pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$"
-    ),
-]
+ENTRYPOINT = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$"
+Entrypoint = Annotated[str, StringConstraints(max_length=256, pattern=ENTRYPOINT)]
 QueueName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=DNS_SUBDOMAIN)]
 JobName = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME, pattern=DNS_1035_LABEL)]
 Seconds = Annotated[int, Field(ge=1, le=1_000_000_000)]
@@ -164,11 +161,19 @@ class Metadata(Model):
     namespace: str | None = None
     uid: str | None = None
     generation: int = 1
-    labels: dict[str, str] = {}
-    annotations: dict[str, str] = {}
+    labels: Annotated[dict[str, str], BeforeValidator(without_nulls)] = {}
+    annotations: Annotated[dict[str, str], BeforeValidator(without_nulls)] = {}
     creation_timestamp: str | None = None
     deletion_timestamp: str | None = None
     resource_version: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("generateName") and not value.get("name"):
+            message = "is required: generateName works with `kubectl create` only"
+            raise PydanticCustomError("rule", "{message}", {"message": message, "field": "name"})
+        return value
 
 
 class FineTuneJob(Model):

@@ -16,10 +16,19 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from finetune_api.base import DNS_1035_LABEL, DNS_LABEL, DNS_SUBDOMAIN, LABEL_VALUE, QUALIFIED_NAME
-from finetune_api.job import FineTuneJob
+from finetune_api.base import (
+    DNS_1035_LABEL,
+    DNS_SUBDOMAIN,
+    EXTENDED_RESOURCE,
+    LABEL_VALUE,
+    MODULE_NAME,
+    QUALIFIED_NAME,
+)
+from finetune_api.evaluation import EVAL_METRIC
+from finetune_api.job import ENTRYPOINT, FineTuneJob
 from finetune_api.names import GROUP, JOB_KIND
-from finetune_api.reading import Document, Key, ReadingError, read
+from finetune_api.reading import Document, Key, ReadingError, clipped, read
+from finetune_api.runtime import CONFIG_KEY, ENV_NAME, MOUNT_PATH
 from finetune_api.settings import SettingError, apply_settings
 
 
@@ -226,19 +235,51 @@ def _words(details: ErrorDetails, keys: list[Key], owner: type[BaseModel] | None
         return "type is required", None
     if kind == "rule":
         return str(context["message"]), None
+    if kind == "form":
+        return f"{_show(value)} is not {context['what']}", None
     if kind == "string_pattern_mismatch":
         form = form_of(str(context["pattern"]))
         return f"{_show(value)} is not {'' if form.startswith('a ') else 'of the form '}{form}", None
-    expectation = details["msg"].replace("Input should be", "expected").replace("Input", "value")
-    return f"{_show(value)}: {expectation[0].lower()}{expectation[1:]}", None
+    return f"{_show(value)}: {_expected(details)}", None
 
+
+def _expected(details: ErrorDetails) -> str:
+    """What was expected, in the words of the manifest where pydantic speaks of Python."""
+    kind, context = details["type"], details.get("ctx", {})
+    if kind in ("too_short", "too_long", "string_too_short", "string_too_long"):
+        least = kind.endswith("short")
+        count = context["min_length"] if least else context["max_length"]
+        unit = "character" if kind.startswith("string") else "item"
+        return f"expected at {'least' if least else 'most'} {count} {unit}{'' if count == 1 else 's'}"
+    plain = details["msg"].replace("Input should be", "expected").replace("Input", "value")
+    return _EXPECTED.get(kind, f"{plain[0].lower()}{plain[1:]}")
+
+
+_EXPECTED = {
+    "bool_type": "expected true or false",
+    "dict_type": "expected a mapping",
+    "finite_number": "expected a finite number",
+    "float_type": "expected a number",
+    "int_from_float": "expected a whole number",
+    "int_type": "expected a whole number",
+    "list_type": "expected a list",
+    "model_attributes_type": "expected a mapping",
+    "model_type": "expected a mapping",
+    "string_type": "expected text",
+}
 
 _FORMS = {
     DNS_1035_LABEL: "a name of lower-case letters, digits and '-', from a letter on",
-    DNS_LABEL: "a name of lower-case letters, digits and '-'",
     DNS_SUBDOMAIN: "a name of lower-case letters, digits, '-' and '.'",
     QUALIFIED_NAME: "a label's name, e.g. kubernetes.io/arch",
     LABEL_VALUE: "a label's value: letters, digits, '-', '_' and '.'",
+    MODULE_NAME: "a name of letters, digits, '-' and '_'",
+    EXTENDED_RESOURCE: "a resource with its domain, e.g. nvidia.com/gpu",
+    CONFIG_KEY: "a key of letters, digits, '-', '_' and '.'",
+    ENTRYPOINT: "package.module:factory",
+    ENV_NAME: "a variable's name of letters, digits, '_', '-' and '.', not from a digit on",
+    EVAL_METRIC: "a metric of the evaluation, e.g. eval/loss",
+    MOUNT_PATH: "an absolute path, e.g. /data/images; no part of it starts with '.'",
 }
 
 
@@ -252,8 +293,7 @@ def form_of(pattern: str) -> str:
 
 
 def _show(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return clipped(repr(value))
 
 
 def _resolve(location: tuple[Key, ...]) -> tuple[list[Key], type[BaseModel] | None]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
+from pydantic.alias_generators import to_snake
 
-from finetune_api.base import DNS_LABEL, Count, Epochs, Model, NonNegative, Rule, at_most_one, not_yet_supported
+from finetune_api.base import MODULE_NAME, Count, Epochs, Model, NonNegative, Rule, at_most_one, not_yet_supported
 from finetune_api.optimizers import Optimizer
 from finetune_api.schedules import Phase
 
-ModuleName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=DNS_LABEL)]
+ModuleName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=MODULE_NAME)]
 Glob = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 
@@ -68,9 +69,9 @@ class Freeze(Model):
         ),
     )
 
-    until_step: Count | None = None
-    """Frozen before this step."""
-    until_epoch: Epochs | None = None
+    until_step: Annotated[int, Field(ge=0, le=1_000_000_000)] | None = None
+    """Frozen before this step; 0 is from the start."""
+    until_epoch: Annotated[float, Field(ge=0, le=1_000_000)] | None = None
     """Frozen before this epoch: 1 thaws before the first step of epoch 1, counted from 0."""
     from_step: Count | None = None
     """Frozen again from this step on."""
@@ -97,7 +98,7 @@ def _not_when_frozen(field: str) -> Rule:
         field=field,
         message=f"a frozen module takes no {field}",
         cel=_FROZEN.format(field),
-        holds=lambda it: not it.frozen or getattr(it, field) is None,
+        holds=lambda it: not it.frozen or getattr(it, to_snake(field)) is None,
     )
 
 
@@ -113,7 +114,7 @@ class Module(Model):
         ),
         _LAST_ONLY,
         not_yet_supported("adapter", "adapter", "!has(self.adapter)", lambda it: it.adapter is None),
-        *map(_not_when_frozen, ("optimizer", "schedule", "regularization", "freeze")),
+        *map(_not_when_frozen, ("optimizer", "schedule", "regularization", "freeze", "clipGradNorm")),
     )
 
     name: ModuleName

@@ -33,8 +33,13 @@ METRICS_PORT_NAME: Final = "metrics"
 
 CACHE_DIR: Final = "/cache"
 """Where `runtime.cacheClaim` is mounted."""
-RESERVED_DIRS: Final = (CLAIMS_DIR, SPEC_DIR, SCRATCH_DIR, CACHE_DIR, "/tmp", "/dev", "/proc", "/sys")  # noqa: S108
-"""Folders that `runtime.volumes` must leave alone."""
+POD_DIRS: Final = (CLAIMS_DIR, SPEC_DIR, SCRATCH_DIR, CACHE_DIR, "/tmp")  # noqa: S108
+"""Folders at which a trainer pod mounts what it needs."""
+RESERVED_DIRS: Final = (
+    *POD_DIRS,
+    *("/bin", "/dev", "/etc", "/lib", "/lib64", "/opt/venv", "/proc", "/sbin", "/sys", "/usr", "/var/run"),
+)
+"""Folders that `runtime.volumes` must leave alone: the pod's own, and those that the trainer's programs live in."""
 
 CHECKPOINTS_FOLDER: Final = ".checkpoints"
 

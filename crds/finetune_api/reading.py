@@ -7,10 +7,12 @@ quoted, so that a manifest means the same to every tool and to every person.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from decimal import Decimal
 from io import StringIO
 from typing import Any
 
@@ -85,6 +87,8 @@ def read(text: str) -> list[Document]:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = str(error.problem or error.context).split("\n")[0]
+        if "'\\t'" in problem:
+            problem = "a tab; write spaces"
         raise ReadingError(f"not valid YAML: {problem}", (mark.line + 1, mark.column + 1) if mark else None) from None
     except (YAMLError, ValueError) as error:
         if isinstance(error, ReadingError):
@@ -123,9 +127,7 @@ def kubectl_reads(text: str) -> object:
         if whole := form.fullmatch(digits):
             number = int(whole[1] + whole[2], base)
             return number if -(2**63) <= number < 2**64 else text
-    if _FLOAT.fullmatch(digits) and math.isfinite(value := float(digits)):
-        return _as_json(int(digits) if _DECIMAL.fullmatch(digits) else value)
-    return text
+    return _number(digits) if _FLOAT.fullmatch(digits) and math.isfinite(float(digits)) else text
 
 
 def yaml_1_2_reads(text: str) -> object:
@@ -134,18 +136,17 @@ def yaml_1_2_reads(text: str) -> object:
         return None
     if text in _BOOLEAN_1_2:
         return _BOOLEAN_1_2[text]
-    if _DECIMAL.fullmatch(text):
-        return _as_json(int(text))
     if re.fullmatch("0o[0-7]+|0x[0-9a-fA-F]+", text):
         return int(text, 0)
-    return _as_json(float(text)) if _FLOAT.fullmatch(text) else text
+    return _number(text) if _FLOAT.fullmatch(text) else text
 
 
-def _as_json(number: float) -> float:
+def _number(text: str) -> float:
     """JSON has one kind of number: 1.0 is 1, and what 64 bits cannot hold is a float."""
-    if isinstance(number, int):
-        return number if abs(number) < 2**63 else float(number)
-    return int(number) if number.is_integer() and abs(number) < 2**63 else number
+    number = float(text)
+    # Decimal takes as many digits as there are, where int stops at some thousands.
+    whole = int(Decimal(text)) if _DECIMAL.fullmatch(text) else int(number) if number.is_integer() else None
+    return number if whole is None or abs(whole) >= 2**63 else whole
 
 
 def _ambiguity(text: str) -> str | None:
@@ -155,7 +156,14 @@ def _ambiguity(text: str) -> str | None:
     ours, theirs = kubectl_reads(text), yaml_1_2_reads(text)
     if (ours, type(ours)) == (theirs, type(theirs)):
         return None
-    return f"kubectl reads {text} as {_named(ours)}, YAML 1.2 as {_named(theirs)}; quote it: {text!r}"
+    plainly = "" if isinstance(ours, str) else f"write {json.dumps(ours)}, or "
+    told = f"kubectl reads {clipped(text)} as {_named(ours)}, YAML 1.2 as {_named(theirs)}"
+    return f"{told}; {plainly}quote it: {clipped(repr(text))}"
+
+
+def clipped(text: str) -> str:
+    """As much of a text as fits into a message."""
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _joined(text: str) -> str:
@@ -166,7 +174,7 @@ def _joined(text: str) -> str:
 def _named(value: object) -> str:
     if isinstance(value, bool):
         return f"the boolean {str(value).lower()}"
-    return f"the text {value!r}" if isinstance(value, str) else f"the number {value}"
+    return f"the text {clipped(repr(value))}" if isinstance(value, str) else f"the number {value}"
 
 
 # Documents -------------------------------------------------------------------------------------------------------

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
-from finetune_api.base import Model, QualifiedName, Quantity, Rule, not_yet_supported
+from finetune_api.base import EXTENDED_RESOURCE, Model, Quantity, Rule, not_yet_supported
+
+ExtendedResource = Annotated[str, StringConstraints(min_length=3, max_length=253, pattern=EXTENDED_RESOURCE)]
 
 
 class Resources(Model):
@@ -36,7 +38,7 @@ class Resources(Model):
     """GPUs per pod."""
     device: Literal["CUDA", "CPU"] | None = None
     """What computes (default: CUDA when gpusPerNode > 0); CUDA without a working GPU fails."""
-    gpu_resource: QualifiedName = "nvidia.com/gpu"
+    gpu_resource: ExtendedResource = "nvidia.com/gpu"
     """The extended resource that a GPU is asked for by."""
     cpu: Quantity | None = None
     """CPUs per pod: requested, and as many threads; not limited."""

@@ -24,12 +24,13 @@ from finetune_api.base import (
 )
 from finetune_api.names import RESERVED_DIRS
 
-EnvName = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-ConfigKey = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
-MountPath = Annotated[
-    str,
-    StringConstraints(min_length=2, max_length=256, pattern=r"^(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+$"),
-]
+ENV_NAME = r"^[-._A-Za-z][-._A-Za-z0-9]*$"
+CONFIG_KEY = r"^[-._a-zA-Z0-9]+$"
+MOUNT_PATH = r"^(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+$"
+
+EnvName = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=ENV_NAME)]
+ConfigKey = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=CONFIG_KEY)]
+MountPath = Annotated[str, StringConstraints(min_length=2, max_length=256, pattern=MOUNT_PATH)]
 Id = Annotated[int, Field(ge=1, le=2_147_483_647)]
 
 
@@ -154,6 +155,11 @@ class Toleration(Model):
     """For how long the taint is tolerated; for ever when left out."""
 
 
+def _overlap(one: str, other: str) -> bool:
+    """Whether one folder is the other, or lies within it."""
+    return f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")
+
+
 _RESERVED = ", ".join(f"'{folder}'" for folder in RESERVED_DIRS)
 
 
@@ -163,11 +169,11 @@ class Volume(Model):
     rules = (
         Rule(
             field="mountPath",
-            message=f"mountPath must not lie in a folder that the trainer needs: {', '.join(RESERVED_DIRS)}",
-            cel=f"![{_RESERVED}].exists(folder, self.mountPath == folder || self.mountPath.startsWith(folder + '/'))",
-            holds=lambda it: (
-                not any(it.mount_path == folder or it.mount_path.startswith(f"{folder}/") for folder in RESERVED_DIRS)
-            ),
+            message="mountPath must neither lie in a folder that the trainer needs nor hold one; needed are "
+            + ", ".join(RESERVED_DIRS),
+            cel=f"![{_RESERVED}].exists(folder, self.mountPath == folder || "
+            "self.mountPath.startsWith(folder + '/') || folder.startsWith(self.mountPath + '/'))",
+            holds=lambda it: not any(_overlap(it.mount_path, folder) for folder in RESERVED_DIRS),
         ),
     )
 

@@ -28,7 +28,7 @@ def apply_settings(document: dict[str, Any], settings: list[str] | tuple[str, ..
         spec = document.get("spec")
         if not isinstance(spec, dict):
             spec = document["spec"] = {}
-        _place(spec, path.removeprefix("spec.").split("."), _scalar(value), setting)
+        _place(spec, path.removeprefix("spec.").split("."), _scalar(value, setting), setting)
 
 
 def _place(node: Any, keys: list[str], value: object, setting: str) -> None:
@@ -62,10 +62,13 @@ def _position(items: list[Any], key: str, setting: str) -> int:
     raise SettingError(f"--set {setting!r}: no item {key!r} here; there is {choices}")
 
 
-def _scalar(text: str) -> object:
+def _scalar(text: str, setting: str) -> object:
     """The value as it would be read from a file: `1e-4` is a number, `true` a boolean, `[a, b]` a list."""
     try:
         documents = read(text)
     except ReadingError:
         return text
+    for document in documents:
+        for _, problem in document.ambiguous:
+            raise SettingError(f"--set {setting!r}: {problem}")
     return documents[0].value if documents else None

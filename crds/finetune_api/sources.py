@@ -12,15 +12,26 @@ from typing import Annotated, Literal
 
 from pydantic import StringConstraints
 
-_SEGMENT = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
-_CLAIM = r"pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/" + _SEGMENT + r")*/?"
-_HUB = r"hf://" + _SEGMENT + r"(/" + _SEGMENT + r")?"
+from finetune_api.base import DNS_SUBDOMAIN, Rule
+
+_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
+_SEGMENT = r"[A-Za-z0-9_=+@%,~-][A-Za-z0-9_=+@%,~.-]*"
+_CLAIM = f"pvc://{DNS_SUBDOMAIN.strip('^$')}(/{_SEGMENT})*/?"
+_HUB = f"hf://{_NAME}(/{_NAME})?"
 
 Source = Annotated[str, StringConstraints(max_length=512, pattern=f"^({_HUB}|{_CLAIM})$")]
 """`hf://org/repo` or `pvc://claim/path`; no path segment starts with a dot, so none leads out of the claim."""
 
 Destination = Annotated[str, StringConstraints(max_length=512, pattern=f"^{_CLAIM}$")]
 """`pvc://claim/path`."""
+
+
+REVISION_OF_HUB = Rule(
+    field="revision",
+    message="revision belongs to a hub repository (hf://org/repo); a claim has none",
+    cel="!has(self.revision) || !has(self.source) || self.source.startsWith('hf://')",
+    holds=lambda it: it.revision is None or it.source is None or it.source.startswith("hf://"),
+)
 
 
 @dataclass(frozen=True)

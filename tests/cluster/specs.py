@@ -114,7 +114,10 @@ class Language:
 
     def violating(self, rng: random.Random, schema: dict[str, Any], rule: Rule) -> dict[str, Any]:
         """An object that disobeys one rule and nothing else before it."""
-        return self._object(rng, schema, (), lambda errors: [error["msg"] for error in errors] == [rule.message])
+        concerned = frozenset(re.findall(r"self\.(\w+)", rule.cel))
+        return self._object(
+            rng, schema, (), lambda errors: [error["msg"] for error in errors] == [rule.message], concerned=concerned
+        )
 
     def _object(
         self,
@@ -124,6 +127,7 @@ class Language:
         takes: Callable[[list[Any]], bool],
         *,
         known: bool = False,
+        concerned: frozenset[str] = frozenset(),
     ) -> dict[str, Any]:
         required = {*schema.get("required", ()), *want[:1]}
         model = self.model(schema)
@@ -132,7 +136,7 @@ class Language:
             found = {
                 name: self.good(rng, child, want[1:] if want[:1] == (name,) else (), known=known)
                 for name, child in schema["properties"].items()
-                if name in required or rng.random() < density
+                if name in required or rng.random() < (0.7 if name in concerned else density)
             }
             if takes(_errors(model, found)):
                 return found

@@ -110,7 +110,7 @@ REFUSED: list[tuple[str, Any]] = [
     ("evaluation.earlyStopping.patience", 0),
     ("modules", []),
     ("modules.0.name", "textual"),
-    ("modules.0.name", "Visual"),
+    ("modules.0.name", "visual tower"),
     ("modules.0.parameters", []),
     ("modules.0.optimizer.type", "Sgd"),
     ("modules.0.optimizer.learningRate", 0),

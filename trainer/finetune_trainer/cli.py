@@ -218,7 +218,7 @@ def validate(
     with _honest(debug):
         from finetune_trainer import verdicts
 
-        found = [(name, verdict) for name in files for verdict in verdicts.judge(name)]
+        found = [(verdicts.shown(name), verdict) for name in files for verdict in verdicts.judge(name)]
         if output is VerdictOutput.JSON:
             typer.echo(json.dumps([verdicts.document(name, verdict) for name, verdict in found], indent=2))
         else:

@@ -25,8 +25,12 @@ def judge(name: str) -> list[Verdict]:
         return [Verdict("", "", 1, (Issue("", f"cannot be read: {error.strerror}", file=name),))]
     except UnicodeDecodeError:
         return [Verdict("", "", 1, (Issue("", "is not UTF-8 text", file=name),))]
-    shown = "<stdin>" if name == STDIN else name
-    return check_file(text, shown) or [Verdict("", "", 1, skipped="nothing in it")]
+    return check_file(text, shown(name)) or [Verdict("", "", 1, skipped="nothing in it")]
+
+
+def shown(name: str) -> str:
+    """What a file is called in a message."""
+    return "<stdin>" if name == STDIN else name
 
 
 def show(found: Sequence[tuple[str, Verdict]]) -> None:

@@ -56,7 +56,20 @@ def test_a_good_job_is_read_and_its_numbers_are_numbers(tmp_path: Path) -> None:
         ("CosineAnnealing", "Cosine", "did you mean 'CosineAnnealing'?"),
         ("learningRate: 2e-5", "learningRate: 0", "job.yaml:12:30: spec.modules[0].optimizer.learningRate: 0: expected "
          "greater than 0"),
-        ("batchSize: 16", 'batchSize: "16"', "spec.training.batchSize: '16': expected a valid integer"),
+        ("batchSize: 16", 'batchSize: "16"', "spec.training.batchSize: '16': expected a whole number"),
+        ("batchSize: 16", "batchSize: 1.5", "spec.training.batchSize: 1.5: expected a whole number"),
+        ("training: {epochs: 2, batchSize: 16}", "training: [2]", "spec.training: [2]: expected a mapping"),
+        ('["vision_model.*"]', "[]", "spec.modules[0].parameters: []: expected at least 1 item"),
+        ('["vision_model.*"]', "vision", "spec.modules[0].parameters: 'vision': expected a list"),
+        ("- name: visual", "- name: text model", "'text model' is not a name of letters, digits, '-' and '_'"),
+        ("pvc://captions/train", "pvc://a..b/train", "is not of the form hf://org/repo or pvc://claim/path"),
+        ("{source: pvc://models/clip}", "{source: pvc://models/clip, revision: v2}", "spec.model.revision: revision "
+         "belongs to a hub repository"),
+        ("metadata: {name: good}", "metadata: {generateName: good-}", "metadata.name: is required: generateName works "
+         "with `kubectl create` only"),
+        ("  modules:", "  suspend: yes\n  modules:", "write true, or quote it: 'yes'"),
+        ("batchSize: 16", "batchSize: 010", "write 8, or quote it: '010'"),
+        ("batchSize: 16", f"batchSize: {'1' * 5000}", "kubectl reads 1111"),
         ("pvc://captions/train", "pvc://captions/../etc", "is not of the form hf://org/repo or pvc://claim/path"),
         ("pvc://captions/train", "s3://captions", "is not of the form hf://org/repo or pvc://claim/path"),
         ("epochs: 2,", "epochs: 2, steps: 10,", "job.yaml:8:25: spec.training.steps: set at most one of epochs and "
@@ -68,7 +81,7 @@ def test_a_good_job_is_read_and_its_numbers_are_numbers(tmp_path: Path) -> None:
         ("cycles: 3", "cycles: .inf", "spec.modules[0].schedule[1].cycles"),
         ("kind: FineTuneJob", "kind: FineTunejob", "expected one FineTuneJob, found a FineTunejob"),
         ("metadata: {name: good}", "metadata: {name: good}\nmetadata: {name: again}", "job.yaml:4:1: duplicate key"),
-        ("  model:", "\tmodel:", "not valid YAML"),
+        ("  model:", "\tmodel:", "job.yaml:5:1: not valid YAML: a tab; write spaces"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named(tmp_path: Path, old: str, new: str, expected: str) -> None:
@@ -86,7 +99,7 @@ def test_what_kubectl_reads_differently_has_to_be_quoted(tmp_path: Path) -> None
     found = issues(tmp_path, GOOD.replace('["vision_model.*"]', "[y, 'no']"))
     assert found == [
         "job.yaml:11:20: spec.modules[0].parameters[0]: kubectl reads y as the boolean true, YAML 1.2 as the text 'y'; "
-        "quote it: 'y'"
+        "write true, or quote it: 'y'"
     ]
 
 
@@ -113,6 +126,7 @@ def test_settings_change_fields_by_name_and_position(tmp_path: Path) -> None:
         ("modules.visul.frozen=true", "no item 'visul' here; there is visual"),
         ("training.epochs.x=1", "has nothing inside"),
         ("training.epoch=1", "did you mean 'epochs'"),
+        ("training.batchSize=010", "kubectl reads 010 as the number 8, YAML 1.2 as the number 10"),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path: Path, setting: str, words: str) -> None:
@@ -189,6 +203,8 @@ def test_null_is_a_field_left_out_and_whole_floats_are_integers(tmp_path: Path) 
     text = GOOD.replace("epochs: 2, batchSize: 16", "epochs: ~, batchSize: 1.6e1, precision: null")
     training = load_job(write(tmp_path, text)).spec.training
     assert (training.epochs, training.batch_size, training.precision) == (None, 16, "Auto")
+    long = load_job(write(tmp_path, GOOD.replace("batchSize: 16", f"batchSize: {'0' * 5000}9")))
+    assert long.spec.training.batch_size == 9
 
 
 def test_what_is_not_supported_yet_is_named_as_such(tmp_path: Path) -> None:
@@ -204,4 +220,48 @@ def test_what_is_not_supported_yet_is_named_as_such(tmp_path: Path) -> None:
 
 def test_errors_inside_a_map_name_the_key() -> None:
     (verdict,) = check_file(GOOD + '  runtime: {nodeSelector: {a.b/c: 1, "d e": x}}\n', "job.yaml")
-    assert "spec.runtime.nodeSelector.a.b/c: 1: expected a valid string" in str(verdict.issues[0])
+    assert "spec.runtime.nodeSelector.a.b/c: 1: expected text" in str(verdict.issues[0])
+
+
+@pytest.mark.parametrize("field", ["cpu", "memory", "ephemeralStorage", "sharedMemory"])
+@pytest.mark.parametrize("value", ["0.5", "true", "-1", '"-1"', "5GB", '"4 Gi"', "[]", "{}", '""', "1e20"])
+def test_a_quantity_is_one_mistake(field: str, value: str) -> None:
+    (verdict,) = check_file(GOOD + f"  resources: {{{field}: {value}}}\n", "job.yaml")
+    (issue,) = verdict.issues
+    assert issue.path == f"spec.resources.{field}"
+    assert "is not a quantity, e.g. 8, 500m or 32Gi" in issue.message
+
+
+@pytest.mark.parametrize("value", ["4", '"0.5"', '".5"', "500m", '"1e9"', "32Gi", "0", "1.5Ti"])
+def test_a_quantity_is_what_kubernetes_takes(value: str) -> None:
+    (verdict,) = check_file(GOOD + f"  resources: {{cpu: {value}}}\n", "job.yaml")
+    assert verdict.issues == ()
+
+
+@pytest.mark.parametrize(
+    ("path", "good"),
+    [("/data", True), ("/data/more", True), ("/opt/data", True), ("/claimsx", True), ("/claims", False),
+     ("/claims/x", False), ("/etc", False), ("/etc/finetune/x", False), ("/opt", False), ("/usr/lib", False),
+     ("/var", False), ("/var/data", True), ("/tmp", False)],
+)  # fmt: skip
+def test_a_volume_hides_nothing_that_the_trainer_needs(path: str, good: bool) -> None:
+    (verdict,) = check_file(GOOD + f"  runtime: {{volumes: [{{claim: c, mountPath: {path}}}]}}\n", "job.yaml")
+    assert bool(verdict.issues) is not good, verdict.issues
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("- name: visual", "- name: Text_model"),
+        ("pvc://captions/train", "pvc://captions/date=2026-01-01/part+a@b"),
+        ("optimizer:", "freeze: {untilStep: 0}\n      optimizer:"),
+        ("metadata: {name: good}", "metadata: {name: good, labels: {a: ~}, annotations: {b: ~}}"),
+        ("  modules:", "  runtime: {env: [{name: my.app-level, value: x}]}\n  modules:"),
+        ("  modules:", "  runtime: {affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: "
+         "{nodeSelectorTerms: [{matchFields: [{key: metadata.name, operator: In, values: [node-1]}]}]}}}}\n  modules:"),
+    ],
+)  # fmt: skip
+def test_what_people_write_elsewhere_is_taken(old: str, new: str) -> None:
+    assert old in GOOD
+    (verdict,) = check_file(GOOD.replace(old, new, 1), "job.yaml")
+    assert verdict.issues == ()
