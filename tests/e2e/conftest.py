@@ -15,6 +15,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from e2e.world import NAMESPACE, ROOT, SYSTEM, World
+from finetune_api.names import POD_DIRS
 from harness import cache, doctor, hostos, images
 from harness.node import Node
 
@@ -28,12 +29,14 @@ def trainer_image(node: Node, require_tier: Callable[[doctor.Tier], None]) -> It
     """The image trainer pods run.
 
     Every day it is an empty one that shows this checkout's environment. FINETUNE_E2E_TRAINER=image builds the real one;
-    in CI that happens whenever its Dockerfile or the lock file changed since it was last seen to work.
+    in CI that happens whenever its Dockerfile or the lock file changed since it was last seen to work, and anywhere
+    when the checkout lies where a trainer pod mounts something of its own, such as /tmp.
     """
     require_tier(doctor.IMAGES)
     key = cache.digest(ROOT / "trainer" / "Dockerfile", ROOT / "uv.lock")
     unproven = bool(os.environ.get("CI")) and not cache.entry(PROVEN, key).exists()
-    if os.environ.get("FINETUNE_E2E_TRAINER", "image" if unproven else "bound") == "bound":
+    everyday = "image" if unproven or hostos.hidden_below(*POD_DIRS) else "bound"
+    if os.environ.get("FINETUNE_E2E_TRAINER", everyday) == "bound":
         yield hostos.NAME
         return
     node.import_image(images.build(ROOT / "trainer" / "Dockerfile", ROOT, TRAINER_IMAGE))

@@ -44,6 +44,11 @@ def binds(repository: Path = REPOSITORY) -> tuple[Bind, ...]:
     return (Bind(source=Path("/usr"), destination=USR), *(Bind(source=path, destination=path) for path in own))
 
 
+def hidden_below(*folders: str, repository: Path = REPOSITORY) -> bool:
+    """Whether something mounted at one of these folders would hide what the containers are to see of this checkout."""
+    return any(bind.destination.is_relative_to(folder) for bind in binds(repository) for folder in folders)
+
+
 def _entries() -> Iterator[Entry]:
     for folder in ("proc", "sys", "dev", "etc", "opt", "var", "root", "home"):
         yield Entry(folder)

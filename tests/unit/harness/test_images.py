@@ -48,3 +48,9 @@ def test_the_machine_is_bound_beside_what_an_image_has(tmp_path: Path) -> None:
     if not sys.prefix.startswith("/usr"):
         assert binds[Path(sys.prefix)] == Path(sys.prefix)
     assert Path("/usr") not in binds.values()
+
+
+def test_a_checkout_that_a_pods_own_mounts_would_hide_is_known(tmp_path: Path) -> None:
+    (tmp_path / "trainer").mkdir()
+    assert hostos.hidden_below(str(tmp_path), repository=tmp_path)
+    assert not hostos.hidden_below(str(tmp_path / "elsewhere"), repository=tmp_path)
