@@ -196,6 +196,41 @@ def test_a_configuration_downloads_no_other(hub: Hub, home: Path, claims: Path, 
     assert "data.train.config: hf://acme/reviews has no configuration 'fr'; it has en, de" in wrong.stderr
 
 
+@pytest.mark.parametrize("kind", ["classes", "table", "card"])
+def test_images_are_read_through_the_links_of_the_cache(kind: str, hub: Hub, home: Path, tmp_path: Path) -> None:
+    tiny.write_image_classifier(tmp_path / "models" / "vit")
+    hub.add("datasets", "acme/pictures", pictures(tmp_path / "set", kind))
+    (tmp_path / ".finetune" / "claims").mkdir(parents=True)
+    (tmp_path / ".finetune" / "claims" / "models").symlink_to(tmp_path / "models")
+    data = {"train": {"source": "hf://acme/pictures"}}
+    ended = run(tmp_path, home, hub, model={"source": "pvc://models/vit"}, task="ImageClassification", data=data)
+    assert ended.returncode == 0, ended.stderr
+    assert samples(tmp_path) == 24
+    shutil.rmtree(tmp_path / "out")
+    moved = home.rename(home.with_name("moved"))
+    home.symlink_to(moved)
+    offline = {"HF_HUB_OFFLINE": "1"}
+    ended = run(
+        tmp_path, home, None, offline, model={"source": "pvc://models/vit"}, task="ImageClassification", data=data
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
+def pictures(folder: Path, kind: str) -> Path:
+    """A repository of images: a folder for each class, or a table beside them, which a card may name."""
+    rows = []
+    for number, row in enumerate(tiny.captioned(24)):
+        name = f"{row['label']}/{number}.png"
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(row["image"]["bytes"])
+        rows.append(f"{name},{row['label']}\n")
+    if kind != "classes":
+        (folder / "metadata.csv").write_text("file_name,label\n" + "".join(rows))
+    if kind == "card":
+        (folder / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: '**'\n---\n")
+    return folder
+
+
 def test_the_gated_example(hub: Hub, home: Path, tmp_path: Path) -> None:
     """With a stand-in for the model, as small as it gets, behind the same door."""
     rows = {"train": tiny.chats(16), "test": tiny.chats(8)}

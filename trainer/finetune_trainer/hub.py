@@ -18,8 +18,21 @@ from huggingface_hub.errors import (
 
 from finetune_trainer.errors import RunError, UserError
 
-PASSING = {errno.EIO, errno.ESTALE, errno.ENOSPC, errno.ETIMEDOUT}
-"""Troubles of a disk or a network that have an end."""
+PASSING = {
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EAGAIN,
+    errno.ENOTCONN,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETUNREACH,
+}
+"""Troubles of a disk, a network or a machine that have an end."""
 
 HOW_TO_GET_IN = (
     "accept its licence on its page of the hub, and put a token of yours in HF_TOKEN "
@@ -82,7 +95,10 @@ def may_pass(error: BaseException) -> bool:
     # By name: which HTTP library the hub's client uses is its own affair, and changes.
     unreachable = any(kind.__name__ == "TransportError" for cause in chain for kind in type(cause).__mro__)
     status = _status(chain)
-    passing = any(isinstance(cause, OSError) and cause.errno in PASSING for cause in chain)
+    passing = any(
+        isinstance(cause, TimeoutError | ConnectionError) or (isinstance(cause, OSError) and cause.errno in PASSING)
+        for cause in chain
+    )
     return unreachable or status == 429 or status >= 500 or passing
 
 

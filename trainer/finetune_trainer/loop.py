@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
@@ -165,6 +165,7 @@ class Loop:
             if part not in active:
                 forget(self.setup.optimizers, part.parameters)
         self.active = active
+        set_training(self.setup.model)
 
     def _clear(self) -> None:
         for part in self.active:
@@ -266,7 +267,7 @@ class Loop:
         self.setup.model.train(False)
         with torch.no_grad(), self.setup.compute.autocast():
             metrics = self.setup.task.evaluate(self.setup.model, self._watched(data))
-        self.setup.model.train()
+        set_training(self.setup.model)
         return metrics
 
     def _watched(self, data: Dataset) -> Iterator[Batch]:
@@ -332,6 +333,25 @@ class Loop:
             weights=saved.weights_of(setup.model),
             optimizer=saved.optimizer_state(setup.optimizers, setup.model),
         )
+
+
+def set_training(model: nn.Module) -> None:
+    """Training mode, in which what is frozen keeps its running statistics too, as those of batch normalization.
+
+    They belong to whoever owns the weights beside them or, where there are none, around them. Dropout stays on in a
+    frozen module: it changes nothing there, and what learns from its output is meant to be disturbed.
+    """
+    model.train()
+    parts = dict(model.named_modules())
+    for name, part in parts.items():
+        if "running_mean" in dict(part.named_buffers(recurse=False)):
+            part.train(any(weight.requires_grad for weight in _weights_around(name, parts)))
+
+
+def _weights_around(name: str, parts: Mapping[str, nn.Module]) -> list[nn.Parameter]:
+    """The weights of this part, or of the smallest part around it that has any."""
+    weights = list(parts[name].parameters())
+    return weights if weights or not name else _weights_around(name.rpartition(".")[0], parts)
 
 
 class Clock:

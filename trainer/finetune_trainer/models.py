@@ -6,7 +6,7 @@ A model can also be built without weights, on the meta device: its parameter nam
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +25,11 @@ from finetune_trainer.modules import Parameter
 from finetune_trainer.places import Places
 from finetune_trainer.tasks.base import Processors, Task
 
-UNBOUNDED = 100_000
+UNBOUNDED = 10**9
 """Tokenizers without a longest text say a number beyond this."""
+
+USUAL_LENGTH = 512
+"""Longest text in tokens where neither the model nor the job says one."""
 
 PADDED_TO_THE_END = ("siglip", "siglip2")
 """Models that look at the last position, whatever is there, and were trained with every text padded to the longest."""
@@ -96,8 +99,14 @@ def skeleton(auto_class: Any, config: PretrainedConfig) -> PreTrainedModel:
     return model
 
 
-def load_model(pretrained: Pretrained, task: Task, config: PretrainedConfig) -> tuple[PreTrainedModel, list[str]]:
-    """The model with its weights, and the names of those that are new because the files do not hold them."""
+def load_model(
+    pretrained: Pretrained, task: Task, config: PretrainedConfig
+) -> tuple[PreTrainedModel, dict[str, list[str]]]:
+    """The model with its weights, and the names of those that are new, by the reason why.
+
+    Raises:
+        UserError: the weights are not those of the config.
+    """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         with _quiet():
@@ -107,7 +116,7 @@ def load_model(pretrained: Pretrained, task: Task, config: PretrainedConfig) -> 
                 config=config,
                 dtype=torch.float32,
                 use_safetensors=True,
-                ignore_mismatched_sizes=True,  # a head for other classes; it is reported as new
+                ignore_mismatched_sizes=True,  # a head for other classes; whatever else does not fit is refused below
                 output_loading_info=True,
             )
     except UserError as error:
@@ -118,9 +127,12 @@ def load_model(pretrained: Pretrained, task: Task, config: PretrainedConfig) -> 
                 "save_pretrained"
             ) from error
         raise
-    mismatched = [name if isinstance(name, str) else name[0] for name in info["mismatched_keys"]]
-    begun = _begin_head_anew(model, task) if task.new_head else []
-    return model, sorted({*info["missing_keys"], *mismatched, *begun})
+    head = _begin_head_anew(model, task) if task.new_head else []
+    _check_shapes(pretrained, [found for found in sorted(info["mismatched_keys"]) if found[0] not in head])
+    missing = sorted(info["missing_keys"])
+    replaced = sorted(set(head).difference(missing))
+    reasons = {"the model does not hold them": missing, "the model's classes are others than the data's": replaced}
+    return model, {reason: names for reason, names in reasons.items() if names}
 
 
 def make_ready(model: PreTrainedModel, task: Task, processors: Processors, activation_checkpointing: bool) -> None:
@@ -144,11 +156,12 @@ def load_processors(pretrained: Pretrained, task: Task, config: PretrainedConfig
             raise UserError(f"data.maxLength: {max_length}: task {type(task).__name__} reads no text; leave it out")
         return Processors(None, images, None)
     tokenizer = _load_tokenizer(pretrained)
-    longest = _longest_text(tokenizer, config)
-    if max_length and max_length > longest:
-        raise UserError(f"data.maxLength: {max_length} is more than the {longest} tokens that the model takes")
+    limit = _longest_text(tokenizer, config)
+    if max_length and limit and max_length > limit:
+        raise UserError(f"data.maxLength: {max_length} is more than the {limit} tokens that the model takes")
     to_the_end = config.model_type in PADDED_TO_THE_END
-    return Processors(tokenizer, images, max_length or longest, "max_length" if to_the_end else "longest")
+    longest = max_length or limit or USUAL_LENGTH
+    return Processors(tokenizer, images, longest, "max_length" if to_the_end else "longest")
 
 
 def _load_tokenizer(pretrained: Pretrained) -> Any:
@@ -167,6 +180,18 @@ def _load_tokenizer(pretrained: Pretrained) -> Any:
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _check_shapes(pretrained: Pretrained, mismatched: Sequence[tuple[str, Sequence[int], Sequence[int]]]) -> None:
+    """Refuse weights that do not fit: transformers would begin them anew, and what they knew would be gone."""
+    if not mismatched:
+        return
+    name, held, expected = mismatched[0]
+    more = f" (and {len(mismatched) - 1} more do not fit)" if len(mismatched) > 1 else ""
+    raise UserError(
+        f"model.source: {pretrained.source}: {name} has shape {list(held)} in the files of {pretrained.name}, but "
+        f"{list(expected)} by its config.json{more}: take the config that these weights were saved with"
+    )
 
 
 def _begin_head_anew(model: PreTrainedModel, task: Task) -> list[str]:
@@ -204,10 +229,11 @@ def parameters_of(model: nn.Module) -> list[Parameter]:
     return [Parameter(tuple(names), parameter.numel(), parameter.ndim) for names, parameter in found.values()]
 
 
-def _longest_text(tokenizer: Any, config: PretrainedConfig) -> int:
+def _longest_text(tokenizer: Any, config: PretrainedConfig) -> int | None:
+    """Longest text in tokens that tokenizer and model take; None where neither says one."""
     text = getattr(config, "text_config", config)
     limits: list[int | None] = [tokenizer.model_max_length, getattr(text, "max_position_embeddings", None)]
-    return min([limit for limit in limits if limit and limit < UNBOUNDED] or [512])
+    return min((limit for limit in limits if limit and limit < UNBOUNDED), default=None)
 
 
 @contextmanager

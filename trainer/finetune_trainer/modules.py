@@ -19,6 +19,7 @@ from finetune_api.schedules import ScheduleError, lay_out
 from finetune_api.training import Training
 from finetune_trainer.errors import UserError
 from finetune_trainer.events import ModulePlan, RunPlan, Window
+from finetune_trainer.tables import plural
 
 SHOWN = 5
 """So many names are enough to recognise what is meant."""
@@ -58,7 +59,7 @@ def own(
     """Find the one owner of every parameter.
 
     Raises:
-        UserError: a pattern matches nothing, or a parameter has two owners, or none.
+        UserError: a pattern matches nothing, or a parameter has two owners, none, or one that it cannot learn by.
     """
     _check_patterns(modules, [name for parameter in parameters for name in parameter.names])
     owners = owners_of(modules, parameters)
@@ -72,7 +73,9 @@ def own(
             raise UserError(f"modules[{position}] {module.name!r} owns nothing: its exclude takes out all it matches")
     sizes = {parameter.name: parameter.elements for parameter in parameters}
     elements = {module: sum(sizes[name] for name in names) for module, names in by_module.items()}
-    return Ownership(by_module, elements, tuple(orphans))
+    owned = Ownership(by_module, elements, tuple(orphans))
+    _check_matrices(modules, owned, parameters)
+    return owned
 
 
 def owners_of(modules: Sequence[Module], parameters: Sequence[Parameter]) -> dict[str, list[str]]:
@@ -91,9 +94,8 @@ def plan_run(job: FineTuneJob, parameters: Sequence[Parameter], train_samples: i
     per_epoch = steps_per_epoch(job.spec.training, train_samples)
     total = total_steps(job.spec.training, per_epoch)
     owned = own(modules, parameters, job.spec.unmatched)
-    _check_matrices(modules, owned, parameters)
     plans = tuple(plan_module(m, owned.by_module[m.name], owned.elements[m.name], total, per_epoch) for m in modules)
-    _check_something_learns(plans, total)
+    check_something_learns(plans, total)
     return RunPlan(job, plans, owned.unmatched, total, per_epoch, train_samples, validation_samples)
 
 
@@ -103,6 +105,8 @@ def steps_per_epoch(training: Training, samples: int) -> int:
     Raises:
         UserError: they do not fill one batch.
     """
+    if not samples:
+        raise UserError("data.train.source: the training set is empty")
     if samples < training.batch_size:
         raise UserError(
             f"training.batchSize is {training.batch_size}, but the training set has only {samples} samples: "
@@ -112,8 +116,21 @@ def steps_per_epoch(training: Training, samples: int) -> int:
 
 
 def total_steps(training: Training, per_epoch: int) -> int:
-    """The optimizer steps of the whole run, if it does not stop early."""
-    return training.steps or max(1, round((training.epochs or 1.0) * per_epoch))
+    """The optimizer steps of the whole run, if it does not stop early.
+
+    Raises:
+        UserError: there are none.
+    """
+    if training.steps:
+        return training.steps
+    epochs = training.epochs or 1.0
+    steps = round(epochs * per_epoch)
+    if not steps:
+        raise UserError(
+            f"training.epochs: {epochs:g} epochs of {plural(per_epoch, 'step')} are no whole step, so nothing would be "
+            f"trained: say at least {1 / per_epoch:.2g}, or training.steps: 1"
+        )
+    return steps
 
 
 def window(freeze: Freeze | None, total: int, steps_per_epoch: int) -> Window:
@@ -146,7 +163,12 @@ def plan_module(module: Module, names: tuple[str, ...], elements: int, total: in
     return ModulePlan(module, names, elements, trainable, schedule)
 
 
-def _check_something_learns(plans: Sequence[ModulePlan], total: int) -> None:
+def check_something_learns(plans: Sequence[ModulePlan], total: int) -> None:
+    """Refuse a run with steps at which every module is frozen.
+
+    Raises:
+        UserError: there is one.
+    """
     reached = 0
     for start, end in sorted((plan.window.start, plan.window.end) for plan in plans if plan.window.length):
         if start > reached:

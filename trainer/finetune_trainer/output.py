@@ -22,6 +22,8 @@ from finetune_trainer.errors import UserError
 from finetune_trainer.evaluation import Evaluation, Judge
 from finetune_trainer.events import RunPlan, TestRecord
 from finetune_trainer.loop import Progress, Setup
+from finetune_trainer.metrics_file import NAME as METRICS
+from finetune_trainer.stall import Pulse
 
 RUN = "run.json"
 STAGING = "output"
@@ -48,28 +50,31 @@ def existing(job: FineTuneJob, destination: Path, checkpoints: Path) -> OutputSt
         return OutputStatus(destination=job.destination, digest=run.get("digest"))
     if job.spec.output.if_exists == "Fail":
         raise UserError(
-            f"output.destination: {job.destination} already holds {_described(run)} ({destination}); "
-            "choose another destination, or say output.ifExists: Overwrite"
+            f"output.destination: {job.destination} already holds {_described(run, job)} ({destination}): "
+            f"to replace it say output.ifExists: Overwrite; to keep it {_elsewhere(job)}"
         )
     return None
 
 
 def publish(
-    setup: Setup, checkpoints: Checkpoints, metrics: Path, destination: Path, facts: Mapping[str, Any]
+    setup: Setup, checkpoints: Checkpoints, destination: Path, facts: Mapping[str, Any], pulse: Pulse
 ) -> OutputStatus:
     """Write the model beside its checkpoints, then move it in place."""
     staging = checkpoints.folder / STAGING
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     setup.model.save_pretrained(staging)
+    pulse.beat()
     for processor in setup.processors.members:
         processor.save_pretrained(staging)
-    shutil.copyfile(metrics, staging / metrics.name)
+    shutil.copyfile(checkpoints.folder / METRICS, staging / METRICS)
     digest = _digest(sorted(staging.glob("*.safetensors")))
+    pulse.beat()
     files = sorted(path.name for path in staging.iterdir())
     (staging / RUN).write_text(json.dumps({**facts, "digest": digest, "files": files}, indent=2) + "\n")
-    for path in staging.iterdir():
-        path.chmod(0o644)  # safetensors writes for its owner alone, and who reads a claim is often somebody else
+    for path in staging.rglob("*"):
+        # safetensors writes for its owner alone, and who reads a claim is often somebody else
+        path.chmod(0o755 if path.is_dir() else 0o644)
     checkpoints.check_owner()
     _replace(destination, staging, [*files, RUN])
     return OutputStatus(destination=setup.plan.job.destination, digest=digest)
@@ -132,8 +137,18 @@ def _read_run(destination: Path) -> dict[str, Any] | None:
     return run
 
 
-def _described(run: Mapping[str, Any] | None) -> str:
-    return f"the result of another job ({run.get('name', 'unknown')})" if run is not None else "a model"
+def _described(run: Mapping[str, Any] | None, job: FineTuneJob) -> str:
+    if run is None:
+        return "a model that no job wrote"
+    if run.get("name") == job.name:
+        return f"what an earlier job of the same name, {job.name}, made of another spec"
+    return f"the result of job {run.get('name', 'unknown')}"
+
+
+def _elsewhere(job: FineTuneJob) -> str:
+    if job.spec.output.destination is None:
+        return "give this job another name, or an output.destination of its own"
+    return "choose another output.destination"
 
 
 def _replace(destination: Path, staging: Path, names: Sequence[str]) -> None:
@@ -142,9 +157,18 @@ def _replace(destination: Path, staging: Path, names: Sequence[str]) -> None:
     (destination / RUN).unlink(missing_ok=True)
     for name in before.get("files", []):
         if name not in names:
-            (destination / Path(name).name).unlink(missing_ok=True)
+            _remove(destination / Path(name).name)
     for name in names:
+        if (staging / name).is_dir() or (destination / name).is_dir():
+            _remove(destination / name)  # a folder takes no other's place
         (staging / name).replace(destination / name)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _digest(weights: Sequence[Path]) -> str:

@@ -34,15 +34,18 @@ TRAIN, VALIDATION, TEST = "data.train.source", "data.validation.source", "data.t
 def look_ahead(job: FineTuneJob, places: Places) -> Preview:
     """Everything that can be known of a run from here.
 
-    What a run would refuse for its task or its modules is part of the answer: one has to see the model to mend it.
+    What a run would refuse is part of the answer: one has to see the rest to mend it.
 
     Raises:
-        UserError: what else is within reach does not fit.
+        UserError: the task builds no model of this kind.
     """
-    config, no_model = _config(job, places)
     no_data = _missing_data(job, places)
+    try:
+        config, no_model = _config(job, places)
+    except UserError as refusal:
+        return _without_model(job, places, None, no_data, refusal)
     if config is None:
-        return _without_model(job, places, no_model, no_data)
+        return _without_model(job, places, no_model, no_data, None)
     task, mistake = _task(job, config)
     subject = _Subject(config, task)
     if no_data is None and mistake is None:
@@ -62,10 +65,11 @@ def plan_schedules(job: FineTuneJob, per_epoch: int) -> RunPlan:
     """As much of an effective job's plan as schedules need: no parameters, no samples.
 
     Raises:
-        UserError: a module would never train, or its schedule does not fit the time it has.
+        UserError: a module would never train, its schedule does not fit the time it has, or nothing learns at a step.
     """
     total = modules.total_steps(job.spec.training, per_epoch)
     plans = tuple(modules.plan_module(module, (), 0, total, per_epoch) for module in job.spec.modules or ())
+    modules.check_something_learns(plans, total)
     return RunPlan(job, plans, (), total, per_epoch, 0, 0)
 
 
@@ -91,11 +95,8 @@ def _whole(job: FineTuneJob, places: Places, subject: _Subject) -> Preview:
 
     try:
         prepared = run.prepare(job, places)
-    except UserError:
-        misowned = _partial(job, places, subject, None, None)
-        if misowned.mistake is None:
-            raise
-        return misowned
+    except UserError as refusal:
+        return _partial(job, places, subject, None, refusal)
     plan = prepared.plan
     anatomy = _anatomy(plan.job, models.skeleton(prepared.task.auto_class, prepared.config))
     steps = (plan.total_steps, plan.steps_per_epoch)
@@ -103,21 +104,23 @@ def _whole(job: FineTuneJob, places: Places, subject: _Subject) -> Preview:
     return Preview(job, plan.job, tuple(rows_of(plan)), anatomy, plan, steps, proposal=proposal)
 
 
-def _without_model(job: FineTuneJob, places: Places, no_model: str | None, no_data: str | None) -> Preview:
+def _without_model(
+    job: FineTuneJob, places: Places, no_model: str | None, no_data: str | None, mistake: UserError | None
+) -> Preview:
     filled = defaults.effective(job, job.spec.task)
-    steps = None if no_data else _steps(filled, places)
+    steps, mistake = (None, mistake) if no_data or mistake else _steps(filled, places)
     rows = tuple(_row(module, None, steps) for module in filled.spec.modules or ())
-    return Preview(job, filled, rows, steps=steps, unknown=_gaps(no_model, no_data))
+    return Preview(job, filled, rows, steps=steps, unknown=_gaps(no_model, no_data), mistake=mistake)
 
 
 def _partial(
     job: FineTuneJob, places: Places, subject: _Subject, no_data: str | None, mistake: UserError | None
 ) -> Preview:
     """What the model tells, without its data, or about a job that no run would take."""
-    filled = defaults.effective(job, subject.task if mistake is None else None)
+    filled = defaults.effective(job, None if subject.task in UNSUPPORTED_TASKS else subject.task)
     anatomy = _anatomy(filled, _skeleton(subject))
     mistake = mistake or _ownership_mistake(filled, anatomy)
-    steps = None if no_data or mistake else _steps(filled, places)
+    steps, mistake = (None, mistake) if no_data or mistake else _steps(filled, places)
     rows = tuple(_row(module, anatomy, steps) for module in filled.spec.modules or ())
     proposal = _proposal(job, subject.config, anatomy)
     return Preview(job, filled, rows, anatomy, None, steps, _gaps(None, no_data), proposal, mistake)
@@ -130,7 +133,7 @@ def _gaps(no_model: str | None, no_data: str | None) -> tuple[str, ...]:
 
 def _task(job: FineTuneJob, config: PretrainedConfig) -> tuple[str | None, UserError | None]:
     """What the model is to learn, and why a run would refuse that."""
-    from finetune_trainer.tasks import detect
+    from finetune_trainer.tasks import detect, find
 
     if job.spec.task is not None:
         return job.spec.task, None
@@ -138,7 +141,11 @@ def _task(job: FineTuneJob, config: PretrainedConfig) -> tuple[str | None, UserE
         task = detect(config)
     except UserError as unclear:
         return None, unclear
-    return task, UserError(f"not yet supported: task {task}") if task in UNSUPPORTED_TASKS else None
+    try:
+        find(task)
+    except UserError as unsupported:
+        return task, unsupported
+    return task, None
 
 
 def _row(module: Module, anatomy: Anatomy | None, steps: tuple[int, int] | None) -> Row:
@@ -151,10 +158,13 @@ def _row(module: Module, anatomy: Anatomy | None, steps: tuple[int, int] | None)
     )
 
 
-def _steps(job: FineTuneJob, places: Places) -> tuple[int, int]:
-    """All steps, and those of an epoch."""
-    per_epoch = modules.steps_per_epoch(job.spec.training, count_samples(job, places))
-    return modules.total_steps(job.spec.training, per_epoch), per_epoch
+def _steps(job: FineTuneJob, places: Places) -> tuple[tuple[int, int] | None, UserError | None]:
+    """All steps, and those of an epoch, or why a run would refuse the data, or schedules over so many."""
+    try:
+        per_epoch = modules.steps_per_epoch(job.spec.training, count_samples(job, places))
+        return (plan_schedules(job, per_epoch).total_steps, per_epoch), None
+    except UserError as mistake:
+        return None, mistake
 
 
 def _skeleton(subject: _Subject) -> PreTrainedModel:

@@ -127,8 +127,8 @@ def prepare(job: FineTuneJob, places: Places) -> Prepared:
     job = effective(job, task_name)
     spec = job.spec
     bad_rows = data.BadRows.of(spec.data)
-    train, validation, test = _open_data(job, kind, places, bad_rows)
-    task = kind.fit(config, train)
+    whole, train, validation, test = _open_data(job, kind, places, bad_rows)
+    task = kind.fit(config, whole)
     check_metric(Judge(spec.evaluation), task.metrics)
     if bad_rows.skip:  # before anything is counted; otherwise the first one ends the run, once the processors are there
         processors = models.load_processors(pretrained, task, config, spec.data.max_length)
@@ -142,27 +142,31 @@ def prepare(job: FineTuneJob, places: Places) -> Prepared:
 
 def _open_data(
     job: FineTuneJob, kind: type[Task], places: Places, bad_rows: BadRows
-) -> tuple[Dataset, Dataset | None, Dataset | None]:
-    """The training, the validation and the test set, with the columns that the task needs."""
+) -> tuple[Dataset, Dataset, Dataset | None, Dataset | None]:
+    """All of `data.train`, then training, validation and test set, with the columns that the task needs."""
     spec = job.spec.data
-    table = data.read(data.find(spec.train, "data.train", places), bad_rows)
+    layout = data.find(spec.train, "data.train", places)
+    table = data.read(layout, bad_rows)
     names = data.name_columns(table.columns, spec.columns, kind.needs, kind.optional, table.layout.said)
-    train, validation = data.split(_present(table, names, bad_rows), spec, table)
+    whole = _present(table, names, bad_rows)
+    train, validation = data.split(whole, spec, table)
 
     def other(source: DataSource | Validation | None, field: str) -> Dataset | None:
         if source is None or source.source is None:
             return None
-        table = data.read(data.find(source, field, places), bad_rows)
+        found = data.find(source, field, places)
+        data.check_apart(found, layout)
+        table = data.read(found, bad_rows)
         named = data.name_columns(table.columns, Columns(**names), [list(names)], (), table.layout.said)
         return data.same_classes(_present(table, named, bad_rows), train)
 
-    return train, validation or other(spec.validation, "data.validation"), other(spec.test, "data.test")
+    return whole, train, validation or other(spec.validation, "data.validation"), other(spec.test, "data.test")
 
 
 def _present(table: data.Table, names: Mapping[str, str], bad_rows: BadRows) -> Dataset:
     """The rows in which nothing is missing that the task makes use of."""
     found = table.dataset(names, every_image=bad_rows.skip)
-    return bad_rows.drop(found, (problem for role in names for problem in found.missing(role)))
+    return bad_rows.drop(found, data.in_order(*map(found.missing, names)))
 
 
 @dataclass(frozen=True)
@@ -194,9 +198,9 @@ def _run(session: _Session) -> Report:
         setup = _set_up(prepared, session.listener)
         progress = _resume(session, setup)
         _train(session, setup, progress)
+        return _finish(session, setup, progress)
     except torch.OutOfMemoryError as error:
         raise devices.out_of_memory(prepared.plan.job.spec, error) from error
-    return _finish(session, setup, progress)
 
 
 def _set_up(prepared: Prepared, listener: Listener) -> Setup:
@@ -216,7 +220,6 @@ def _set_up(prepared: Prepared, listener: Listener) -> Setup:
         listener.on_message(text)
     model.requires_grad_(False)
     model.to(compute.device)  # type: ignore[arg-type]
-    model.train()
     named = dict(model.named_parameters())
     learners = [module for module in prepared.plan.modules if module.window.length]
     parts = tuple(Part(module, [named[name] for name in module.parameters]) for module in learners)
@@ -246,10 +249,10 @@ def _notes(prepared: Prepared, processors: Processors) -> Iterator[str]:
         yield f"{longer} of {plan.train_samples} texts are longer than {processors.max_length} tokens and are truncated"
 
 
-def _new_weights(names: Sequence[str]) -> Iterator[str]:
-    if names:
+def _new_weights(by_reason: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    for reason, names in by_reason.items():
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-        yield f"newly initialised, because the model does not hold them: {', '.join(names[:4])}{more}"
+        yield f"newly initialised, because {reason}: {', '.join(names[:4])}{more}"
 
 
 def _resume(session: _Session, setup: Setup) -> Progress:
@@ -311,8 +314,9 @@ def _report_stall(session: _Session, seconds: float) -> str:
     tracker = session.tracker
     report = tracker.report(
         "Stalled",
-        f"nothing got done for {seconds:g} s after step {tracker.steps_done}: no step, evaluation batch or checkpoint; "
-        "the log shows where each thread hangs: look at the storage of data and checkpoints, and at the GPU; "
+        f"nothing got done for {seconds:g} s after step {tracker.steps_done}: no step, evaluation batch, checkpoint or "
+        "part of the result; "
+        "the log shows where each thread hangs: look at the storage of data and output, and at the GPU; "
         "if one of them does take so long, raise stallTimeoutSeconds",
     )
     _write(report, session.options)
@@ -321,6 +325,12 @@ def _report_stall(session: _Session, seconds: float) -> str:
 
 def _finish(session: _Session, setup: Setup, progress: Progress) -> Report:
     """Put the best, or else the last, weights in place."""
+    pulse = Pulse()
+    with _watching(session, pulse):
+        return _conclude(session, setup, progress, pulse)
+
+
+def _conclude(session: _Session, setup: Setup, progress: Progress, pulse: Pulse) -> Report:
     judge, destination = Judge(setup.plan.job.spec.evaluation), session.job.destination
     best = judge.best(progress.history) if setup.plan.job.spec.checkpoint.keep_best else None
     chosen = f"step {progress.step}, the last"
@@ -328,25 +338,24 @@ def _finish(session: _Session, setup: Setup, progress: Progress) -> Report:
         chosen = f"step {best.step}, the best by {judge.metric} ({best.metrics[judge.metric]:.4g})"
         if best.step != progress.step:
             saved.load_weights(setup.model, session.checkpoints.weights(best.step))
+    pulse.beat()
     session.listener.on_message(f"saving the weights of {chosen}")
-    tested = _test(session, setup, progress) if setup.test is not None else None
+    tested = _test(session, setup, progress, pulse) if setup.test is not None else None
     facts = output.facts(session.job, setup.plan, progress, session.options.attempt, tested)
-    status = output.publish(setup, session.checkpoints, session.metrics, session.destination, facts)
+    status = output.publish(setup, session.checkpoints, session.destination, facts, pulse)
     session.checkpoints.remove()
     return session.tracker.report(
         "Succeeded", f"trained {progress.step} steps; {destination} holds the weights of {chosen}", status
     )
 
 
-def _test(session: _Session, setup: Setup, progress: Progress) -> TestRecord:
+def _test(session: _Session, setup: Setup, progress: Progress, pulse: Pulse) -> TestRecord:
     """Evaluate the test set, unless an attempt before this one has, and was interrupted after it."""
     if earlier := tested_at(session.metrics, progress.step):
         return earlier
     with closing(MetricsFile(session.metrics)) as metrics:
-        pulse = Pulse()
         listener = Listeners((session.listener, metrics, pulse))
-        with _watching(session, pulse):
-            record = Loop(setup, progress, session.checkpoints, listener, session.stop).test()
+        record = Loop(setup, progress, session.checkpoints, listener, session.stop).test()
         metrics.flush()
     return record
 

@@ -1,8 +1,8 @@
 """Ends a run that gets nothing done any more, so that the next attempt can go on from its last checkpoint.
 
 A data set, a file system or a GPU that hangs raises nothing: the run would hold its node for ever. A thread of its own
-watches, because the main one may hang in C code, where Python handles no signal. It watches the loop alone: loading
-and downloading before it take as long as they take.
+watches, because the main one may hang in C code, where Python handles no signal. It watches the loop, the test and how
+the result is saved: loading and downloading before them take as long as they take.
 """
 
 from __future__ import annotations
@@ -36,27 +36,31 @@ class Pulse(Listener):
     def __init__(self) -> None:
         self.done = 0
 
-    def on_step(self, record: StepRecord) -> None:
+    def beat(self) -> None:
+        """Something got done."""
         self.done += 1
+
+    def on_step(self, record: StepRecord) -> None:
+        self.beat()
 
     def on_evaluation_progress(self, done: int, total: int) -> None:
-        self.done += 1
+        self.beat()
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
-        self.done += 1
+        self.beat()
 
     def on_test(self, record: TestRecord) -> None:
-        self.done += 1
+        self.beat()
 
     def on_checkpoint(self, record: CheckpointRecord) -> None:
-        self.done += 1
+        self.beat()
 
 
 @dataclass(frozen=True)
 class Watch:
     """What a row of looks at the pulse has shown.
 
-    Looks are counted, not time: a process that was stopped (Ctrl-Z, a paused container) looks once when it goes on.
+    Looks are counted, not time: a process that was stopped (Ctrl-Z) looks once when it goes on.
     """
 
     done: int = 0
@@ -104,10 +108,11 @@ def _watch(pulse: Pulse, seconds: float, over: threading.Event, say_why: Callabl
 def _expect_another_look(seconds: float) -> None:
     """C code that never lets go of the interpreter stops this thread too: then faulthandler ends the process, with 1.
 
-    Not under a person's hands, whose Ctrl-Z would look the same to it.
+    It knows the time and nothing else: a process that was stopped for so long (SIGSTOP, a paused container) may be
+    ended too, as it goes on, and the next attempt resumes. Not under a person's hands, who may have pressed Ctrl-Z.
     """
     if not os.isatty(0):
-        faulthandler.dump_traceback_later(seconds, exit=True, file=STDERR)
+        faulthandler.dump_traceback_later(seconds * (1 + 1 / LOOKS), exit=True, file=STDERR)
 
 
 def _end(say_why: Callable[[], str]) -> None:

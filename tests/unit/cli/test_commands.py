@@ -177,6 +177,19 @@ def test_plot_refuses_a_freeze_that_leaves_nothing_to_train(changed: Any) -> Non
     assert "modules 'body': freeze leaves it nothing to train" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("optimizer: {type: AdamW, learningRate: 5e-3}\n      clipGradNorm: 1.0", "frozen: true", "at step 0 of 200"),
+        ("clipGradNorm: 1.0", "freeze: {fromStep: 50}", "at step 50 of 200"),
+    ],
+)
+def test_plot_refuses_steps_at_which_nothing_learns(changed: Any, old: str, new: str, words: str) -> None:
+    result = changed(old, new).on_job("plot", "--steps-per-epoch", "100", claims=False)
+    assert result.exit_code == 2
+    assert f"every module is frozen {words}" in result.stderr
+
+
 def test_plot_into_a_format_there_is_not(work: Any) -> None:
     result = work.on_job("plot", "--samples", "800", "-o", "rates.doc")
     assert result.exit_code == 2

@@ -126,6 +126,39 @@ def test_a_mistake_about_owners_is_shown_where_it_is(look: Look, mistake: str, d
     assert re.search(line, result.stdout)
 
 
+MUON = MODULES.replace("{type: SGD", "{type: Muon")
+
+
+@pytest.mark.parametrize("data", ["pvc://tiny/train", "pvc://elsewhere/train"])
+def test_an_optimizer_that_cannot_take_its_parameters_is_a_mistake_without_data_too(look: Look, data: str) -> None:
+    result = look(None, MUON, "--set", f"data.train.source={data}")
+    assert result.exit_code == 2
+    assert "modules[1].optimizer (head): Muon takes matrices only, and 1 parameter" in result.stderr
+
+
+def test_data_that_are_not_where_they_should_be_still_show_the_model(look: Look) -> None:
+    result = look(None, MODULES, "--set", "data.train.source=pvc://tiny/trian")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: data.train.source: pvc://tiny/trian: claim 'tiny' has no trian")
+    assert re.search(r"── bert +39 .* body\n", result.stdout)
+    assert re.search(r"metric: eval/accuracy +# default", result.stdout), "the effective job, for its task"
+
+
+def test_a_model_that_is_not_where_it_should_be_still_shows_the_modules(look: Look) -> None:
+    result = look(None, MODULES, source="pvc://tiny/modle")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: model.source: pvc://tiny/modle: claim 'tiny' has no modle")
+    assert re.search(r"head +\? +SGD", result.stdout)
+
+
+def test_a_schedule_longer_than_the_data_is_a_mistake_without_the_model_too(look: Look) -> None:
+    modules = MODULES.replace("learningRate: 1e-4}", "learningRate: 1e-4}, schedule: [{type: Constant, steps: 500}]")
+    result = look(None, modules, source="hf://nobody/nothing")
+    assert result.exit_code == 2
+    assert "modules 'body': schedule[0] lasts 500 steps" in result.stderr
+    assert re.search(r"head +\? +SGD", result.stdout)
+
+
 def test_a_mistake_is_in_the_document_too(look: Look) -> None:
     modules, words, _ = OWNERSHIP["two owners"]
     result = look(None, modules, "--output", "json")
@@ -144,7 +177,8 @@ def test_a_mistake_leaves_no_half_effective_yaml(look: Look) -> None:
 def test_a_task_that_nobody_does_yet_still_shows_the_model(look: Look) -> None:
     result = look(vision_language())
     assert result.exit_code == 2
-    assert result.stderr == "error: not yet supported: task ImageTextToText\n"
+    assert result.stderr.startswith("error: task: not yet supported: task ImageTextToText; supported are Contrastive, ")
+    assert result.stderr.count("\n") == 1
     assert re.search(r"LlavaForConditionalGeneration  \d+ tensors", result.stdout)
     assert "preset LLaVA" in result.stdout
     assert "github.com/haotian-liu/LLaVA" in result.stdout

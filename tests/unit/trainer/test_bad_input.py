@@ -168,6 +168,38 @@ def test_a_validation_set_without_the_columns(claims: Path, out: Path) -> None:
     assert "data.validation.source has no column 'image'" in refused(job, tiny.places(claims, out))
 
 
+@pytest.mark.parametrize("field", ["validation", "test"])
+@pytest.mark.parametrize("way", ["source", "split", "file", "link"])
+def test_data_that_were_learned_by_heart(field: str, way: str, claims: Path, out: Path, tmp_path: Path) -> None:
+    folder = tiny.write_rows(tmp_path / "data" / "colours", tiny.captioned(12), "train.parquet")
+    other = {"source": "pvc://data/colours"}
+    if way == "file":
+        other = {"source": "pvc://data/colours/train.parquet"}
+    if way == "split":
+        other = {"source": "pvc://data/colours", "split": "train"}
+        tiny.write_rows(folder, tiny.captioned(12), f"{field}.parquet")
+    if way == "link":
+        other = {"source": "pvc://data/linked"}
+        (tmp_path / "data" / "linked").mkdir()
+        (tmp_path / "data" / "linked" / "a.parquet").symlink_to(folder / "train.parquet")
+    job = tiny.job("dual", "colours", data={field: other})
+    message = refused(job, tiny.Places(claims, {"data": tmp_path / "data", "out": out}))
+    assert f"data.{field}.source: {other['source']} reads" in message
+    assert f"that is {folder}/train.parquet of data.train.source (pvc://data/colours)" in message
+    assert "what was learned by heart would look good" in message
+
+
+def test_an_image_folder_that_was_learned_by_heart(claims: Path, out: Path, tmp_path: Path) -> None:
+    for number, row in enumerate(tiny.captioned(12)):
+        file = tmp_path / "data" / "pictures" / str(row["label"]) / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(row["image"]["bytes"])
+    tiny.write_image_classifier(tmp_path / "models" / "vit")
+    job = tiny.job("vit", "pictures", data={"validation": {"source": "pvc://data/pictures/1"}})
+    message = refused(job, tiny.Places(tmp_path, {"out": out}))
+    assert "data.validation.source: pvc://data/pictures/1 reads" in message
+
+
 def test_a_corrupt_image(refusal: Callable[[Rows], str], tmp_path: Path) -> None:
     rows = tiny.captioned(12)
     rows[7]["image"]["bytes"] = rows[7]["image"]["bytes"][:40]

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
-from finetune_trainer.data import Batch, TrainingOrder, batches, decode_image, evaluation_order
+from finetune_trainer.data import Batch, Dataset, Files, TrainingOrder, batches, decode_image, evaluation_order
 from unit.trainer import tiny
 from unit.trainer.reading import opened
 
@@ -60,7 +61,7 @@ def test_images_come_as_bytes_as_paths_and_as_structs(kind: str, tmp_path: Path)
         "path": "one.png",
         "struct with a path": {"bytes": None, "path": "one.png"},
     }
-    image = decode_image(values[kind], tmp_path)
+    image = decode_image(values[kind], tmp_path, tmp_path)
     assert (image.mode, image.getpixel((0, 0))) == ("RGB", (200, 0, 0))
 
 
@@ -82,3 +83,23 @@ def test_serving_batches_leaves_the_random_state_alone(tmp_path: Path) -> None:
     np.random.seed(0)
     list(batches(opened(tmp_path, "text"), order(), collate, 0, pin=False))
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_column_larger_than_an_array_of_text_can_be() -> None:
+    """More than 2 GiB: a piece of 64 MiB, over and over."""
+    piece = pa.array(["x" * (64 << 10)] * 1023 + [None], pa.string())
+    column = pa.chunked_array([piece] * 33)
+    rows = np.delete(np.arange(len(column)), [5, 2048])
+    data = Dataset(Files("data.train.source", Path(), Path(), str), {"text": column}, {"text": "text"}, rows)
+    missing = [problem.index for problem in data.missing("text")]
+    assert (missing[:2], len(missing)) == ([1022, 2046], 33)
+    assert sum(map(len, data.parts("text"))) == len(rows)
+    assert [problem.index for problem in data.text_problems("text")] == missing
+
+
+def test_values_come_in_parts_of_the_rows_that_are_left() -> None:
+    column = pa.chunked_array([pa.array(range(first, first + 700)) for first in range(0, 4900, 700)])
+    kept = np.concatenate([np.arange(0, 4900, 3)[:500], np.arange(4000, 4900)])
+    data = Dataset(Files("data.train.source", Path(), Path(), str), {"label": column}, {"label": "label"}, kept)
+    assert data.values("label") == kept.tolist()
+    assert max(map(len, data.parts("label"))) <= 1024

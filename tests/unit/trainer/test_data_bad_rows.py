@@ -74,8 +74,43 @@ def test_more_than_allowed(tear: Callable[[Path], str], folder: Path, tmp_path: 
 
 def test_a_list_that_is_torn_cannot_be_skipped(folder: Path, tmp_path: Path) -> None:
     (folder / "a.json").write_text('[{"text": "a"},\n{"text": "b"},\n{"text": ')
-    with pytest.raises(UserError, match=r"a\.json, line 3: the list is torn"):
+    with pytest.raises(UserError, match=r"a\.json, line 3: the file is torn"):
         opened(tmp_path, "text")
+
+
+def test_a_torn_file_beside_a_list(folder: Path, tmp_path: Path) -> None:
+    (folder / "a.json").write_text('[{"text": "a"},\n\n{"text": "b"}]')
+    (folder / "b.jsonl").write_text('{"text": "c"}\n{"te\n{"text": "d"}\n')
+    data = opened(tmp_path, "text", bad_rows=BadRows(skip=True, limit=1))
+    assert data.values("text") == ["a", "b", "c", "d"]
+    assert [data.where(row).rpartition("/")[2] for row in range(4)] == [
+        "a.json, line 1",
+        "a.json, line 3",
+        "b.jsonl, line 1",
+        "b.jsonl, line 3",
+    ]
+
+
+def test_the_field_is_named_once(folder: Path, tmp_path: Path) -> None:
+    tear_jsonl(folder)
+    with pytest.raises(UserError) as raised:
+        opened(tmp_path, "text", bad_rows=BadRows(skip=True, limit=1))
+    assert str(raised.value).count("data.train.source:") == 1
+    (folder / "a.jsonl").write_text('{"text": " "}\n')
+    data = opened(tmp_path, "text")
+    with pytest.raises(UserError, match=r"none of its rows can be used, e\.g\. column 'text'") as raised:
+        BadRows(skip=True, limit=9).drop(data, data.text_problems("text"))
+    assert str(raised.value).count("data.train.source:") == 1
+
+
+def test_texts_that_say_nothing(folder: Path, tmp_path: Path) -> None:
+    lines = [json.dumps({"text": text}) for text in ("a", "", " \t\n", "b")]
+    (folder / "a.jsonl").write_text("\n".join(lines))
+    problems = list(opened(tmp_path, "text").text_problems("text"))
+    assert [(problem.index, problem.text) for problem in problems] == [
+        (1, "the text is empty"),
+        (2, "the text is empty"),
+    ]
 
 
 # -- whole runs
@@ -117,6 +152,40 @@ def test_a_run_without_its_bad_rows(
     assert len(recorder.steps) == samples // 4
     assert recorder.said("3 rows cannot be used and left out")
     assert recorder.said(words)
+
+
+@pytest.mark.parametrize("kind", ["reviews", "captions"])
+@pytest.mark.parametrize("text", ["", "  \n"])
+def test_a_run_without_its_empty_texts(text: str, kind: str, claims: Path, out: Path, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = tiny.reviews(26) if kind == "reviews" else tiny.captioned(26)
+    rows[4]["text"] = text
+    tiny.write_rows(tmp_path / "data" / "set", rows)
+    place = tiny.Places(claims, {"data": tmp_path / "data", "out": out})
+    with pytest.raises(UserError, match=r"column 'text' of .*, row 4: the text is empty"):
+        run(spoiled_job(kind), RunOptions(claims=place), Recorder())
+    recorder = Recorder()
+    run(spoiled_job(kind, onBadRow="Skip"), RunOptions(claims=place), recorder)
+    assert recorder.plan is not None
+    assert recorder.plan.train_samples == 25
+
+
+def test_the_first_bad_row_is_the_first_of_the_files(claims: Path, out: Path, tmp_path: Path) -> None:
+    place = tiny.Places(claims, {"data": tmp_path / "data", "out": out})
+
+    def refused(*spoiled: tuple[int, str, Any]) -> str:
+        rows: list[dict[str, Any]] = tiny.captioned(30)
+        for index, role, value in spoiled:
+            rows[index][role] = value
+        tiny.write_rows(tmp_path / "data" / "set", rows)
+        with pytest.raises(UserError) as raised:
+            run(spoiled_job("captions"), RunOptions(claims=place), Recorder())
+        return str(raised.value)
+
+    torn = {"bytes": b"GIF89a nothing", "path": None}
+    assert "column 'label' of" in (said := refused((9, "image", None), (8, "text", None), (7, "label", None)))
+    assert "row 7" in said
+    assert "row 2: not an image" in refused((9, "text", ""), (2, "image", torn))
+    assert "row 9: the text is empty" in refused((9, "text", ""), (12, "image", torn))
 
 
 def test_a_run_with_too_many_bad_rows(claims: Path, out: Path, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_rows_are_counted_without_a_plan(kind: str, folder: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("kind", "place"), [("parquet", "row 2"), ("jsonl", "line 3"), ("json", "line 3"), ("csv", "row 4")]
+    ("kind", "place"), [("parquet", "row 2"), ("jsonl", "line 3"), ("json", "line 10"), ("csv", "row 4")]
 )
 def test_where_a_row_is(kind: str, place: str, folder: Path, tmp_path: Path) -> None:
     WRITERS[kind](folder / f"a.{kind}", ROWS[:4])
@@ -143,6 +143,24 @@ def test_a_split_that_is_not_there(folder: Path) -> None:
     assert "data.train.split: pvc://data/set has no split 'tset'; did you mean 'test'? It has train, test" in message
 
 
+@pytest.mark.parametrize(
+    ("there", "wanted"), [("dev", "validation"), ("validation", "val"), ("valid", "dev"), ("eval", "test")]
+)
+def test_a_split_has_many_names(there: str, wanted: str, folder: Path) -> None:
+    names = ("train", there)
+    lines = "".join(f"  - split: {name}\n    path: {name}.csv\n" for name in names)
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{lines}---\n")
+    for name in names:
+        write_csv(folder / f"{name}.csv", ROWS)
+    assert f"has no split {wanted!r}; did you mean {there!r}?" in refusal(folder, "text", split=wanted)
+
+
+def test_splits_that_the_library_has_no_names_for(folder: Path) -> None:
+    (folder / "data").mkdir()
+    write_csv(folder / "data" / "tra!n-00000-of-00001.csv", ROWS)
+    assert "data.train.source: pvc://data/set: Split name should match" in refusal(folder, "text")
+
+
 def test_the_only_split_will_do(folder: Path, tmp_path: Path) -> None:
     write_csv(folder / "test.csv", ROWS)
     assert len(opened(tmp_path, "text")) == 7
@@ -165,14 +183,34 @@ def test_configurations_of_a_card(folder: Path, tmp_path: Path) -> None:
     assert "data.train.config: pvc://data/set has several configurations; say one of en, de" in refusal(folder, "text")
 
 
+def test_a_configuration_of_files_of_several_kinds(folder: Path, tmp_path: Path) -> None:
+    (folder / "en").mkdir()
+    write_jsonl(folder / "en" / "rows.jsonl", ROWS)
+    (folder / "en" / "notes.txt").write_text("not of the data")
+    (folder / "README.md").write_text("---\nconfigs:\n- config_name: en\n  data_files: en/*\n---\n")
+    assert opened(tmp_path, "text").values("text") == [row["text"] for row in ROWS]
+
+
+def test_a_configuration_of_images_with_a_table(folder: Path, tmp_path: Path) -> None:
+    write_images(folder, "en/red.png")
+    write_csv(folder / "en" / "metadata.csv", [{"file_name": "red.png", "text": "the red one"}])
+    about = "dataset_info:\n  features:\n  - name: image\n    dtype: image\n  - name: text\n    dtype: string\n"
+    (folder / "README.md").write_text(f"---\n{about}configs:\n- config_name: default\n  data_files: en/**\n---\n")
+    (row,) = opened(tmp_path, "image", "text")
+    assert row["text"] == "the red one"
+    assert row["image"].getpixel((0, 0)) == tiny.COLOURS["red"]
+
+
+def test_a_card_whose_description_is_broken(folder: Path) -> None:
+    write_csv(folder / "a.csv", ROWS)
+    (folder / "README.md").write_text("---\nconfigs:\n- config_name: en\n  data_files: a.csv\n---\n")
+    (folder / "dataset_infos.json").write_text("{")
+    assert "data.train.source: pvc://data/set: its README.md" in refusal(folder, "text")
+
+
 def test_a_configuration_where_there_are_none(folder: Path) -> None:
     write_csv(folder / "a.csv", ROWS)
     assert "data.train.config: pvc://data/set has no configurations" in refusal(folder, "text", config="de")
-
-
-def test_a_revision_of_a_claim(folder: Path) -> None:
-    write_csv(folder / "a.csv", ROWS)
-    assert "data.train.revision: 'v1' is for hf:// sources" in refusal(folder, "text", revision="v1")
 
 
 def test_a_script_is_not_run(folder: Path, tmp_path: Path) -> None:
@@ -189,13 +227,73 @@ def test_a_folder_without_data(folder: Path) -> None:
     assert "found .mp3 files" in refusal(folder, "text")
 
 
-@pytest.mark.parametrize("kind", ["parquet", "csv"])
-def test_files_without_rows(kind: str, folder: Path) -> None:
-    if kind == "csv":
-        (folder / "a.csv").write_text("text,label\n")
-    else:
-        pq.write_table(pa.table({"text": pa.array([], pa.string())}), folder / "a.parquet")
-    assert "the data set is empty: no rows in" in refusal(folder, "text")
+def no_rows(kind: str, file: Path) -> None:
+    schema = pa.schema([("text", pa.string())])
+    match kind:
+        case "parquet":
+            pq.write_table(schema.empty_table(), file)
+        case "arrow":
+            pa.ipc.new_stream(str(file), schema).close()
+        case "csv" | "tsv":
+            file.write_text("text\n")
+        case "json":
+            file.write_text("[\n]\n")
+        case _:
+            file.write_text("\n  \n\n")
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("emptiness", ["no bytes", "no rows", "both"])
+def test_files_without_rows(kind: str, emptiness: str, folder: Path) -> None:
+    if emptiness != "no rows":
+        (folder / f"a.{kind}").write_bytes(b"")
+    if emptiness != "no bytes":
+        no_rows(kind, folder / f"b.{kind}")
+    message = refusal(folder, "text")
+    assert message.startswith(f"data.train.source: pvc://data/set: the data set is empty: no rows in {folder}/")
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_parts_without_rows_are_no_trouble(kind: str, folder: Path, tmp_path: Path) -> None:
+    (folder / f"a.{kind}").write_bytes(b"")
+    WRITERS[kind](folder / f"b.{kind}", ROWS)
+    if kind != "arrow":
+        no_rows(kind, folder / f"c.{kind}")
+    data = opened(tmp_path, "text")
+    assert len(data) == len(ROWS)
+    assert f"b.{kind}" in data.where(6) or kind == "arrow"
+
+
+def test_rows_that_are_no_lines_have_a_place_all_the_same(folder: Path, tmp_path: Path) -> None:
+    (folder / "a.jsonl").write_text('{"text": "a",\n "label": 1}\n{"text": "b",\n "label": 1}')
+    data = opened(tmp_path, "text")
+    assert [data.where(row) for row in (0, 1)] == [f"{folder}/a.jsonl, row 0", f"{folder}/a.jsonl, row 1"]
+
+
+def test_objects_without_columns(folder: Path) -> None:
+    (folder / "a.jsonl").write_text("{}\n{}\n")
+    assert "the data set is empty" in refusal(folder, "text")
+
+
+def test_objects_that_go_over_lines(folder: Path, tmp_path: Path) -> None:
+    (folder / "a.json").write_text(json.dumps(ROWS[0], indent=2) + "\n\n" + json.dumps(ROWS[1], indent=2) + "\n")
+    (folder / "b.json").write_text(json.dumps(ROWS[2], indent=2))
+    data = opened(tmp_path, "text")
+    assert data.values("text") == ["text 0", "text 1", "text 2"]
+    assert [data.where(row) for row in range(3)] == [
+        f"{folder}/a.json, line 1",
+        f"{folder}/a.json, line 6",
+        f"{folder}/b.json, line 1",
+    ]
+
+
+def test_a_torn_footer_is_named(folder: Path, tmp_path: Path) -> None:
+    write_parquet(folder / "a.parquet", ROWS)
+    whole = (folder / "a.parquet").read_bytes()
+    (folder / "a.parquet").write_bytes(whole[:-100] + b"\xff" * 80 + whole[-20:])
+    assert f"{folder}/a.parquet is not a parquet file that can be read" in refusal(folder, "text")
+    with pytest.raises(UserError, match=r"a\.parquet is not a parquet file"):
+        count(find(spec().train, "data.train", Places(tmp_path)), BadRows(False, 0))
 
 
 def test_a_file_that_is_no_parquet(folder: Path) -> None:
@@ -203,7 +301,82 @@ def test_a_file_that_is_no_parquet(folder: Path) -> None:
     assert "a.parquet is not a parquet file that can be read" in refusal(folder, "text")
 
 
+# -- files that do not go together
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv", "arrow"])
+def test_a_column_with_another_name(kind: str, folder: Path) -> None:
+    WRITERS[kind](folder / f"a.{kind}", ROWS)
+    WRITERS[kind](folder / f"b.{kind}", [{"text": "a", "labl": 1}])
+    message = refusal(folder, "text")
+    assert f"data.train.source: pvc://data/set: {folder}/b.{kind} has no column 'label' and a column 'labl'" in message
+    assert f"unlike {folder}/a.{kind}: all files of a data set have the same columns" in message
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "arrow"])
+def test_a_column_of_another_type(kind: str, folder: Path) -> None:
+    WRITERS[kind](folder / f"a.{kind}", ROWS)
+    WRITERS[kind](folder / f"b.{kind}", [{"text": "a", "label": "good"}])
+    message = refusal(folder, "text")
+    assert f"{folder}/b.{kind} has string in column 'label', where {folder}/a.{kind} has int64" in message
+
+
+def test_a_type_that_changes_within_a_file(folder: Path) -> None:
+    write_parquet(folder / "a.parquet", ROWS)
+    write_parquet(folder / "b.parquet", ROWS)
+    whole = (folder / "b.parquet").read_bytes()
+    (folder / "b.parquet").write_bytes(whole[:4] + b"\xff" * 40 + whole[44:])
+    assert f"data.train.source: pvc://data/set: {folder}/b.parquet cannot be read: " in refusal(folder, "text")
+
+
+def test_a_card_that_says_something_else(folder: Path) -> None:
+    write_csv(folder / "a.csv", [{"text": "a", "label": "good"}])
+    about = "dataset_info:\n  features:\n  - name: text\n    dtype: string\n  - name: label\n    dtype: int64\n"
+    (folder / "README.md").write_text(f"---\n{about}configs:\n- config_name: default\n  data_files: a.csv\n---\n")
+    message = refusal(folder, "text")
+    assert f"{folder}/a.csv has string in column 'label', where the data set's card has int64" in message
+
+
+def test_columns_of_csv_come_in_any_order(folder: Path, tmp_path: Path) -> None:
+    write_csv(folder / "a.csv", ROWS[:2])
+    (folder / "b.csv").write_text("label,text\n2,text 2\n")
+    assert [dict(row) for row in opened(tmp_path, "text", "label")] == ROWS[:3]
+
+
 # -- CSV
+
+
+def test_long_rows(folder: Path, tmp_path: Path) -> None:
+    rows = [{"text": letter * 3_000_000, "label": 1} for letter in "ab"]
+    write_csv(folder / "a.csv", rows)
+    assert opened(tmp_path, "text").values("text") == [row["text"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("train", "check", "expected"),
+    [
+        ("1\n2\nx", "1\n02", ["1", "02"]),
+        ("1\n2", "2\ncat", [2, "cat"]),
+        ("1\n2", "01\n2", [1, 2]),
+        ("a\nb", "1\n2", ["1", "2"]),
+    ],
+)
+def test_a_label_is_of_the_type_that_training_gives_it(
+    train: str, check: str, expected: list[Any], folder: Path, tmp_path: Path
+) -> None:
+    for name, labels in {"train": train, "test": check}.items():
+        (folder / f"{name}.csv").write_text("text,label\n" + "".join(f"a,{label}\n" for label in labels.split("\n")))
+    found = same_classes(opened(tmp_path, "text", "label", split="test"), opened(tmp_path, "text", "label"))
+    assert found.values("label") == expected
+    assert [row["label"] for row in found] == expected
+
+
+def test_labels_of_csv_beside_numbers_of_parquet(folder: Path, tmp_path: Path) -> None:
+    write_parquet(folder / "a.parquet", ROWS)
+    (tmp_path / "data" / "check").mkdir()
+    (tmp_path / "data" / "check" / "a.csv").write_text("text,label\na,1\nb,one\n")
+    check = opened(tmp_path, "text", "label", source="pvc://data/check")
+    assert same_classes(check, opened(tmp_path, "text", "label")).values("label") == [1, "one"]
 
 
 def test_only_an_empty_cell_is_missing(folder: Path, tmp_path: Path) -> None:

@@ -217,6 +217,21 @@ def test_muon_with_anything_but_matrices_is_refused_with_globs_to_exclude() -> N
     assert [len(module.parameters) for module in plan.modules] == [4, 10]
 
 
+def test_a_run_of_no_step_is_refused() -> None:
+    job = tiny.job("dual", "colours", modules=[learner()], training={"batchSize": 6, "epochs": 0.01})
+    with pytest.raises(UserError) as raised:
+        plan_run(effective(job, "Contrastive"), PARAMETERS, 60, 0)
+    assert str(raised.value) == (
+        "training.epochs: 0.01 epochs of 10 steps are no whole step, so nothing would be trained: "
+        "say at least 0.1, or training.steps: 1"
+    )
+
+
+def test_an_empty_training_set_is_refused() -> None:
+    with pytest.raises(UserError, match="the training set is empty"):
+        planned([learner()], samples=0)
+
+
 def test_a_batch_larger_than_the_training_set_is_refused() -> None:
     with pytest.raises(UserError, match=r"batchSize is 6, but the training set has only 5 samples"):
         planned([learner()], samples=5)

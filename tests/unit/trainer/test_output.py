@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +58,28 @@ def test_the_same_job_counts_as_done(claims: Path, out: Path) -> None:
 def test_another_job_is_refused(claims: Path, out: Path) -> None:
     go(tiny.contrastive_job(name="earlier"), claims, out)
     with pytest.raises(
-        UserError, match=r"pvc://out/result already holds the result of another job \(earlier\).*Overwrite"
+        UserError,
+        match=r"pvc://out/result already holds the result of job earlier .*Overwrite; .*another output.destination",
     ):
         go(tiny.contrastive_job(training={"seed": 1}), claims, out)
+
+
+def test_another_job_of_the_same_name_is_told_so(claims: Path, tmp_path: Path) -> None:
+    place = tiny.Places(claims, {"tiny-output": tmp_path})
+    jobs = [tiny.job("dual", "colours", output={"destination": None}, training={"seed": seed}) for seed in (0, 1)]
+    run(jobs[0], RunOptions(claims=place), Recorder())
+    with pytest.raises(UserError) as raised:
+        run(jobs[1], RunOptions(claims=place), Recorder())
+    said = str(raised.value)
+    assert "already holds what an earlier job of the same name, tiny, made of another spec" in said
+    assert "to replace it say output.ifExists: Overwrite" in said
+    assert "to keep it give this job another name" in said
 
 
 def test_a_model_that_no_run_made_is_refused_too(claims: Path, out: Path) -> None:
     (out / "result").mkdir()
     (out / "result" / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="already holds a model"):
+    with pytest.raises(UserError, match="already holds a model that no job wrote"):
         go(tiny.contrastive_job(), claims, out)
     assert (out / "result" / "config.json").read_text() == "{}"
 
@@ -108,6 +122,28 @@ def test_a_run_killed_while_it_moved_its_result_in_place_finishes_that(
     assert report.reason == "Succeeded"
     assert recorder.resumed_step == 6
     assert not (out / "result" / ".checkpoints").exists()
+
+
+def test_folders_of_the_result_are_opened_to_others_and_replaced(claims: Path, out: Path, tmp_path: Path) -> None:
+    """A tokenizer with several chat templates is saved with a folder of them."""
+    llm = tiny.write_language_model(tmp_path / "models" / "llm")
+    place = tiny.Places(claims, {"models": tmp_path / "models", "data": tmp_path, "out": out})
+    tiny.write_rows(tmp_path / "chats", tiny.chats(12))
+
+    def trained(seed: int, templates: tuple[str, ...]) -> Path:
+        tokenizer = tiny.byte_tokenizer()
+        tokenizer.chat_template = dict.fromkeys(templates, tiny.CHATML)
+        shutil.rmtree(llm / "additional_chat_templates", ignore_errors=True)
+        tokenizer.save_pretrained(llm)
+        job = tiny.job("llm", "chats", output={"ifExists": "Overwrite"}, training={"seed": seed, "epochs": 1})
+        run(job, RunOptions(claims=place), Recorder())
+        return out / "result" / "additional_chat_templates"
+
+    folder = trained(0, ("default", "tool_use"))
+    assert folder.stat().st_mode & 0o777 == 0o755
+    assert (folder / "tool_use.jinja").stat().st_mode & 0o777 == 0o644
+    assert [path.name for path in trained(1, ("default", "other")).iterdir()] == ["other.jinja"]
+    assert not trained(2, ("default",)).exists()
 
 
 def test_others_may_read_it(claims: Path, out: Path) -> None:

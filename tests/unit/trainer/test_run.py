@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,23 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     CLIPModel,
+    LlamaConfig,
+    MambaConfig,
+    PretrainedConfig,
+    ResNetConfig,
+    ResNetForImageClassification,
     VisionTextDualEncoderModel,
+    ViTImageProcessor,
 )
 
 from finetune_api import FineTuneJob
 from finetune_api.status import Report
+from finetune_trainer import models
 from finetune_trainer.checkpoints import Checkpoints
-from finetune_trainer.run import RunOptions, plan, run
+from finetune_trainer.errors import UserError
+from finetune_trainer.loop import set_training
+from finetune_trainer.run import RunOptions, plan, prepare, run
+from finetune_trainer.tasks.causal_lm import CausalLM
 from finetune_trainer.tasks.contrastive import Contrastive
 from unit.trainer import tiny
 from unit.trainer.tiny import Recorder
@@ -222,7 +233,130 @@ def test_a_new_head_is_reported(claims: Path, out: Path, tmp_path: Path) -> None
     recorder = Recorder()
     place = tiny.Places(claims, {"data": tmp_path, "out": out})
     run(tiny.job("bert", "three"), RunOptions(claims=place), recorder)
-    assert recorder.said("newly initialised, because the model does not hold them: classifier.bias, classifier.weight")
+    reason = "the model's classes are others than the data's"
+    assert recorder.said(f"newly initialised, because {reason}: classifier.bias, classifier.weight")
+    assert not recorder.said("does not hold them")
+
+
+def edited(claims: Path, folder: Path, **changes: Any) -> tiny.Places:
+    """Where the model `bert` has these changes in its config, and the weights that it had."""
+    shutil.copytree(claims / "models" / "bert", folder / "models" / "bert")
+    path = folder / "models" / "bert" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return tiny.Places(claims, {"models": folder / "models", "data": folder, "out": folder})
+
+
+CLASSES = {"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab_size": 40}, r"bert\.embeddings\.word_embeddings\.weight has shape \[15, 16\] .* but \[40, 16\] by"),
+        (CLASSES, r"classifier\.bias has shape \[2\] .* but \[3\] by its config\.json \(and 1 more do not fit\)"),
+    ],
+)
+def test_weights_that_do_not_fit_their_config_are_refused(
+    changes: dict[str, Any], message: str, claims: Path, tmp_path: Path
+) -> None:
+    labels = sorted(CLASSES["label2id"]) if "id2label" in changes else [0, 1, 2]
+    tiny.write_rows(tmp_path / "rows", [{"text": "a film", "label": labels[number % 3]} for number in range(12)])
+    with pytest.raises(UserError, match=rf"model\.source: pvc://models/bert: {message}"):
+        run(tiny.job("bert", "rows"), RunOptions(claims=edited(claims, tmp_path, **changes)), Recorder())
+
+
+@pytest.mark.parametrize("held_out", [{"validation": {"fraction": 0.3}}, {"fold": {"index": 1, "count": 4}}])
+def test_a_class_so_rare_that_only_validation_has_it_is_a_class(
+    held_out: dict[str, Any], claims: Path, tmp_path: Path
+) -> None:
+    job = tiny.job("bert", "rows", data=held_out)
+    rows = [{"text": "a film", "label": ("bad", "good")[number % 2]} for number in range(24)]
+    place = tiny.Places(claims, {"data": tmp_path, "out": tmp_path})
+    tiny.write_rows(tmp_path / "rows", rows)
+    validation = prepare(job, place).validation
+    assert validation is not None
+    rows[validation.rows[0]]["label"] = "rare"
+    tiny.write_rows(tmp_path / "rows", rows)
+    prepared = prepare(job, place)
+    assert "rare" not in prepared.train.values("label")
+    assert list(prepared.config.id2label.values()) == ["bad", "good", "rare"]
+    recorder = Recorder()
+    run(job, RunOptions(claims=place), recorder)
+    assert math.isfinite(recorder.evaluations[-1].metrics["eval/loss"])
+
+
+def longest(folder: Path, config: PretrainedConfig, told: int | None, max_length: int | None = None) -> int:
+    """The longest text with a tokenizer that tells this limit."""
+    tokenizer = tiny.byte_tokenizer()
+    tokenizer.model_max_length = told or 10**30
+    tokenizer.save_pretrained(folder)
+    pretrained = models.Pretrained("pvc://models/llm", str(folder), None)
+    return models.load_processors(pretrained, CausalLM(("text",)), config, max_length).longest
+
+
+def test_the_longest_text_is_what_model_and_tokenizer_take_however_long(tmp_path: Path) -> None:
+    long = LlamaConfig(max_position_embeddings=131_072)
+    assert longest(tmp_path, long, None) == 131_072
+    assert longest(tmp_path, long, 200_000) == 131_072
+    assert longest(tmp_path, MambaConfig(), 200_000) == 200_000
+    with pytest.raises(UserError, match=r"data\.maxLength: 131073 is more than the 131072 tokens"):
+        longest(tmp_path, long, None, 131_073)
+
+
+def test_a_limit_that_nobody_tells_refuses_nothing(tmp_path: Path) -> None:
+    assert longest(tmp_path, MambaConfig(), None) == 512
+    assert longest(tmp_path, MambaConfig(), None, 4096) == 4096
+
+
+@pytest.fixture
+def resnet(claims: Path, tmp_path: Path, out: Path) -> tiny.Places:
+    """A model with running statistics."""
+    torch.manual_seed(0)
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic", num_labels=3)
+    ResNetForImageClassification(config).save_pretrained(tmp_path / "models" / "resnet")
+    size = {"height": tiny.SIZE, "width": tiny.SIZE}
+    ViTImageProcessor(size=size).save_pretrained(tmp_path / "models" / "resnet")
+    return tiny.Places(claims, {"models": tmp_path / "models", "out": out})
+
+
+def statistics(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in weights.items() if "running_" in name or "num_batches" in name}
+
+
+FAST = {"optimizer": {"type": "SGD", "learningRate": 1e-2}}
+HEAD = {"name": "head", "parameters": ["classifier.*"], **FAST}
+BODY = {"name": "body", "parameters": ["resnet.*"]}
+
+
+@pytest.mark.parametrize(
+    ("spec", "changed_at"),
+    [
+        ({"modules": [HEAD, {**BODY, "frozen": True}]}, None),
+        ({"modules": [HEAD], "unmatched": "Freeze"}, None),
+        ({"modules": [HEAD, {**BODY, **FAST, "freeze": {"untilStep": 3}}]}, 4),
+        ({"modules": [HEAD, {**BODY, **FAST}]}, 1),
+    ],
+)
+def test_frozen_statistics_do_not_run(
+    spec: dict[str, Any], changed_at: int | None, resnet: tiny.Places, out: Path, kept: dict[str, Any]
+) -> None:
+    start = statistics(load_file(resnet.folder("models") / "resnet" / "model.safetensors"))
+    job = tiny.job("resnet", "colours", data={"validation": {"fraction": 0.3}}, checkpoint=kept, **spec)
+    run(job, RunOptions(claims=resnet), Recorder())
+    for step in range(1, 7):
+        now = statistics(saved(out, step, "weights"))
+        moved = [name for name in start if not torch.equal(start[name], now[name])]
+        assert bool(moved) == (changed_at is not None and step >= changed_at), step
+
+
+def test_statistics_without_weights_are_frozen_with_what_is_around_them() -> None:
+    part = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2, affine=False), torch.nn.Dropout())
+    model = torch.nn.ModuleDict({"frozen": part.requires_grad_(False), "head": torch.nn.Linear(2, 2)})
+    set_training(model)
+    assert [part.training for part in part] == [True, False, True]
+    part[0].bias.requires_grad_(True)
+    set_training(model)
+    assert part[1].training
 
 
 def test_truncated_texts_are_counted(claims: Path, out: Path, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ SCRIPT = """
 import ctypes, sys, time
 from pathlib import Path
 import torch
+from transformers import VisionTextDualEncoderModel
 from finetune_api import FineTuneJob
 from finetune_trainer import run as whole
 from finetune_trainer.events import Listener
@@ -56,9 +57,11 @@ def slow(*arguments):
 
 class Switch(Listener):
     def on_step(self, record):
-        if record.step == 2:
+        if record.step == 2 and hang != "saving":
             Path(out, "hang").touch()
 
+if hang == "saving":
+    VisionTextDualEncoderModel.save_pretrained = lambda *arguments, **named: C.sleep(600)
 Contrastive.collate = hanging
 whole.prepare = slow
 torch.set_num_threads(1)
@@ -99,7 +102,7 @@ def test_a_data_set_that_hangs_in_c_code_ends_the_run(claims: Path, out: Path) -
     assert ended.returncode == ExitCode.STALLED, ended.stderr
     assert "in hanging" in ended.stderr
     assert 'File "' in ended.stderr
-    assert "error: nothing got done for 5 s after step 2: no step, evaluation batch or checkpoint" in ended.stderr
+    assert "error: nothing got done for 5 s after step 2: no step, evaluation batch, checkpoint or" in ended.stderr
     last = report(out)
     assert last.reason == "Stalled"
     assert "raise stallTimeoutSeconds" in last.message
@@ -112,6 +115,13 @@ def test_a_worker_that_hangs_shows_its_stack_and_does_not_stay_behind(claims: Pa
     assert ended.returncode == ExitCode.STALLED, ended.stderr
     assert "in hanging" in ended.stderr
     assert not [process for process in psutil.process_iter(["cmdline"]) if str(out) in (process.info["cmdline"] or [])]
+
+
+def test_a_storage_that_hangs_while_the_result_is_saved_ends_the_run(claims: Path, out: Path) -> None:
+    ended = started(job(), claims, out, "saving")
+    assert ended.returncode == ExitCode.STALLED, ended.stderr
+    assert "in publish" in ended.stderr
+    assert report(out).reason == "Stalled"
 
 
 def test_c_code_that_never_lets_python_run_ends_the_run_too(claims: Path, out: Path) -> None:

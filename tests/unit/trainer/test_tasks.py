@@ -139,4 +139,4 @@ def test_parameters_of_a_skeleton_are_those_of_the_model(claims: Path, out: Path
     bare = models.parameters_of(models.skeleton(prepared.task.auto_class, prepared.config))
     model, new = models.load_model(prepared.pretrained, prepared.task, prepared.config)
     assert bare == models.parameters_of(model)
-    assert new == []
+    assert new == {}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from finetune_trainer.display import PlainDisplay
-from finetune_trainer.errors import Interrupted
+from finetune_trainer.errors import Interrupted, OutOfGPUMemory
 from finetune_trainer.outcome import conclude
 from finetune_trainer.run import RunOptions, prepare, run
 from unit.trainer import tiny
@@ -80,7 +80,8 @@ def _measure(prepared: Any) -> float:
 
 
 def test_without_a_validation_set(claims: Path, out: Path) -> None:
-    job = tiny.job("bert", "reviews", data={"test": {"source": "pvc://data/reviews"}})
+    tiny.write_rows(out / "more-reviews", tiny.reviews(9))
+    job = tiny.job("bert", "reviews", data={"test": {"source": "pvc://out/more-reviews"}})
     recorder = finished(job, claims, out)
     assert recorder.evaluations == []
     assert set(recorder.tests[0].metrics) == {"test/loss", "test/accuracy"}
@@ -117,6 +118,17 @@ def test_interrupted_in_the_test(claims: Path, out: Path, tmp_path: Path) -> Non
     (tmp_path / "whole").mkdir()
     whole = finished(job, claims, tmp_path / "whole")
     assert second.tests[0].metrics == whole.tests[0].metrics
+
+
+def test_a_gpu_that_is_too_small_for_the_test_set_is_told_as_that(
+    claims: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+
+    monkeypatch.setattr("finetune_trainer.loop.Loop.test", full)
+    with pytest.raises(OutOfGPUMemory):
+        finished(job_with_test(), claims, out)
 
 
 def test_it_is_not_done_twice(claims: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ class BadRows:
         if count > self.limit:
             raise UserError(
                 f"{said}: {count} rows or more cannot be used, but data.maxBadRows is {self.limit}; "
-                f"the first: {example}"
+                f"the first: {_short(said, example)}"
             )
 
     def drop(self, dataset: Dataset, problems: Iterable[Problem]) -> Dataset:
@@ -62,4 +62,9 @@ class BadRows:
             yield f"{rows} cannot be used and left out (data.onBadRow: Skip); the first: {self._examples[said]}"
 
     def _last(self, dataset: Dataset) -> str:
-        return self._examples.get(dataset.files.said, "it is empty")
+        return _short(dataset.files.said, self._examples.get(dataset.files.said, "it is empty"))
+
+
+def _short(said: str, text: str) -> str:
+    """A text without the field that it begins with, for a sentence that has named it."""
+    return text.removeprefix(f"{said}: ")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import heapq
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +15,16 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from finetune_trainer.errors import UserError
+from finetune_trainer.data.inside import refusal
+from finetune_trainer.errors import RunError, UserError
+from finetune_trainer.hub import may_pass
 
 Row = Mapping[str, Any]
 
 VERIFIED_IMAGES = 10_000
 """Images of larger data sets are not all opened before the first step; a corrupt one is named when it is met."""
+ROWS = 1024
+"""Rows looked at together: a whole column may be larger than memory, and than what one array of text can hold."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +33,14 @@ class Files:
 
     Args:
         said: the field of the manifest that names the data set, such as `data.train.source`.
-        folder: what relative paths of images start from.
+        folder: what paths of images start from.
+        root: what no link may lead out of.
         where: file and line of a row, as a person would look for it.
     """
 
     said: str
     folder: Path
+    root: Path
     where: Callable[[int], str]
 
 
@@ -58,9 +67,10 @@ class Dataset:
         files: where the rows come from.
         columns: the values, by role.
         names: what the files call each role.
-        rows: which rows of the files these are.
+        rows: which rows of the files these are, in ascending order.
         classes: the names of numbered classes, by role.
         decoders: how a stored value is read, by role, where it is not stored as it is meant.
+        untyped: roles whose values are text because their files know nothing else.
         every_image: whether all images are opened before the first step, however many.
     """
 
@@ -70,6 +80,7 @@ class Dataset:
     rows: np.ndarray
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     decoders: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+    untyped: frozenset[str] = frozenset()
     every_image: bool = False
 
     def __len__(self) -> int:
@@ -83,7 +94,16 @@ class Dataset:
 
     def values(self, role: str) -> list[Any]:
         """All values of a role, in order."""
-        return [self._decoded(role, value) for value in self._stored(role).to_pylist()]
+        return list(chain.from_iterable(self.parts(role)))
+
+    def parts(self, role: str) -> Iterator[list[Any]]:
+        """All values of a role, in order, some at a time; for each role the same rows together."""
+        column = self.columns[role]
+        for first in range(0, len(column), ROWS):
+            begin, end = np.searchsorted(self.rows, (first, first + ROWS))
+            if begin < end:
+                part = column.slice(first, ROWS).take(pa.array(self.rows[begin:end] - first))
+                yield [self._decoded(role, value) for value in part.to_pylist()]
 
     def class_names(self, role: str) -> list[str] | None:
         """The names of a column of numbered classes; None for any other."""
@@ -109,33 +129,29 @@ class Dataset:
 
     def missing(self, role: str) -> Iterator[Problem]:
         """Values that are not there."""
-        column = self._stored(role)
+        column = self.columns[role]
         if column.null_count:
-            for index in np.flatnonzero(column.is_null().to_numpy()):
+            for index in np.flatnonzero(column.is_null().to_numpy()[self.rows]):
                 yield Problem(int(index), role, "the value is missing")
 
-    def text_problems(self, role: str) -> Iterator[Problem]:
-        """Values that are no text, or not there."""
-        yield from self.missing(role)
-        kind = self.columns[role].type
-        if role in self.decoders or not _is_text(kind):
-            for index, value in enumerate(self.values(role)):
-                if value is not None and not isinstance(value, str):
-                    yield Problem(index, role, f"expected text, found {_short(value)} ({type(value).__name__})")
+    def text_problems(self, role: str, *, may_be_blank: bool = False) -> Iterator[Problem]:
+        """Values that are no text, say nothing, or are not there."""
+        for index, value in enumerate(chain.from_iterable(self.parts(role))):
+            if trouble := _text_trouble(value, may_be_blank):
+                yield Problem(index, role, trouble)
 
     def image_problems(self) -> Iterator[Problem]:
         """Images that are not there or cannot be opened, as far as opening them all is cheap, or asked for."""
-        yield from self.missing("image")
+        return in_order(self.missing("image"), self._unreadable_images())
+
+    def _unreadable_images(self) -> Iterator[Problem]:
         if self.every_image or len(self) <= VERIFIED_IMAGES:
             for index in range(len(self)):
                 value = self._value("image", index)
-                if value is not None and (trouble := self._trouble(value)):
+                if value is not None and (trouble := self._trouble(value, index)):
                     yield Problem(index, "image", trouble)
 
     # -- values
-
-    def _stored(self, role: str) -> pa.ChunkedArray:
-        return self.columns[role].take(pa.array(self.rows))
 
     def _value(self, role: str, index: int) -> Any:
         return self._decoded(role, self.columns[role][int(self.rows[index])].as_py())
@@ -143,29 +159,41 @@ class Dataset:
     def _decoded(self, role: str, value: Any) -> Any:
         return self.decoders[role](value) if role in self.decoders and value is not None else value
 
-    def _trouble(self, value: Any) -> str | None:
+    def _trouble(self, value: Any, index: int) -> str | None:
         try:
-            decode_image(value, self.files.folder)
+            self._open(value, index)
         except UnreadableImage as error:
             return str(error)
         return None
 
     def _image(self, value: Any, index: int) -> Image.Image:
         try:
-            return decode_image(value, self.files.folder)
+            return self._open(value, index)
         except UnreadableImage as error:
             raise self.complain("image", index, str(error)) from error
+
+    def _open(self, value: Any, index: int) -> Image.Image:
+        try:
+            return decode_image(value, self.files.folder, self.files.root)
+        except (OSError, MemoryError) as error:
+            raise RunError(self.describe(Problem(index, "image", f"cannot be read now: {error}"))) from error
+
+
+def in_order(*kinds: Iterator[Problem]) -> Iterator[Problem]:
+    """Problems of several kinds, each in order, as a person meets them who reads the files."""
+    return heapq.merge(*kinds, key=attrgetter("index"))
 
 
 class UnreadableImage(Exception):  # noqa: N818 - it says what is wrong with a value, and is no end of a run
     """A value that is no image, or none that can be opened."""
 
 
-def decode_image(value: Any, folder: Path) -> Image.Image:
+def decode_image(value: Any, folder: Path, root: Path) -> Image.Image:
     """An RGB image from bytes, from a path relative to `folder`, or from a struct of both as `datasets` writes it.
 
     Raises:
-        UnreadableImage: it cannot be opened.
+        UnreadableImage: it cannot be opened, or is not one of the data set's.
+        OSError: the disk or the machine is in trouble, not the image.
     """
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
@@ -173,16 +201,23 @@ def decode_image(value: Any, folder: Path) -> Image.Image:
         raise UnreadableImage(
             f"not an image that can be opened: expected bytes or a path, found {type(value).__name__}"
         )
+    if isinstance(value, str) and (refused := refusal(value, folder, root)):
+        raise UnreadableImage(f"not an image that can be opened: {refused}")
     try:
         with Image.open(io.BytesIO(value) if isinstance(value, bytes) else folder / value) as image:
             return image.convert("RGB")
-    except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # what a decoder meets in a corrupt file, it raises as it comes
+        if may_pass(error) or isinstance(error, MemoryError):
+            raise
         raise UnreadableImage(f"not an image that can be opened: {error}") from error
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+def _text_trouble(value: Any, may_be_blank: bool) -> str | None:
+    if value is None:
+        return "the value is missing"
+    if not isinstance(value, str):
+        return f"expected text, found {_short(value)} ({type(value).__name__})"
+    return None if may_be_blank or value.strip() else "the text is empty"
 
 
 def _short(value: Any) -> str:

@@ -7,24 +7,33 @@ repository is ever run, a pinned revision is the one that is read, and without t
 from __future__ import annotations
 
 import difflib
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from datasets import Features
-from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns, sanitize_patterns
+from datasets.data_files import (
+    SPLIT_KEYWORDS,
+    DataFilesDict,
+    EmptyDatasetError,
+    get_data_patterns,
+    sanitize_patterns,
+)
 from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
-from huggingface_hub import DatasetCard, DatasetCardData, snapshot_download
+from huggingface_hub import DatasetCard, DatasetCardData, constants, snapshot_download
 from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from finetune_api.data import DataSource, Validation
 from finetune_api.sources import locate
 from finetune_trainer import hub
-from finetune_trainer.errors import UserError
+from finetune_trainer.data.inside import is_inside, refusal
+from finetune_trainer.errors import RunError, UserError
 from finetune_trainer.places import Places
 
 TABLES: Mapping[str, str] = {
@@ -57,6 +66,7 @@ class Layout:
         field: the part of the manifest that names the data set, such as `data.train`.
         source: as it says.
         folder: what paths are relative to.
+        root: what no link may lead out of: the claim, or the hub's cache, which itself consists of links.
         format: which of the readers reads the files.
         files: in order.
         split: what they are a split of.
@@ -66,6 +76,7 @@ class Layout:
     field: str
     source: str
     folder: Path
+    root: Path
     format: str
     files: tuple[Path, ...]
     split: str
@@ -81,8 +92,10 @@ class Layout:
             return f"{self.source}/{file.relative_to(self.folder)}"
         return str(file)
 
-    def error(self, problem: str) -> UserError:
-        return UserError(f"{self.said}: {self.source}: {problem}")
+    def error(self, problem: str, cause: BaseException | None = None) -> RunError:
+        """What is wrong with the files; or, if the cause may pass, with the disk or the machine."""
+        kind = RunError if cause is not None and hub.may_pass(cause) else UserError
+        return kind(f"{self.said}: {self.source}: {problem}")
 
 
 def find(source: DataSource | Validation, field: str, places: Places) -> Layout:
@@ -97,18 +110,54 @@ def find(source: DataSource | Validation, field: str, places: Places) -> Layout:
         folder = _download(source, field, ["README.md", ".huggingface.yaml"])
         configured = _configured(folder, source, field)
         folder = _download(source, field, _wanted(configured, source, field) if configured else ANY)
+        root = Path(constants.HF_HUB_CACHE).resolve()
     else:
-        if source.revision:
-            raise UserError(f"{field}.revision: {source.revision!r} is for hf:// sources; {source.source} has none")
         folder = places.existing(source.source, f"{field}.source")
+        root = places.folder(locate(source.source).name).resolve()
+        _check_inside([folder, *(folder / name for name in ABOUT)], root, source, field)
         configured = None if folder.is_file() else _configured(folder, source, field)
     if configured is not None:
-        return _from_card(folder, configured, source, field)
-    if source.config:
+        layout = _from_card(folder, root, configured, source, field)
+    elif source.config:
         raise UserError(
             f"{field}.config: {source.source} has no configurations, so {source.config!r} is none of them; leave it out"
         )
-    return _from_files(folder, source, field)
+    else:
+        layout = _from_files(folder, root, source, field)
+    if layout.format != "images":  # those are rows, and each is looked at as one
+        _check_inside(layout.files, root, source, field)
+    return layout
+
+
+def check_apart(layout: Layout, train: Layout) -> None:
+    """Refuse to judge a model on what it learned by heart.
+
+    Raises:
+        UserError: a file of the training set is one of this data set, too.
+    """
+    known = dict(zip(_real_paths(train.files), train.files, strict=True))
+    for file, path in zip(layout.files, _real_paths(layout.files), strict=True):
+        if path in known:
+            raise UserError(
+                f"{layout.said}: {layout.source} reads {layout.show(file)}, and that is {train.show(known[path])} of "
+                f"{train.said} ({train.source}): what was learned by heart would look good; name another split or "
+                "other files"
+            )
+
+
+def _real_paths(files: Sequence[Path]) -> list[str]:
+    """Where files are, once all links are followed."""
+    folder = cache(os.path.realpath)  # there may be a million images in it
+    return [os.path.realpath(file) if file.is_symlink() else f"{folder(file.parent)}/{file.name}" for file in files]
+
+
+def _check_inside(paths: Sequence[Path], root: Path, source: DataSource | Validation, field: str) -> None:
+    for path in paths:
+        if not is_inside(path, root):
+            raise UserError(
+                f"{field}.source: {source.source}: {path} is a link that leads out of the claim: put the data "
+                "themselves there, or make what it leads to a claim of its own"
+            )
 
 
 def nearest(wanted: str, there: Sequence[str]) -> str:
@@ -135,9 +184,10 @@ def _download(source: DataSource | Validation, field: str, patterns: list[str]) 
             )
         )
     except Exception as error:
-        if told := hub.explain(error, repository):
-            raise told from error
-        raise UserError(f"{field}.source: {source.source}: cannot be downloaded: {hub.first_line(error)}") from error
+        told = hub.explain(error, repository)
+        raise told or RunError(
+            f"{field}.source: {source.source}: cannot be downloaded: {type(error).__name__}: {hub.first_line(error)}"
+        ) from error
 
 
 # -- a card that says where the data are
@@ -150,9 +200,8 @@ def _configured(folder: Path, source: DataSource | Validation, field: str) -> Me
         data = DatasetCard.load(card).data if card.is_file() else DatasetCardData()
         configs = MetadataConfigs.from_dataset_card_data(data)
     except Exception as error:
-        raise UserError(
-            f"{field}.source: {source.source}: its README.md cannot be read: {hub.first_line(error)}"
-        ) from error
+        end = RunError if hub.may_pass(error) else UserError
+        raise end(f"{field}.source: {source.source}: its README.md cannot be read: {hub.first_line(error)}") from error
     described = {name: config for name, config in configs.items() if config.get("data_files") or config.get("data_dir")}
     return MetadataConfigs(described) if described else None
 
@@ -174,44 +223,57 @@ def _wanted(configs: MetadataConfigs, source: DataSource | Validation, field: st
     """Patterns of the files that one configuration is made of."""
     config = configs[_config_name(configs, source, field)]
     base = f"{config['data_dir'].strip('/')}/" if config.get("data_dir") else ""
-    files: Any = config.get("data_files") or "**"
-    parts = [files] if isinstance(files, str) else files
-    patterns = [part["path"] if isinstance(part, dict) else part for part in parts]
-    flat = [one for pattern in patterns for one in ([pattern] if isinstance(pattern, str) else pattern)]
+    flat = _patterns(config) or ["**"]
     anywhere = [pattern.removeprefix("**/") for pattern in flat]  # the hub's `**/` wants a folder, the library's none
     return [base + pattern for pattern in dict.fromkeys([*flat, *anywhere])]
 
 
-def _from_card(folder: Path, configs: MetadataConfigs, source: DataSource | Validation, field: str) -> Layout:
+def _patterns(config: Mapping[str, Any]) -> list[str]:
+    """All patterns of a configuration, whatever splits they are for."""
+    files: Any = config.get("data_files") or []
+    parts = [files] if isinstance(files, str) else files
+    patterns = [part["path"] if isinstance(part, dict) else part for part in parts]
+    return [one for pattern in patterns for one in ([pattern] if isinstance(pattern, str) else pattern)]
+
+
+def _from_card(
+    folder: Path, root: Path, configs: MetadataConfigs, source: DataSource | Validation, field: str
+) -> Layout:
     """The files of one configuration; those of the others need not be here."""
     name = _config_name(configs, source, field)
     assert source.source is not None, "a fraction is no source"
-    config, infos = configs[name], DatasetInfosDict.from_directory(str(folder))
-    base = str(folder / config["data_dir"] if config.get("data_dir") else folder)
+    config, resolved = configs[name], folder.resolve()
+    for path in filter(None, (config.get("data_dir"), *_patterns(config))):
+        if refused := refusal(path, folder, root):
+            raise UserError(f"{field}.source: {source.source}: configuration {name!r} of its README.md: {refused}")
+    base = str(resolved / (config.get("data_dir") or ""))
     try:
+        infos = DatasetInfosDict.from_directory(str(folder))
         files = config.get("data_files")
         patterns = sanitize_patterns(files) if files is not None else get_data_patterns(base)
         found = DataFilesDict.from_patterns(patterns, base_path=base)
-    except (EmptyDatasetError, FileNotFoundError, ValueError) as error:
-        raise UserError(f"{field}.source: {source.source}: {hub.first_line(error)}") from error
-    splits = {str(split): [Path(file) for file in files] for split, files in found.items()}
+        splits = {str(split): [folder / Path(it).relative_to(resolved) for it in its] for split, its in found.items()}
+    except Exception as error:  # whatever the library makes of what somebody wrote
+        end = RunError if hub.may_pass(error) else UserError
+        raise end(f"{field}.source: {source.source}: its README.md: {hub.first_line(error)}") from error
     split = _choose(splits, source, field)
     kind = _format(splits[split])
     if kind is None:
         raise UserError(f"{field}.source: {source.source}: expected {EXPECTED}{_instead(splits[split])}")
     features = infos[name].features if name in infos else None
-    return Layout(field, source.source, folder, kind, tuple(splits[split]), split, features)
+    return Layout(field, source.source, folder, root, kind, _of_format(kind, splits[split]), split, features)
 
 
 # -- files that speak for themselves
 
 
-def _from_files(folder: Path, source: DataSource | Validation, field: str) -> Layout:
+def _from_files(folder: Path, root: Path, source: DataSource | Validation, field: str) -> Layout:
     assert source.source is not None, "a fraction is no source"
-    if folder.is_file():
-        splits, root = {"train": [folder]}, folder.parent
-    else:
-        splits, root = _splits(folder), folder
+    try:
+        splits = {"train": [folder]} if folder.is_file() else _splits(folder)
+    except (ValueError, OSError) as error:
+        end = RunError if hub.may_pass(error) else UserError
+        raise end(f"{field}.source: {source.source}: {hub.first_line(error)}") from error
     everything = [file for files in splits.values() for file in files]
     kind = _format(everything)
     if kind is None:
@@ -220,11 +282,13 @@ def _from_files(folder: Path, source: DataSource | Validation, field: str) -> La
         )
     chosen = {split: kept for split, files in splits.items() if (kept := _of_format(kind, files))}
     split = _choose(chosen, source, field)
-    return Layout(field, source.source, root, kind, tuple(chosen[split]), split)
+    base = folder.parent if folder.is_file() else folder
+    return Layout(field, source.source, base, root, kind, chosen[split], split)
 
 
 def _splits(folder: Path) -> dict[str, list[Path]]:
     """All files by split, as the names of files and folders tell it."""
+    os.scandir(folder).close()  # the library takes a folder that cannot be looked into for an empty one
     try:
         found = DataFilesDict.from_patterns(get_data_patterns(str(folder.resolve())), base_path=str(folder.resolve()))
     except (EmptyDatasetError, FileNotFoundError):
@@ -249,7 +313,7 @@ def _format(files: Sequence[Path]) -> str | None:
     return "images" if any(file.suffix.lower() in IMAGES for file in data) else None
 
 
-def _of_format(kind: str, files: Sequence[Path]) -> list[Path]:
+def _of_format(kind: str, files: Sequence[Path]) -> tuple[Path, ...]:
     def belongs(file: Path) -> bool:
         if kind == "metadata":
             return file.name in METADATA
@@ -257,7 +321,7 @@ def _of_format(kind: str, files: Sequence[Path]) -> list[Path]:
             return file.suffix.lower() in IMAGES
         return TABLES.get(file.suffix.lower()) == kind and file.name not in ABOUT
 
-    return [file for file in files if belongs(file)]
+    return tuple(file for file in files if belongs(file))
 
 
 def _instead(files: Sequence[Path]) -> str:
@@ -272,5 +336,13 @@ def _choose(splits: Mapping[str, Any], source: DataSource | Validation, field: s
         return wanted
     if source.split is None and len(there) == 1:
         return there[0]
-    hint = nearest(wanted, there)
+    hint = nearest(_called(wanted, there), there)
     raise UserError(f"{field}.split: {source.source} has no split {wanted!r}; {hint}")
+
+
+def _called(wanted: str, there: Sequence[str]) -> str:
+    """What the data set calls a split that has many names, such as `dev`, `val` and `validation`."""
+    for names in SPLIT_KEYWORDS.values():
+        if wanted in names:
+            return next((name for name in there if name in names), wanted)
+    return wanted

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from finetune_trainer.data.dataset import Dataset, Row
-from finetune_trainer.errors import UserError
+from finetune_trainer.errors import RunError, UserError
 from finetune_trainer.stop import in_worker
 
 Batch = dict[str, torch.Tensor]
@@ -49,16 +49,16 @@ def evaluation_order(samples: int, batch_size: int, seed: int) -> list[list[int]
 
 
 @dataclass(frozen=True)
-class _Collated(torch.utils.data.Dataset[Batch | UserError]):
+class _Collated(torch.utils.data.Dataset[Batch | RunError]):
     """Lists of indices to batches. An error travels as a value: torch would wrap it in the worker's traceback."""
 
     dataset: Dataset
     collate: Callable[[Sequence[Row]], Batch]
 
-    def __getitem__(self, indices: list[int]) -> Batch | UserError:
+    def __getitem__(self, indices: list[int]) -> Batch | RunError:
         try:
             return self.collate([self.dataset[index] for index in indices])
-        except UserError as error:
+        except RunError as error:
             return error
 
 
@@ -79,7 +79,7 @@ def batches(
     )
     try:
         for batch in loader:
-            if isinstance(batch, UserError):
+            if isinstance(batch, RunError):
                 raise batch
             yield batch
     except RuntimeError as error:

@@ -46,8 +46,11 @@ class Processors:
         )
         return dict(encoded)
 
-    def count_longer(self, texts: Sequence[str]) -> int:
-        """How many of these are truncated."""
+    def count_longer(self, parts: Iterable[Sequence[str]]) -> int:
+        """How many of these are truncated; some are tokenized at a time."""
+        return sum(map(self._count_longer, parts))
+
+    def _count_longer(self, texts: Sequence[str]) -> int:
         distinct = Counter(texts)
         lengths = self.tokenizer(list(distinct), truncation=False, return_length=True, verbose=False)["length"]
         return sum(count for count, length in zip(distinct.values(), lengths, strict=True) if length > self.longest)
@@ -72,12 +75,17 @@ class Task(ABC):
     pads_by_config: ClassVar[bool] = False
     """Whether the model finds the end of a text by its config's `pad_token_id`."""
     new_head: bool = False
-    """Whether the pretrained head means something else than these data, and is begun anew."""
+    """Whether the head is begun anew: the model has none for these data, or one that means something else."""
 
     @classmethod
     @abstractmethod
-    def fit(cls, config: PretrainedConfig, train: Dataset) -> Self:
-        """The task for this data; the config is changed where the data decides what is built."""
+    def fit(cls, config: PretrainedConfig, data: Dataset) -> Self:
+        """The task for this data; the config is changed where the data decides what is built.
+
+        Args:
+            config: the model's.
+            data: what is learned from, with what is held out of it: a class may be rare enough to be in there only.
+        """
 
     @classmethod  # noqa: B027 - most tasks take any
     def check_batches(cls, batch_size: int, micro_batch_size: int) -> None:

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from finetune_trainer.data import Batch, Dataset, Problem, Row
+from finetune_trainer.data import Batch, Dataset, Problem, Row, in_order
 from finetune_trainer.errors import UserError
 from finetune_trainer.tasks.base import Processors, Task
 from finetune_trainer.tasks.detection import obvious
@@ -27,8 +27,6 @@ from finetune_trainer.tasks.passages import (
     encode,
 )
 
-ROWS = 1024
-"""Rows tokenized at once when a data set is looked through."""
 POSITIONS = 1024
 """Tokens judged at once in an evaluation: a copy of all logits in float32 may not fit beside them."""
 
@@ -49,7 +47,7 @@ class CausalLM(Task):
     needs: ClassVar[tuple[tuple[str, ...], ...]] = (("messages",), ("prompt", "completion"), ("text",))
 
     @classmethod
-    def fit(cls, config: PretrainedConfig, train: Dataset) -> Self:
+    def fit(cls, config: PretrainedConfig, data: Dataset) -> Self:
         if obvious(config) == "ImageTextToText":
             raise UserError(
                 f"task: not yet supported: CausalLM with a model that sees images (model.source is a "
@@ -60,7 +58,7 @@ class CausalLM(Task):
                 f"task: CausalLM needs a model that reads from left to right, but model.source is a "
                 f"{config.model_type} whose config says is_decoder: false"
             )
-        return cls(next(roles for roles in cls.needs if set(roles) <= set(train.columns)))
+        return cls(next(roles for roles in cls.needs if set(roles) <= set(data.columns)))
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -68,9 +66,11 @@ class CausalLM(Task):
 
     def problems(self, data: Dataset, processors: Processors) -> Iterator[Problem]:
         check_tokenizer(processors.tokenizer, "messages" in self.reads)
-        yield from self._malformed(data)
+        return in_order(self._malformed(data), self._useless(data, processors))
+
+    def _useless(self, data: Dataset, processors: Processors) -> Iterator[Problem]:
         for index, found in self._tokens(data, processors):
-            if text := _useless(found, processors.longest):
+            if text := _why_useless(found, processors.longest):
                 yield Problem(index, self.reads[-1], text)
 
     def count_truncated(self, data: Dataset, processors: Processors) -> int:
@@ -124,23 +124,30 @@ class CausalLM(Task):
         return completed(row["prompt"], row["completion"]) if "prompt" in self.reads else completed("", row["text"])
 
     def _malformed(self, data: Dataset) -> Iterator[Problem]:
-        for role in self.reads:
-            yield from data.missing(role) if role == "messages" else data.text_problems(role)
+        if "messages" in self.reads:
+            return data.missing("messages")
+        return in_order(*(data.text_problems(role, may_be_blank=True) for role in self.reads))
 
     def _tokens(self, data: Dataset, processors: Processors) -> Iterator[tuple[int, Tokens | Unlearnable]]:
         """Every row in tokens, but those that have holes or are no text."""
         bad = {problem.index for problem in self._malformed(data)}
-        values = {role: data.values(role) for role in self.reads}
-        whole = [index for index in range(len(data)) if index not in bad]
-        for first in range(0, len(whole), ROWS):
-            passages: dict[int, Passage] = {}
-            for index in whole[first : first + ROWS]:
-                row = {role: values[role][index] for role in self.reads}
-                try:
-                    passages[index] = self._passage(row, processors.tokenizer)
-                except Unlearnable as error:
-                    yield index, error
-            yield from zip(passages, encode(list(passages.values()), processors.tokenizer), strict=True)
+        first = 0
+        for parts in zip(*map(data.parts, self.reads), strict=True):
+            rows = enumerate(zip(*parts, strict=True), start=first)
+            whole = {index: dict(zip(self.reads, row, strict=True)) for index, row in rows if index not in bad}
+            yield from self._encoded(whole, processors)
+            first += len(parts[0])
+
+    def _encoded(self, rows: Mapping[int, Row], processors: Processors) -> Iterator[tuple[int, Tokens | Unlearnable]]:
+        passages: dict[int, Passage] = {}
+        found: dict[int, Tokens | Unlearnable] = {}
+        for index, row in rows.items():
+            try:
+                passages[index] = self._passage(row, processors.tokenizer)
+            except Unlearnable as error:
+                found[index] = error
+        found.update(zip(passages, encode(list(passages.values()), processors.tokenizer), strict=True))
+        return ((index, found[index]) for index in rows)
 
 
 def _logits(model: nn.Module, batch: Batch) -> Tensor:
@@ -150,7 +157,7 @@ def _logits(model: nn.Module, batch: Batch) -> Tensor:
     return logits.flatten(0, 1)
 
 
-def _useless(found: Tokens | Unlearnable, length: int) -> str | None:
+def _why_useless(found: Tokens | Unlearnable, length: int) -> str | None:
     """Why nothing can be learned from a row; None where something can."""
     if isinstance(found, Unlearnable):
         return str(found)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PretrainedConfig
 
-from finetune_trainer.data import Batch, Dataset, Problem, Row
+from finetune_trainer.data import Batch, Dataset, Problem, Row, in_order
 from finetune_trainer.errors import UserError
 from finetune_trainer.tasks.base import Processors, Task
 
@@ -26,7 +26,7 @@ class Classification(Task):
 
     Args:
         classes: label to number.
-        new_head: the model's own head tells other classes apart.
+        new_head: the model has no head, or one that tells other classes apart.
     """
 
     classes: Mapping[Label, int]
@@ -35,28 +35,29 @@ class Classification(Task):
     """How the names of architectures with a head for this task end."""
 
     @classmethod
-    def fit(cls, config: PretrainedConfig, train: Dataset) -> Self:
-        labels, names = _labels(train), train.class_names("label")
+    def fit(cls, config: PretrainedConfig, data: Dataset) -> Self:
+        labels, names = _labels(data), data.class_names("label")
         has_head = any(name.endswith(cls.head) for name in config.architectures or ())
         kept = _classes_of_head(config, labels, names) if has_head else None
         classes = kept or _numbered(labels, names)
         if len(classes) < 2:
-            column = f"{train.files.said}: column {train.names['label']!r}"
+            column = f"{data.files.said}: column {data.names['label']!r}"
             raise UserError(f"{column} has one class only: {next(iter(classes), None)!r}")
         if kept is None or (names and _is_nameless(config)):
             _name_classes(config, names or [str(label) for label in classes])
         config.problem_type = "single_label_classification"
-        return cls(classes, new_head=has_head and kept is None)
+        return cls(classes, new_head=kept is None)
 
     @property
     def metrics(self) -> tuple[str, ...]:
         return ("eval/loss", "eval/accuracy")
 
     def problems(self, data: Dataset, processors: Processors) -> Iterator[Problem]:
-        yield from self.input_problems(data)
-        yield from data.missing("label")
+        return in_order(self.input_problems(data), data.missing("label"), self._unknown_labels(data))
+
+    def _unknown_labels(self, data: Dataset) -> Iterator[Problem]:
         for index, label in enumerate(data.values("label")):
-            if label is not None and label not in self.classes:
+            if label is not None and not (isinstance(label, Label) and label in self.classes):
                 yield Problem(index, "label", self._unknown(label))
 
     @abstractmethod
@@ -97,14 +98,14 @@ class Classification(Task):
         return f"{label!r} is no class of the training set, which has {shown}{more}{hint}"
 
 
-def _labels(train: Dataset) -> list[Label]:
+def _labels(data: Dataset) -> list[Label]:
     """The distinct labels, in order."""
-    values = set(train.values("label")) - {None}
+    values = [label for label in data.values("label") if label is not None]
     odd = [label for label in values if not isinstance(label, Label)]
     if odd:
-        column = f"{train.files.said}: column {train.names['label']!r}"
+        column = f"{data.files.said}: column {data.names['label']!r}"
         raise UserError(f"{column}: expected a whole number or text, found {odd[0]!r}")
-    return sorted(values, key=lambda label: (isinstance(label, str), label))
+    return sorted(set(values), key=lambda label: (isinstance(label, str), label))
 
 
 def _numbered(labels: Sequence[Label], names: Sequence[str] | None) -> dict[Label, int]:

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, normalize
 from transformers import AutoModel, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-from finetune_trainer.data import Batch, Dataset, Problem, Row
+from finetune_trainer.data import Batch, Dataset, Problem, Row, in_order
 from finetune_trainer.errors import UserError
 from finetune_trainer.tasks.base import Processors, Task
 
@@ -36,13 +36,13 @@ class Contrastive(Task):
     reads_images: ClassVar[bool] = True
 
     @classmethod
-    def fit(cls, config: PretrainedConfig, train: Dataset) -> Self:
+    def fit(cls, config: PretrainedConfig, data: Dataset) -> Self:
         if not is_dual_encoder(config):
             raise UserError(
                 "task: Contrastive needs a model with an image and a text encoder (CLIP, SigLIP, dual encoders), "
                 f"but model.source is a {config.model_type}"
             )
-        return cls(has_labels="label" in train.columns)
+        return cls(has_labels="label" in data.columns)
 
     @classmethod
     def check_batches(cls, batch_size: int, micro_batch_size: int) -> None:
@@ -59,13 +59,11 @@ class Contrastive(Task):
         return ("eval/loss", "eval/recall_at_1", "eval/recall_at_5", *labelled)
 
     def problems(self, data: Dataset, processors: Processors) -> Iterator[Problem]:
-        yield from data.text_problems("text")
-        yield from data.image_problems()
-        if self.has_labels:
-            yield from data.missing("label")
+        labels = [data.missing("label")] if self.has_labels else []
+        return in_order(data.text_problems("text"), data.image_problems(), *labels)
 
     def count_truncated(self, data: Dataset, processors: Processors) -> int:
-        return processors.count_longer(data.values("text"))
+        return processors.count_longer(data.parts("text"))
 
     def collate(self, rows: Sequence[Row], processors: Processors) -> Batch:
         texts = [row["text"] for row in rows]

@@ -26,7 +26,7 @@ class SequenceClassification(Classification):
         return data.text_problems("text")
 
     def count_truncated(self, data: Dataset, processors: Processors) -> int:
-        return processors.count_longer(data.values("text"))
+        return processors.count_longer(data.parts("text"))
 
     def inputs(self, rows: Sequence[Row], processors: Processors) -> Batch:
         return processors.tokenize([row["text"] for row in rows])
