@@ -34,6 +34,8 @@ class AttemptJob:
     complete: bool
     failed: Said | None
     """Set once every pod is terminal, never earlier."""
+    ended: datetime | None = None
+    """Since when it is complete or failed."""
     started: datetime | None = None
     """Since when its pods are wanted; None while they are not."""
     suspended_at: datetime | None = None
@@ -156,6 +158,7 @@ def attempt_job(raw: dict[str, Any]) -> AttemptJob:
         deleting="deletionTimestamp" in metadata,
         complete="Complete" in conditions,
         failed=conditions.get("Failed"),
+        ended=_true_since(status, "Complete") or _true_since(status, "Failed"),
         # Just after it was let go on, it still has the start time of its earlier run.
         started=_time(status["startTime"]) if status.get("startTime") and "Suspended" not in conditions else None,
         suspended_at=_true_since(status, "Suspended"),

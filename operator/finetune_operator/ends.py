@@ -46,9 +46,10 @@ def seen_end(record: Attempt, job: AttemptJob | None, pods: Sequence[TrainerPod]
     if pod is not None and (record.reason is None or record.exit_code is None):
         told = _told_by_pod(pod)
         # A pod the kubelet turned away has no time of its end: the one that was written down stays.
-        return record.model_copy(update=told | {"end_time": told["end_time"] or record.end_time})
+        ended = told["end_time"] or record.end_time or (job.ended if job else None)
+        return record.model_copy(update=told | {"end_time": ended})
     if record.reason is None and job is not None and job.failed is not None:
-        return record.model_copy(update=_told_by_job(job.failed))
+        return record.model_copy(update=_told_by_job(job.failed) | {"end_time": record.end_time or job.ended})
     return record
 
 
@@ -58,11 +59,10 @@ def reopened(record: Attempt) -> Attempt:
     return record.model_copy(update=dict.fromkeys(forgotten))
 
 
-def closed(record: Attempt, now: datetime, fallback: End) -> Attempt:
+def closed(record: Attempt, ended: datetime, fallback: End) -> Attempt:
     """The record of an attempt of which nothing is left to wait for."""
-    return record.model_copy(
-        update={"reason": record.reason or fallback.reason, "end_time": record.end_time or now.replace(microsecond=0)}
-    )
+    end_time = record.end_time or ended.replace(microsecond=0)
+    return record.model_copy(update={"reason": record.reason or fallback.reason, "end_time": end_time})
 
 
 def report_of(pods: Sequence[TrainerPod]) -> Report | None:

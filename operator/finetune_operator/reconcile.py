@@ -36,6 +36,8 @@ LASTED_SECONDS = 600
 """An attempt that lasted this long was a good one: the waiting before the next starts from the beginning."""
 MAX_MISSING_NAMED = 5
 LOOK_AGAIN_SECONDS = 1.0
+MAX_LEAVINGS = 500
+"""ConfigMaps of earlier attempts go with the FineTuneJob itself."""
 
 CANNOT_PULL = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
 CANNOT_START = {
@@ -104,15 +106,21 @@ def _until_cleanup(job: ObservedJob, now: datetime) -> float | None:
 def _clean_up(job: ObservedJob, children: Children, now: datetime) -> Plan:
     """Delete Jobs, pods and ConfigMaps; that it is done is written down once nothing of them is found any more."""
     if children.leavings is None:
-        attempts = range(1, (job.status.attempt or 0) + 1)
-        return Plan(look=Look(leavings=tuple(attempt_name(job.key.name, number) for number in attempts)))
+        last = job.status.attempt or 0
+        numbers = range(max(1, last + 1 - MAX_LEAVINGS), last + 1)
+        return Plan(look=Look(leavings=tuple(attempt_name(job.key.name, number) for number in numbers)))
     jobs = [it for it in children.jobs if it.owner_uid == job.uid]
     configmaps = [it for it in children.leavings if it.owner_uid == job.uid]
-    if not jobs and not configmaps:
+    if not jobs and not configmaps and not any(pod.alive and _is_of(job, pod) for pod in children.pods):
         return Plan(status=job.status.model_copy(update={"cleanup_time": now.replace(microsecond=0)}))
     deletes = [Delete(it.name, it.uid) for it in jobs if not it.deleting]
     deletes += [Delete(it.name, it.uid, "configmaps") for it in configmaps]
     return Plan(deletes=tuple(deletes), requeue_after=LOOK_AGAIN_SECONDS)
+
+
+def _is_of(job: ObservedJob, pod: TrainerPod) -> bool:
+    """Pods of an earlier job of the same name carry the same labels."""
+    return job.status.start_time is not None and pod.created >= job.status.start_time
 
 
 def _say(job: ObservedJob, where: Standing, now: datetime, **changes: Any) -> Plan:
@@ -155,7 +163,7 @@ class _Course:
         if attempt is None or attempt.failed:
             return self._ended(attempt, self._record(attempt))
         if attempt.complete:
-            return self._succeeded(self._record(attempt))
+            return self._succeeded(attempt, self._record(attempt))
         return self._active(attempt, self._record(attempt))
 
     # Before an attempt runs.
@@ -195,16 +203,21 @@ class _Course:
                 "Suspending", "the trainer is writing a checkpoint and stops", attempts=self._attempts(record)
             )
             return _with_delete(plan, attempt)
+        limit = self.document.spec.active_deadline_seconds
+        # What has ended in time has not exceeded it.
+        if limit is None or record.end_time is not None:
+            return self._queued_or_going(attempt, record)
+        left = limit - clock.used(self.job.status, attempt, record, self.now)
+        if left <= 0:
+            late = ends.closed(record, attempt.suspended_at or self.now, ends.DEADLINE_EXCEEDED)
+            return _with_delete(self._overdue(late, limit), attempt)
+        plan = self._queued_or_going(attempt, record)
+        return _again_after(plan, left) if clock.is_running(attempt, record) else plan
+
+    def _queued_or_going(self, attempt: AttemptJob, record: Attempt) -> Plan:
         if attempt.suspended:
             return self._say("Queued", self._queue_hint(), attempts=self._attempts(record))
-        limit = self.document.spec.active_deadline_seconds
-        if limit is None or not clock.is_running(attempt, record):
-            return self._going(attempt, record)
-        left = limit - clock.used(self.job.status, attempt, self.now)
-        if left <= 0:
-            late = ends.closed(record, self.now, ends.DEADLINE_EXCEEDED)
-            return _with_delete(self._overdue(late, limit), attempt)
-        return _again_after(self._going(attempt, record), left)
+        return self._going(attempt, record)
 
     def _queue_hint(self) -> str:
         queue = self.document.spec.queue_name
@@ -286,13 +299,15 @@ class _Course:
 
     # When it has ended.
 
-    def _succeeded(self, record: Attempt) -> Plan:
+    def _succeeded(self, attempt: AttemptJob | None, record: Attempt) -> Plan:
         report = ends.report_of(self.pods)
         done = record.model_copy(update={"reason": SUCCEEDED.reason})
+        done = ends.closed(done, self._ended_at(attempt, record), SUCCEEDED)
         return self._say(
             "Succeeded",
             report.message if report else f"the model is at {self.document.destination}",
-            attempts=self._attempts(ends.closed(done, self.now, SUCCEEDED)),
+            attempts=self._attempts(done),
+            completion_time=done.end_time,
             **self._progress() | told(report),
         )
 
@@ -304,14 +319,23 @@ class _Course:
             return self._say(state, "waiting for the pods of the last attempt to end", attempts=self._attempts(record))
         if record.reason == SUCCEEDED.reason:
             # Its Job was deleted while it saved the model.
-            return self._succeeded(record)
+            return self._succeeded(attempt, record)
         if record.end_time is None and attempt is None and self.children.missing is None:
             # It is about to be called deleted: ask the API server itself, for a cache may be behind.
             return Plan(look=_needs(self.document))
-        record = ends.closed(record, self.now, ends.SUSPENDED if stopped_by_us else ends.DELETED)
+        ended = self._ended_at(attempt, record)
+        record = ends.closed(record, ended, ends.SUSPENDED if stopped_by_us else ends.DELETED)
         if attempt is None and stopped_by_us and ends.meaning(record).retried:
             record = record.model_copy(update={"reason": ends.SUSPENDED.reason})
         return self._after(record)
+
+    def _ended_at(self, attempt: AttemptJob | None, record: Attempt) -> datetime:
+        """When an attempt ended: the operator may have been away, and a deleted Job leaves no time behind."""
+        if attempt is not None and attempt.ended is not None:
+            return attempt.ended
+        progress = self._progress().get("progress") or self.job.status.progress
+        seen = progress.observed_time if progress else None
+        return seen if seen and record.start_time and seen >= record.start_time else self.now
 
     def _after(self, record: Attempt) -> Plan:
         end = ends.meaning(record)
@@ -359,6 +383,7 @@ class _Course:
             message,
             reason=record.reason or CRASHED.reason,
             attempts=self._attempts(record),
+            completion_time=record.end_time,
             **self._report(),
         )
 

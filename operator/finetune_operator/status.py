@@ -46,7 +46,7 @@ def standing(job: ObservedJob, where: Standing, now: datetime, **changes: Any) -
     truths = _truths(where.state)
     conditions = [_condition(job, kind, truths[kind], where, now) for kind in truths]
     if truths["Succeeded"] != "Unknown" and job.status.completion_time is None:
-        changes["completion_time"] = now
+        changes["completion_time"] = changes.get("completion_time") or now
     return job.status.model_copy(
         update={**changes, "observed_generation": job.generation, "conditions": conditions},
     )

@@ -148,7 +148,7 @@ class Model:
                 continue
             done = pod.end is not None and pod.end.exit_code == 0
             failed = Said("BackoffLimitExceeded", "Job has reached the specified backoff limit")
-            self.attempts[number] = replace(attempt, complete=done, failed=None if done else failed)
+            self.attempts[number] = replace(attempt, complete=done, failed=None if done else failed, ended=self.now)
 
     def lose_pods(self) -> None:
         """Dead pods vanish, but never before the Job controller has counted them."""

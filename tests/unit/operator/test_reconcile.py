@@ -486,6 +486,79 @@ def test_the_time_of_an_attempt_that_nobody_watched_counts() -> None:
     assert model.job.status.active_seconds == 70
 
 
+@pytest.mark.parametrize(("code", "state"), [(0, "Succeeded"), (2, "Failed")])
+def test_the_time_an_operator_was_away_is_nobodys(code: int, state: str) -> None:
+    model = Model(activeDeadlineSeconds=1000, ttlSecondsAfterFinished=20_000)
+    model.settle()
+    model.run()
+    model.settle()
+    model.wait(40)
+    end = model.now
+    model.end(code)
+    model.judge()
+    if code:
+        said = Said("PodFailurePolicy", f"Container trainer for pod default/job-a1-0 failed with exit code {code}")
+        model.attempts[1] = replace(model.attempts[1], failed=said)
+    model.lose_pods()
+    model.wait(10_000)
+    model.settle()
+    status = model.job.status
+    assert model.job.state == state
+    assert ((status.attempts or [])[0].end_time, status.completion_time, status.active_seconds) == (end, end, 40)
+    assert model.plan().requeue_after == 10_000
+
+
+def test_a_job_deleted_while_the_operator_was_away_ran_until_it_was_last_seen() -> None:
+    model = Model(activeDeadlineSeconds=1000)
+    model.settle()
+    model.run()
+    model.settle()
+    model.wait(40)
+    seen = Progress(step=1, observed_time=model.now)
+    model.job = replace(model.job, status=model.job.status.model_copy(update={"progress": seen}))
+    end = model.now
+    model.delete_attempt()
+    model.end(143)
+    model.pods.clear()
+    model.wait(10_000)
+    model.step()
+    status = model.job.status
+    assert ((status.attempts or [])[0].end_time, status.active_seconds) == (end, 40)
+
+
+def test_a_stretch_is_counted_once_however_a_queue_takes_its_pods() -> None:
+    model = Model(activeDeadlineSeconds=1000)
+    model.settle()
+    model.run()
+    model.settle()
+    model.wait(30)
+    model.end(143)
+    model.settle()
+    assert model.job.status.active_seconds == 30
+    model.pods.clear()
+    model.attempts[1] = replace(model.attempts[1], suspended=True)  # asked for; the Job controller has yet to act
+    model.settle()
+    model.wait(500)
+    model.queue(takes=True)
+    model.attempts[1] = replace(model.attempts[1], started=None, suspended_at=model.now)
+    model.settle()
+    assert model.job.status.active_seconds == 30
+
+
+def test_the_deadline_holds_for_pods_that_a_queue_asks_back_too() -> None:
+    model = Model(activeDeadlineSeconds=100)
+    model.settle()
+    model.run()
+    model.settle()
+    model.wait(90)
+    model.attempts[1] = replace(model.attempts[1], suspended=True)
+    model.settle()
+    assert model.job.state == "Queued"
+    model.wait(10)
+    model.settle()
+    assert model.job.state == "Failed" and stalled_reason(model) == "DeadlineExceeded"
+
+
 def test_a_deadline_can_be_raised_while_it_runs() -> None:
     model = Model(activeDeadlineSeconds=100)
     model.settle()
@@ -568,6 +641,23 @@ def test_what_belongs_to_somebody_else_is_not_cleaned_up() -> None:
     )  # fmt: skip
     plan = reconcile(model.job, foreign, model.now, model.config)
     assert not plan.deletes and plan.status and plan.status.cleanup_time
+
+
+def test_cleaning_up_is_done_when_the_pods_of_this_job_are_gone() -> None:
+    model = finished(ttlSecondsAfterFinished=0)
+    model.job = replace(model.job, status=model.job.status.model_copy(update={"cleanup_time": None}))
+    own = Children(pods=(running(make_pod(2, created=START)),), leavings=())
+    assert not reconcile(model.job, own, model.now, model.config).status
+    earlier = Children(pods=(running(make_pod(1, created=START - timedelta(days=1))),), leavings=())
+    plan = reconcile(model.job, earlier, model.now, model.config)
+    assert plan.status and plan.status.cleanup_time
+
+
+def test_what_is_looked_for_has_a_bound() -> None:
+    model = finished(ttlSecondsAfterFinished=0)
+    status = model.job.status.model_copy(update={"cleanup_time": None, "attempt": 100_000})
+    plan = reconcile(replace(model.job, status=status), Children(), model.now, model.config)
+    assert plan.look and plan.look.leavings[-1] == "job-a100000" and len(plan.look.leavings) == 500
 
 
 EVENTS = st.lists(
