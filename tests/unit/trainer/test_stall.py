@@ -52,7 +52,7 @@ def hanging(self, rows, processors):
     return collate(self, rows, processors)
 
 def slow(*arguments):
-    time.sleep(7)
+    time.sleep(12)
     return prepare(*arguments)
 
 class Switch(Listener):
@@ -67,7 +67,7 @@ whole.prepare = slow
 torch.set_num_threads(1)
 job = FineTuneJob.model_validate_json(Path(manifest).read_text(), strict=True)
 options = whole.RunOptions(
-    claims=Places(Path(claims), {"out": Path(out)}), termination_log=Path(log), stall_timeout=5.0
+    claims=Places(Path(claims), {"out": Path(out)}), termination_log=Path(log), stall_timeout=10.0
 )
 whole.run(job, options, Switch())
 """
@@ -102,7 +102,7 @@ def test_a_data_set_that_hangs_in_c_code_ends_the_run(claims: Path, out: Path) -
     assert ended.returncode == ExitCode.STALLED, ended.stderr
     assert "in hanging" in ended.stderr
     assert 'File "' in ended.stderr
-    assert "error: nothing got done for 5 s after step 2: no step, evaluation batch, checkpoint or" in ended.stderr
+    assert "error: nothing got done for 10 s after step 2: no step, evaluation batch, checkpoint or" in ended.stderr
     last = report(out)
     assert last.reason == "Stalled"
     assert "raise stallTimeoutSeconds" in last.message
