@@ -218,12 +218,17 @@ def _command(number: int) -> list[str]:
 
 
 def _environment(document: FineTuneJob, number: int, config: Config) -> list[Manifest]:
-    """Ours, then the job's, then the administrator's: where several speak, the last is heard."""
+    """Ours, then the job's, then the administrator's: where several speak, the last is heard.
+
+    What comes from whole Secrets and ConfigMaps (`envFrom`) is heard only where none of these speaks.
+    """
     downloads = CACHE_DIR if document.spec.runtime.cache_claim else SCRATCH_DIR
     ours = {"HOME": SCRATCH_DIR, "HF_HOME": f"{downloads}/huggingface", "TMPDIR": TEMPORARY_DIR}
     ours |= _threads(document, config)
     variables: dict[str, Manifest] = {name: {"name": name, "value": value} for name, value in ours.items()}
-    for variable in (*(it.manifest() for it in document.spec.runtime.env), *config.trainer.env):
+    for variable in (*(it.manifest() for it in document.spec.runtime.env), *config.trainer.env_manifests()):
+        # A variable may speak of those before it, `$(OTHER)`: one that is said again stands where it was said last.
+        variables.pop(variable["name"], None)
         variables[variable["name"]] = variable
     variables[ATTEMPT_ENV] = {"name": ATTEMPT_ENV, "value": str(number)}
     return list(variables.values())
@@ -232,9 +237,9 @@ def _environment(document: FineTuneJob, number: int, config: Config) -> list[Man
 def _resources(document: FineTuneJob, config: Config) -> Manifest:
     asked, default = document.spec.resources, config.trainer.resources
     wanted: dict[str, Quantity | None] = {
-        "cpu": asked.cpu or default.cpu,
-        "memory": asked.memory or default.memory,
-        "ephemeral-storage": asked.ephemeral_storage or default.ephemeral_storage,
+        "cpu": _first(asked.cpu, default.cpu),
+        "memory": _first(asked.memory, default.memory),
+        "ephemeral-storage": _first(asked.ephemeral_storage, default.ephemeral_storage),
     }
     if asked.gpus_per_node and asked.device != "CPU":
         wanted[asked.gpu_resource] = asked.gpus_per_node
@@ -244,14 +249,19 @@ def _resources(document: FineTuneJob, config: Config) -> Manifest:
     return {name: amounts for name, amounts in (("requests", requests), ("limits", limits)) if amounts}
 
 
+def _first(asked: Quantity | None, default: Quantity | None) -> Quantity | None:
+    """What the job asks for, be it 0, or else the default."""
+    return asked if asked is not None else default
+
+
 def _threads(document: FineTuneJob, config: Config) -> Manifest:
     """As many threads as the pod asks CPUs for: by itself torch would take every core it sees on the node."""
-    cpu = document.spec.resources.cpu or config.trainer.resources.cpu
+    cpu = _first(document.spec.resources.cpu, config.trainer.resources.cpu)
     return {} if cpu is None else {"OMP_NUM_THREADS": str(max(1, math.ceil(parse_quantity(cpu))))}
 
 
 def _volumes(document: FineTuneJob, configmap: str, config: Config) -> list[Manifest]:
-    shared = document.spec.resources.shared_memory or config.trainer.resources.shared_memory
+    shared = _first(document.spec.resources.shared_memory, config.trainer.resources.shared_memory)
     memory = {"medium": "Memory"} | ({"sizeLimit": str(shared)} if shared is not None else {})
     return [
         {"name": "job", "configMap": {"name": configmap}},

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from finetune_api.affinity import Affinity
 from finetune_api.base import Labels, ObjectName, Quantity
-from finetune_api.runtime import EnvFrom, PullSecret, Toleration
+from finetune_api.runtime import EnvFrom, EnvName, Id, PullSecret, Toleration
 
 
 class ConfigError(ValueError):
@@ -34,6 +34,20 @@ class TrainerResources(Settings):
     shared_memory: Quantity | None = None
 
 
+class AdminEnv(Settings):
+    """An environment variable, as in a container; any source that Kubernetes knows will do."""
+
+    name: EnvName
+    value: str | None = None
+    value_from: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _one_value(self) -> Self:
+        if self.value is not None and self.value_from is not None:
+            raise ValueError("set at most one of value and valueFrom")
+        return self
+
+
 class Trainer(Settings):
     """How trainer pods are made.
 
@@ -44,12 +58,12 @@ class Trainer(Settings):
     image: str = "finetune-trainer:latest"
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     resources: TrainerResources = TrainerResources()
-    run_as_user: Annotated[int, Field(ge=1)] = 65532
-    fs_group: Annotated[int, Field(ge=1)] = 65532
+    run_as_user: Id = 65532
+    fs_group: Id = 65532
     image_pull_deadline_seconds: Annotated[int, Field(ge=1)] = 600
     termination_grace_period_seconds: Annotated[int, Field(ge=1)] = 120
-    env: list[dict[str, Any]] = []
-    """Environment variables in a container's own shape; they win over the job's."""
+    env: list[AdminEnv] = []
+    """They win over the job's."""
     env_from: list[EnvFrom] = []
     image_pull_secrets: list[PullSecret] = []
     node_selector: Labels = {}
@@ -58,6 +72,10 @@ class Trainer(Settings):
     priority_class_name: ObjectName | None = None
     scheduler_name: ObjectName | None = None
     service_account_name: ObjectName | None = None
+
+    def env_manifests(self) -> list[dict[str, Any]]:
+        """The environment variables, in a container's own shape."""
+        return [it.model_dump(by_alias=True, exclude_none=True) for it in self.env]
 
 
 class OutputClaim(Settings):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from finetune_operator import config
@@ -77,6 +78,59 @@ def test_what_the_administrator_says_of_trainer_pods_is_understood(chart: Chart)
     file.write_text(chart.render(trainer=wanted).config)
     understood = config.load(file).trainer.model_dump(by_alias=True, mode="json", exclude_none=True)
     assert {key: understood[key] for key in wanted} == wanted
+
+
+GOOD: list[Object] = [
+    {"tolerations": [{"operator": "Exists"}]},
+    {"tolerations": [{"key": "a.b/c", "value": "x"}]},
+    {"tolerations": [{"key": "gpu", "operator": "Equal", "value": "", "effect": "NoExecute", "tolerationSeconds": 0}]},
+    {"envFrom": [{"secretRef": {"name": "proxy"}}]},
+    {"env": [{"name": "A", "value": ""}, {"name": "my.b-c", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}]},
+    {"nodeSelector": {"kubernetes.io/arch": "amd64", "empty": ""}},
+    {"runAsUser": 2_147_483_647, "fsGroup": 1},
+    {"priorityClassName": "a.b", "schedulerName": None},
+    {"resources": {"cpu": 0, "memory": ".5Gi", "ephemeralStorage": "1e9", "sharedMemory": None}},
+]
+BAD: list[Object] = [
+    {"tolerations": [{}]},
+    {"tolerations": [{"value": "x"}]},
+    {"tolerations": [{"operator": "Equal"}]},
+    {"tolerations": [{"key": "not a key"}]},
+    {"tolerations": [{"key": "gpu", "operator": "Exists", "value": "x"}]},
+    {"tolerations": [{"key": "gpu", "tolerationSeconds": 1}]},
+    {"tolerations": [{"key": "gpu", "effect": "NoSchedule", "tolerationSeconds": 1}]},
+    {"tolerations": [{"key": "gpu", "value": "not a value"}]},
+    {"envFrom": [{"prefix": "X_"}]},
+    {"envFrom": [{"secretRef": {"name": "a"}, "configMapRef": {"name": "b"}}]},
+    {"envFrom": [{"prefix": "1", "secretRef": {"name": "a"}}]},
+    {"envFrom": [{"secretRef": {"name": "A_b"}}]},
+    {"env": [{"value": "x"}]},
+    {"env": [{"name": "a=b"}]},
+    {"env": [{"name": "A", "value": "x", "valueFrom": {}}]},
+    {"imagePullSecrets": [{"name": "Not_a_name"}]},
+    {"nodeSelector": {"pool": "not a value"}},
+    {"nodeSelector": {"-pool-": "x"}},
+    {"runAsUser": 2_147_483_648},
+    {"fsGroup": 0},
+    {"priorityClassName": "High"},
+    {"serviceAccountName": ""},
+    {"resources": {"cpu": "-1"}},
+    {"resources": {"memory": "16 GB"}},
+]
+
+
+@pytest.mark.parametrize("trainer", GOOD, ids=str)
+def test_what_helm_takes_the_operator_takes(chart: Chart, trainer: Object) -> None:
+    file = chart.scratch / "config.yaml"
+    file.write_text(chart.render(trainer=trainer).config)
+    config.load(file)
+
+
+@pytest.mark.parametrize("trainer", BAD, ids=str)
+def test_what_the_operator_refuses_helm_refuses_before(chart: Chart, trainer: Object) -> None:
+    assert next(iter(trainer)) in chart.refusal(trainer=trainer)
+    with pytest.raises(ValidationError):
+        config.Trainer.model_validate(trainer)
 
 
 def test_two_releases_in_one_namespace_do_not_wait_for_each_other(chart: Chart) -> None:

@@ -108,6 +108,28 @@ def test_the_administrators_environment_wins() -> None:
     assert found["HOME"] == "/scratch" and found["FINETUNE_ATTEMPT"] == "1"
 
 
+def test_a_variable_stands_where_it_was_said_last() -> None:
+    config = Config.model_validate({"trainer": {"env": [{"name": "LIBS", "value": "$(ROOT)/lib"}]}})
+    env = [
+        {"name": "LIBS", "value": "x"},
+        {"name": "ROOT", "value": "/data"},
+        {"name": "HOME", "value": "$(ROOT)/home"},
+    ]
+    names = [it["name"] for it in container_of(make_job(runtime={"env": env}), config)["env"]]
+    assert names.index("ROOT") < names.index("HOME") < names.index("LIBS") and len(names) == len(set(names))
+
+
+def test_nothing_asked_for_is_not_the_default() -> None:
+    asked = {"cpu": 0, "memory": "0", "ephemeralStorage": 0}
+    resources = container_of(make_job(resources=asked), Config.model_validate(DEFAULTS))["resources"]
+    assert {name: resources["requests"][name] for name in ("cpu", "memory", "ephemeral-storage")} == {
+        "cpu": "0", "memory": "0", "ephemeral-storage": "0",
+    }  # fmt: skip
+
+
+DEFAULTS = {"trainer": {"resources": {"cpu": "4", "memory": "16Gi", "ephemeralStorage": "10Gi"}}}
+
+
 def test_interruptions_stay_out_of_the_rule_for_crashes() -> None:
     job = make_job()
     assert job.document
