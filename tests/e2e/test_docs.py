@@ -17,7 +17,8 @@ from e2e.world import ROOT
 
 pytestmark = pytest.mark.timeout(600)
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("examples/*/README.md"))]
+PAGES = sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/README.md")])
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
 # The whole training of the main example is what test_main_job runs; here it only has to go.
 SHORT = {"examples/two-optimizers/job.yaml": ["--set", "training.epochs=2"]}
 
