@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, Gemma3Config
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BertConfig, Gemma3Config
 
 from finetune_trainer import models
 from finetune_trainer.data import Batch, Row
 from finetune_trainer.errors import UserError
 from finetune_trainer.run import RunOptions, prepare, run
 from finetune_trainer.tasks.base import Processors
-from finetune_trainer.tasks.causal_lm import CausalLM
+from finetune_trainer.tasks.causal_lm import ALWAYS_DECODERS, CausalLM
 from finetune_trainer.tasks.passages import Passage, Unlearnable, conversation
 from unit.trainer import tiny
 
@@ -326,6 +326,16 @@ def test_an_encoder_is_no_language_model(language: Path) -> None:
     sees = Gemma3Config(architectures=["Gemma3ForConditionalGeneration"])
     with pytest.raises(UserError, match=r"not yet supported: CausalLM with a model that sees images.*gemma3"):
         CausalLM.fit(sees, data)
+
+
+@pytest.mark.parametrize("kind", ALWAYS_DECODERS)
+def test_some_read_from_left_to_right_whatever_their_config_says(language: Path, kind: str) -> None:
+    config = AutoConfig.for_model(kind, **tiny.SMALL, vocab_size=8)
+    assert config.is_decoder is False
+    model = AutoModelForCausalLM.from_config(config).eval()
+    first, second = (model(torch.tensor([[1, 2, last]])).logits for last in (3, 4))
+    assert torch.equal(first[:, :2], second[:, :2]) and not torch.equal(first[:, 2], second[:, 2])
+    CausalLM.fit(config, prepare(tiny.job("chatty", "texts"), tiny.places(language, language)).train)
 
 
 def test_a_batch_without_a_target_has_no_loss(language: Path) -> None:

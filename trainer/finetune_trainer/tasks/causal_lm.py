@@ -27,6 +27,8 @@ from finetune_trainer.tasks.passages import (
     encode,
 )
 
+ALWAYS_DECODERS = ("gpt_neox", "gpt_neox_japanese")
+"""Models that read from left to right whatever their config says of `is_decoder`; by default it says false."""
 POSITIONS = 1024
 """Tokens judged at once in an evaluation: a copy of all logits in float32 may not fit beside them."""
 
@@ -53,7 +55,7 @@ class CausalLM(Task):
                 f"task: not yet supported: CausalLM with a model that sees images (model.source is a "
                 f"{config.model_type}); take one that has text alone"
             )
-        if not getattr(config, "is_decoder", True):
+        if not getattr(config, "is_decoder", True) and config.model_type not in ALWAYS_DECODERS:
             raise UserError(
                 f"task: CausalLM needs a model that reads from left to right, but model.source is a "
                 f"{config.model_type} whose config says is_decoder: false"
