@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -14,15 +14,17 @@ from finetune_api.affinity import Affinity
 from finetune_api.base import Labels, ObjectName, Quantity
 from finetune_api.runtime import EnvFrom, EnvName, Id, PullSecret, Toleration
 
+Namespace = Annotated[str, StringConstraints(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+
 
 class ConfigError(ValueError):
     """A configuration file that cannot be used; the message names the file, the field and what was expected."""
 
 
 class Settings(BaseModel):
-    """A piece of the configuration: camelCase outside, unknown fields refused."""
+    """A piece of the configuration: camelCase outside, unknown fields and other types refused, as the chart does."""
 
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, strict=True)
 
 
 class TrainerResources(Settings):
@@ -83,7 +85,9 @@ class OutputClaim(Settings):
 
     size: Quantity = "20Gi"
     storage_class_name: str | None = None
-    access_modes: list[str] = ["ReadWriteOnce"]
+    access_modes: Annotated[
+        list[Literal["ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod"]], Field(min_length=1)
+    ] = ["ReadWriteOnce"]
 
 
 class Config(Settings):
@@ -91,7 +95,7 @@ class Config(Settings):
 
     trainer: Trainer = Trainer()
     output_claim: OutputClaim = OutputClaim()
-    watch_namespaces: list[str] = []
+    watch_namespaces: list[Namespace] = []
     """Namespaces to serve; none means all."""
     progress_interval_seconds: Annotated[float, Field(gt=0)] = 15
     """Progress is written to a job's status at most this often."""

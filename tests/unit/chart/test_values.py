@@ -80,6 +80,20 @@ def test_what_the_administrator_says_of_trainer_pods_is_understood(chart: Chart)
     assert {key: understood[key] for key in wanted} == wanted
 
 
+def required_of_nodes(term: Object) -> Object:
+    """A demand on nodes, in an affinity's own shape."""
+    return {"affinity": {"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": [term]}}}}
+
+
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
+COMPANY: Object = {
+    "labelSelector": {
+        "matchLabels": {"app": "x"},
+        "matchExpressions": [{"key": "a", "operator": "In", "values": [""]}],
+    },
+    "topologyKey": "zone",
+}
 GOOD: list[Object] = [
     {"tolerations": [{"operator": "Exists"}]},
     {"tolerations": [{"key": "a.b/c", "value": "x"}]},
@@ -90,6 +104,12 @@ GOOD: list[Object] = [
     {"runAsUser": 2_147_483_647, "fsGroup": 1},
     {"priorityClassName": "a.b", "schedulerName": None},
     {"resources": {"cpu": 0, "memory": ".5Gi", "ephemeralStorage": "1e9", "sharedMemory": None}},
+    {"resources": {"cpu": 1.0, "memory": 9_007_199_254_740_991}, "terminationGracePeriodSeconds": 10_000_000},
+    {"affinity": {}},
+    required_of_nodes({"matchFields": [{"key": "metadata.name", "operator": "NotIn", "values": ["node-1"]}]}),
+    required_of_nodes({"matchExpressions": [{"key": "a.b/c", "operator": "Gt", "values": ["1"]}]}),
+    {"affinity": {"podAffinity": {REQUIRED: [COMPANY], PREFERRED: [{"weight": 100, "podAffinityTerm": COMPANY}]}}},
+    {"affinity": {"podAntiAffinity": {REQUIRED: [{"labelSelector": {}, "topologyKey": "zone"}], PREFERRED: []}}},
 ]
 BAD: list[Object] = [
     {"tolerations": [{}]},
@@ -116,6 +136,29 @@ BAD: list[Object] = [
     {"serviceAccountName": ""},
     {"resources": {"cpu": "-1"}},
     {"resources": {"memory": "16 GB"}},
+    {"resources": {"cpu": True}},
+    {"runAsUser": "5"},
+    {"affinity": {"nodeAffinity": {"required": {}}}},
+    {"affinity": {"podAffinity": {PREFERRED: [{"weight": 101, "podAffinityTerm": COMPANY}]}}},
+    {"affinity": {"podAffinity": {REQUIRED: [{**COMPANY, "namespaces": ["other"]}]}}},
+    {"affinity": {"podAffinity": {REQUIRED: [{"topologyKey": "zone"}]}}},
+    {"affinity": {"podAntiAffinity": {PREFERRED: [COMPANY]}}},
+    required_of_nodes({}),
+    required_of_nodes({"matchExpressions": []}),
+    required_of_nodes({"matchExpressions": [{"key": "a", "operator": "In"}]}),
+    required_of_nodes({"matchExpressions": [{"key": "a", "operator": "Exists", "values": ["x"]}]}),
+    required_of_nodes({"matchExpressions": [{"key": "a", "operator": "Gt", "values": ["x"]}]}),
+    required_of_nodes({"matchExpressions": [{"key": "a", "operator": "Near"}]}),
+    required_of_nodes({"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["a", "b"]}]}),
+]
+BAD_ELSEWHERE: list[Object] = [
+    {"outputClaim": {"size": "20 GB"}},
+    {"outputClaim": {"accessModes": ["RWO"]}},
+    {"outputClaim": {"accessModes": []}},
+    {"watchNamespaces": ["Team_A"]},
+    {"watchNamespaces": "team-a"},
+    {"pollIntervalSeconds": 0},
+    {"pollIntervalSeconds": "5"},
 ]
 
 
@@ -126,11 +169,12 @@ def test_what_helm_takes_the_operator_takes(chart: Chart, trainer: Object) -> No
     config.load(file)
 
 
-@pytest.mark.parametrize("trainer", BAD, ids=str)
-def test_what_the_operator_refuses_helm_refuses_before(chart: Chart, trainer: Object) -> None:
-    assert next(iter(trainer)) in chart.refusal(trainer=trainer)
-    with pytest.raises(ValidationError):
-        config.Trainer.model_validate(trainer)
+@pytest.mark.parametrize("values", [*({"trainer": each} for each in BAD), *BAD_ELSEWHERE], ids=str)
+def test_what_the_operator_refuses_helm_refuses_before(chart: Chart, values: Object) -> None:
+    field = next(iter(values.get("trainer", values)))
+    assert field in chart.refusal(**values)
+    with pytest.raises(ValidationError, match=field):
+        config.Config.model_validate(values)
 
 
 def test_two_releases_in_one_namespace_do_not_wait_for_each_other(chart: Chart) -> None:
@@ -190,6 +234,7 @@ def test_the_monitor_finds_the_service_and_the_service_the_pod(chart: Chart) -> 
         ({"trainer": {"resource": {"cpu": 1}}}, ["/trainer", "resource", "not allowed"]),
         ({"replicas": "two"}, ["/replicas", "integer"]),
         ({"image": {"digest": "sha256:1234"}}, ["/image/digest"]),
+        ({"trainer": {"image": {"pullPolicy": None}}}, ["/trainer/image", "pullPolicy"]),
         ({"trainer": {"runAsUser": 0}}, ["/trainer/runAsUser", "minimum"]),
         ({"trainer": {"resources": {"memory": "16 GB"}}}, ["/trainer/resources/memory"]),
         ({"watchNamespaces": ["Team_A"]}, ["/watchNamespaces/0"]),

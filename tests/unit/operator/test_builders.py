@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from finetune_api.base import Model
+from finetune_api.resources import Resources
+from finetune_api.runtime import Runtime
 from finetune_operator.builders import prepare_attempt, prepare_configmap, prepare_job, prepare_output_claim
 from finetune_operator.config import Config
 from finetune_operator.observed import ObservedJob
@@ -144,7 +147,12 @@ def test_interruptions_stay_out_of_the_rule_for_crashes() -> None:
 AFFINITY = {
     "nodeAffinity": {
         "requiredDuringSchedulingIgnoredDuringExecution": {
-            "nodeSelectorTerms": [{"matchExpressions": [{"key": "pool", "operator": "In", "values": ["a"]}]}]
+            "nodeSelectorTerms": [
+                {
+                    "matchExpressions": [{"key": "pool", "operator": "In", "values": ["a"]}],
+                    "matchFields": [{"key": "metadata.name", "operator": "NotIn", "values": ["node-1"]}],
+                }
+            ]
         }
     },
     "podAntiAffinity": {
@@ -205,10 +213,79 @@ def test_the_administrator_has_the_last_word() -> None:
     assert env_from == [*RUNTIME["envFrom"], {"configMapRef": {"name": "proxy"}}]
 
 
+EVERY_FIELD: dict[str, dict[str, Any]] = {
+    "runtime": {
+        **RUNTIME,
+        "image": "own:1",
+        "imagePullPolicy": "Never",
+        "env": [{"name": "A", "value": "1"}],
+        "runAsUser": 1000,
+        "fsGroup": 2000,
+        "volumes": [{"claim": "more", "mountPath": "/more"}],
+        "cacheClaim": "downloads",
+    },
+    "resources": {
+        "gpusPerNode": 1,
+        "gpuResource": "amd.com/gpu",
+        "device": "CPU",
+        "cpu": 8,
+        "memory": "32Gi",
+        "ephemeralStorage": "50Gi",
+        "sharedMemory": "2Gi",
+    },
+}
+
+
+@pytest.mark.parametrize(("part", "model"), [("runtime", Runtime), ("resources", Resources)])
+def test_no_field_is_accepted_and_then_forgotten(part: str, model: type[Model]) -> None:
+    aliases = {str(field.alias) for field in model.model_fields.values()}
+    assert aliases - {"nodes"} == EVERY_FIELD[part].keys(), "a field without a value here is a field that nobody tries"
+    base = {"gpusPerNode": 1} if part == "resources" else {}
+    for field, value in EVERY_FIELD[part].items():
+        without = {"gpusPerNode": 0} if field == "gpusPerNode" else base
+        changed = pod_of(make_job(**{part: {**without, field: value}})) != pod_of(make_job(**{part: without}))
+        assert changed, f"spec.{part}.{field} does not reach the pod"
+
+
+def test_a_gpu_is_asked_for_by_the_name_the_job_gives_it_and_only_to_compute_with_it() -> None:
+    resources = container_of(make_job(resources={"gpusPerNode": 1, "gpuResource": "amd.com/gpu"}))["resources"]
+    assert resources["requests"] == resources["limits"] == {"amd.com/gpu": "1"}
+    assert container_of(make_job(resources={"gpusPerNode": 1, "device": "CPU"}))["resources"] == {}
+
+
+def test_a_variable_may_come_from_a_secret_or_a_configmap() -> None:
+    env = [
+        {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token", "optional": True}}},
+        {"name": "URL", "valueFrom": {"configMapKeyRef": {"name": "hub", "key": "url"}}},
+    ]
+    found = container_of(make_job(runtime={"env": env}))["env"]
+    assert [it for it in found if "valueFrom" in it] == env
+
+
+def test_the_job_sizes_its_scratch_space_and_shared_memory() -> None:
+    config = Config.model_validate({"trainer": {"resources": {"ephemeralStorage": "10Gi", "sharedMemory": "1Gi"}}})
+    job = make_job(resources={"ephemeralStorage": "50Gi", "sharedMemory": 0})
+    assert container_of(job, config)["resources"]["limits"]["ephemeral-storage"] == "50Gi"
+    shared = next(it for it in pod_of(job, config)["volumes"] if it["name"] == "shared-memory")
+    assert shared["emptyDir"]["sizeLimit"] == "0"
+
+
+def test_the_chart_says_how_long_an_interrupted_trainer_has_and_what_claim_it_gets() -> None:
+    claim = {"size": "5Gi", "storageClassName": "fast", "accessModes": ["ReadWriteMany"]}
+    config = Config.model_validate({"trainer": {"terminationGracePeriodSeconds": 7}, "outputClaim": claim})
+    assert pod_of(make_job(), config)["terminationGracePeriodSeconds"] == 7
+    assert prepare_output_claim(make_job(), config)["spec"] == {
+        "accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "5Gi"}}, "storageClassName": "fast",
+    }  # fmt: skip
+
+
 def test_image_and_user_of_the_chart_are_defaults() -> None:
-    config = Config.model_validate({"trainer": {"image": "chart:1", "runAsUser": 5, "fsGroup": 6}})
-    job = make_job(runtime={"image": "own:1", "runAsUser": 7})
-    assert container_of(job, config)["image"] == "own:1"
+    trainer = {"image": "chart:1", "imagePullPolicy": "Always", "runAsUser": 5, "fsGroup": 6}
+    config = Config.model_validate({"trainer": trainer})
+    job = make_job(runtime={"image": "own:1", "imagePullPolicy": "Never", "runAsUser": 7})
+    container = container_of(job, config)
+    assert (container["image"], container["imagePullPolicy"]) == ("own:1", "Never")
+    assert container_of(make_job(), config)["imagePullPolicy"] == "Always"
     security = pod_of(job, config)["securityContext"]
     assert (security["runAsUser"], security["fsGroup"]) == (7, 6)
 
