@@ -197,7 +197,7 @@ class Runtime(Model):
     env: Annotated[list[EnvVar], UniqueBy("name"), Field(max_length=64)] = []
     """Environment of the trainer container."""
     env_from: Annotated[list[EnvFrom], Field(max_length=16)] = []
-    """Environment from whole Secrets and ConfigMaps; `env` wins over it."""
+    """Environment from whole Secrets and ConfigMaps; `env` and what every trainer gets (HF_HOME) win over it."""
     node_selector: Labels | None = None
     """Labels that a node must have."""
     tolerations: Annotated[list[Toleration], Field(max_length=32)] = []
