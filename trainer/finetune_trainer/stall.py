@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import cast
 
 from finetune_api.exits import ExitCode
 from finetune_trainer.events import CheckpointRecord, EvaluationRecord, Listener, StepRecord, TestRecord
@@ -28,6 +29,9 @@ STDERR = 2
 
 LAST_WORDS = 20.0
 """Seconds for stacks and report; what made the run hang may make these hang too."""
+
+WORKER_WORDS = 1.0
+"""Seconds for one worker's stack. All write to the same stream, byte by byte, so one speaks after the other."""
 
 
 class Pulse(Listener):
@@ -117,23 +121,29 @@ def _expect_another_look(seconds: float) -> None:
 
 def _end(say_why: Callable[[], str]) -> None:
     faulthandler.cancel_dump_traceback_later()
-    last_moment = threading.Timer(LAST_WORDS, os._exit, [int(ExitCode.STALLED)])
+    last_moment = threading.Timer(LAST_WORDS, _leave)
     last_moment.daemon = True
     last_moment.start()
     with suppress(Exception):
         _show_stacks()
     with suppress(Exception):
         os.write(STDERR, f"error: {say_why()}\n".encode())
-    os._exit(ExitCode.STALLED)
+    _leave()
 
 
 def _show_stacks() -> None:
-    """Those of the data workers as well; then they are ended, because one that hangs would stay behind."""
+    """Those of the data workers as well."""
     faulthandler.dump_traceback(STDERR, all_threads=True)
     workers = multiprocessing.active_children()
-    for pid in [worker.pid for worker in workers if worker.pid is not None]:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGUSR1)
-    time.sleep(1.0 if workers else 0.0)
     for worker in workers:
-        worker.kill()
+        with suppress(ProcessLookupError):
+            os.kill(cast(int, worker.pid), signal.SIGUSR1)
+        time.sleep(min(WORKER_WORDS, LAST_WORDS / 2 / len(workers)))
+
+
+def _leave() -> None:
+    """Workers are ended last: one that hangs would stay behind, and one that is gone is an error to the loader."""
+    with suppress(Exception):
+        for worker in multiprocessing.active_children():
+            worker.kill()
+    os._exit(ExitCode.STALLED)

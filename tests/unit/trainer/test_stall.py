@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from finetune_api import FineTuneJob
 from finetune_api.exits import ExitCode
@@ -100,7 +101,7 @@ def report(out: Path) -> Report:
 def test_a_data_set_that_hangs_in_c_code_ends_the_run(claims: Path, out: Path) -> None:
     ended = started(job(), claims, out, "c")
     assert ended.returncode == ExitCode.STALLED, ended.stderr
-    assert "in hanging" in ended.stderr
+    assert "in hanging" in ended.stderr, ended.stderr
     assert 'File "' in ended.stderr
     assert "error: nothing got done for 10 s after step 2: no step, evaluation batch, checkpoint or" in ended.stderr
     last = report(out)
@@ -110,10 +111,11 @@ def test_a_data_set_that_hangs_in_c_code_ends_the_run(claims: Path, out: Path) -
     assert last.checkpoint is not None and last.checkpoint.step == 2
 
 
-def test_a_worker_that_hangs_shows_its_stack_and_does_not_stay_behind(claims: Path, out: Path) -> None:
-    ended = started(job(data={"workers": 1}), claims, out, "c")
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_that_hang_show_their_stacks_and_do_not_stay_behind(claims: Path, out: Path, workers: int) -> None:
+    ended = started(job(data={"workers": workers}), claims, out, "c")
     assert ended.returncode == ExitCode.STALLED, ended.stderr
-    assert "in hanging" in ended.stderr
+    assert ended.stderr.count(" in hanging\n") >= workers, ended.stderr
     assert not [process for process in psutil.process_iter(["cmdline"]) if str(out) in (process.info["cmdline"] or [])]
 
 
@@ -128,4 +130,4 @@ def test_c_code_that_never_lets_python_run_ends_the_run_too(claims: Path, out: P
     ended = started(job(), claims, out, "held")
     assert ended.returncode == ExitCode.FAILED, ended.stderr
     assert "Timeout" in ended.stderr
-    assert "in hanging" in ended.stderr
+    assert "in hanging" in ended.stderr, ended.stderr
