@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from finetune_api.crd import job_crd, to_yaml
 from finetune_api.defaults import effective
-from finetune_api.exits import PERMANENT, ExitCode, end_of
+from finetune_api.exit_codes import PERMANENT, ExitCode, end_of
 from finetune_api.job import FineTuneJob, parse
 from finetune_api.sources import locate
 from finetune_api.status import Metric, ModuleStatus, Report

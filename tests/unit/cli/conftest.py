@@ -12,7 +12,7 @@ from click.testing import Result
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 from typer.testing import CliRunner
 
-from finetune_trainer.cli import app
+from finetune_trainer.cli.main import app
 
 WORDS = {"fruit": ["apple", "pear", "plum"], "tool": ["saw", "drill", "hammer"]}
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from finetune_api.exits import ExitCode
-from finetune_trainer import cli, errors
-from finetune_trainer import run as trainer
+from finetune_api.exit_codes import ExitCode
+from finetune_trainer import errors
+from finetune_trainer.cli import main
+from finetune_trainer.training import run as trainer
 
 MISTAKES = {
     "unknown field": ("cycles: 2", "cycels: 2", "did you mean 'cycles'"),
@@ -99,7 +100,14 @@ def test_ends_have_their_exit_codes(
 
 
 def test_sigterm_ends_a_run_with_a_checkpoint_and_exit_code_75(work: Any) -> None:
-    command = [sys.executable, "-c", "from finetune_trainer.cli import main; main()", "run", work.job, *work.places()]
+    command = [
+        sys.executable,
+        "-c",
+        "from finetune_trainer.cli.main import main; main()",
+        "run",
+        work.job,
+        *work.places(),
+    ]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([*command, "--set", "training.epochs=100000"], **pipes) as running:
         next(line for line in running.stdout if "  step " in line)
@@ -115,13 +123,13 @@ def test_tracebacks_are_for_those_who_debug_and_for_the_log_of_a_pod(
     work: Any, monkeypatch: pytest.MonkeyPatch, options: list[str]
 ) -> None:
     monkeypatch.setattr(trainer, "run", _raises(ZeroDivisionError("oops")))
-    result = CliRunner().invoke(cli.app, ["run", str(work.job), *options])
+    result = CliRunner().invoke(main.app, ["run", str(work.job), *options])
     assert result.exit_code == ExitCode.FAILED
     assert "Traceback" in result.stderr
 
 
 def test_a_run_that_went_well_does_not_fail_for_its_picture(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune_trainer import plots
+    from finetune_trainer.cli import plots
 
     monkeypatch.setattr(plots, "save", _raises(OSError("disk full")))
     result = work.on_job("run")

@@ -14,7 +14,7 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_operator.progress import MAX_BYTES, MAX_ROWS, Reading, Target, parse, read
+from finetune_operator.core.progress import MAX_BYTES, MAX_ROWS, Reading, Target, parse, read
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

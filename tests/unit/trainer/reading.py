@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.data import Columns, Data
+from finetune_trainer.claims import Places
 from finetune_trainer.data import BadRows, Dataset, Table, find, name_columns, read
-from finetune_trainer.places import Places
 
 
 def spec(**fields: Any) -> Data:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from finetune_trainer.errors import OutOfGPUMemory, UserError
-from finetune_trainer.run import RunOptions, run
 from finetune_trainer.tasks.contrastive import Contrastive
+from finetune_trainer.training.run import RunOptions, run
 from unit.trainer import tiny
 from unit.trainer.tiny import Recorder
 

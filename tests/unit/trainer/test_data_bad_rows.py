@@ -9,7 +9,7 @@ import pytest
 
 from finetune_trainer.data import BadRows
 from finetune_trainer.errors import UserError
-from finetune_trainer.run import RunOptions, run
+from finetune_trainer.training.run import RunOptions, run
 from unit.trainer import tiny
 from unit.trainer.reading import opened
 from unit.trainer.tiny import Recorder

@@ -14,9 +14,9 @@ from datasets import ClassLabel, Features, Value
 from datasets import Dataset as LibraryDataset
 
 from finetune_api.data import Columns, DataSource
+from finetune_trainer.claims import Places
 from finetune_trainer.data import BadRows, count, find, name_columns, same_classes
 from finetune_trainer.errors import UserError
-from finetune_trainer.places import Places
 from unit.trainer import tiny
 from unit.trainer.reading import opened, spec, table
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from finetune_trainer.claims import Places
 from finetune_trainer.data import BadRows, find
 from finetune_trainer.errors import UserError
-from finetune_trainer.places import Places
 from unit.trainer import tiny
 from unit.trainer.reading import opened, spec
 

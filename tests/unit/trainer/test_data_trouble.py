@@ -13,10 +13,10 @@ import pytest
 from datasets.packaged_modules.json.json import Json
 from datasets.packaged_modules.parquet.parquet import Parquet
 
+from finetune_trainer.claims import Places
 from finetune_trainer.data import BadRows, Batch, batches, find, read, tables
 from finetune_trainer.errors import RunError, UserError
 from finetune_trainer.hub import may_pass
-from finetune_trainer.places import Places
 from unit.trainer import tiny
 from unit.trainer.reading import opened, spec
 from unit.trainer.test_data_formats import ROWS, WRITERS

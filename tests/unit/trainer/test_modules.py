@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from finetune_api.defaults import effective
 from finetune_api.modules import Freeze, Module
 from finetune_trainer.errors import UserError
-from finetune_trainer.events import Window
-from finetune_trainer.modules import Parameter, grouped, own, plan_run, window
+from finetune_trainer.plan import Window
+from finetune_trainer.planning.modules import Parameter, grouped, own, plan_run, window
 from unit.trainer import tiny
 
 NAMES = [

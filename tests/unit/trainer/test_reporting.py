@@ -13,11 +13,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from finetune_api import trainer_metrics as names
 from finetune_api.status import TERMINATION_MESSAGE_BYTES, Report
+from finetune_trainer.callbacks import EvaluationRecord, StepRecord
 from finetune_trainer.errors import RunError, UserError
-from finetune_trainer.events import EvaluationRecord, RunPlan, StepRecord
-from finetune_trainer.metrics_file import MetricsFile, cut_back, read
-from finetune_trainer.reporting import Exporter, Tracker, serving
-from finetune_trainer.run import RunOptions, plan, run
+from finetune_trainer.plan import RunPlan
+from finetune_trainer.reporting.metrics_jsonl import MetricsFile, cut_back, read
+from finetune_trainer.reporting.tracker import Exporter, Tracker, serving
+from finetune_trainer.training.run import RunOptions, plan, run
 from unit.trainer import tiny
 
 

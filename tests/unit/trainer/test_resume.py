@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from finetune_api import FineTuneJob
+from finetune_trainer.callbacks import StepRecord
 from finetune_trainer.errors import Interrupted, RunError, UserError
-from finetune_trainer.events import StepRecord
-from finetune_trainer.run import RunOptions, run
+from finetune_trainer.training.run import RunOptions, run
 from unit.trainer import tiny
 from unit.trainer.tiny import Recorder
 
@@ -311,9 +311,9 @@ import sys, time
 from pathlib import Path
 import torch
 from finetune_api import FineTuneJob
-from finetune_trainer.events import Listener
-from finetune_trainer.places import Places
-from finetune_trainer.run import RunOptions, run
+from finetune_trainer.callbacks import Listener
+from finetune_trainer.claims import Places
+from finetune_trainer.training.run import RunOptions, run
 
 class Slow(Listener):
     def on_step(self, record):

@@ -25,13 +25,13 @@ from transformers import (
 
 from finetune_api import FineTuneJob
 from finetune_api.status import Report
-from finetune_trainer import models
-from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.errors import UserError
-from finetune_trainer.loop import set_training
-from finetune_trainer.run import RunOptions, plan, prepare, run
+from finetune_trainer.planning import model_loader
 from finetune_trainer.tasks.causal_lm import CausalLM
 from finetune_trainer.tasks.contrastive import Contrastive
+from finetune_trainer.training.checkpoint import Checkpoints
+from finetune_trainer.training.run import RunOptions, plan, prepare, run
+from finetune_trainer.training.trainer import set_training
 from unit.trainer import tiny
 from unit.trainer.tiny import Recorder
 
@@ -290,8 +290,8 @@ def longest(folder: Path, config: PretrainedConfig, told: int | None, max_length
     tokenizer = tiny.byte_tokenizer()
     tokenizer.model_max_length = told or 10**30
     tokenizer.save_pretrained(folder)
-    pretrained = models.Pretrained("pvc://models/llm", str(folder), None)
-    return models.load_processors(pretrained, CausalLM(("text",)), config, max_length).longest
+    pretrained = model_loader.Pretrained("pvc://models/llm", str(folder), None)
+    return model_loader.load_processors(pretrained, CausalLM(("text",)), config, max_length).longest
 
 
 def test_the_longest_text_is_what_model_and_tokenizer_take_however_long(tmp_path: Path) -> None:

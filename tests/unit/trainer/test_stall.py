@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 from finetune_api import FineTuneJob
-from finetune_api.exits import ExitCode
+from finetune_api.exit_codes import ExitCode
 from finetune_api.status import Report
-from finetune_trainer.stall import LOOKS, Watch
+from finetune_trainer.training.watchdog import LOOKS, Watch
 from unit.trainer import tiny
 
 
@@ -38,9 +38,9 @@ from pathlib import Path
 import torch
 from transformers import VisionTextDualEncoderModel
 from finetune_api import FineTuneJob
-from finetune_trainer import run as whole
-from finetune_trainer.events import Listener
-from finetune_trainer.places import Places
+from finetune_trainer.training import run as whole
+from finetune_trainer.callbacks import Listener
+from finetune_trainer.claims import Places
 from finetune_trainer.tasks.contrastive import Contrastive
 
 claims, out, manifest, log, hang = sys.argv[1:]

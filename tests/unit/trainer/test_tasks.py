@@ -11,13 +11,13 @@ from torch import nn
 
 from finetune_api.job import UNSUPPORTED_TASKS
 from finetune_api.job import Task as TaskName
-from finetune_trainer import models
 from finetune_trainer.data import Batch
 from finetune_trainer.errors import UserError
-from finetune_trainer.run import prepare
+from finetune_trainer.planning import model_loader
 from finetune_trainer.tasks import TASKS
 from finetune_trainer.tasks.contrastive import Contrastive, contrastive_loss
 from finetune_trainer.tasks.sequence_classification import SequenceClassification
+from finetune_trainer.training.run import prepare
 from unit.trainer import tiny
 
 
@@ -136,7 +136,7 @@ def test_small_micro_batches_would_change_the_negatives(claims: Path, out: Path)
 
 def test_parameters_of_a_skeleton_are_those_of_the_model(claims: Path, out: Path) -> None:
     prepared = prepare(tiny.contrastive_job(), tiny.places(claims, out))
-    bare = models.parameters_of(models.skeleton(prepared.task.auto_class, prepared.config))
-    model, new = models.load_model(prepared.pretrained, prepared.task, prepared.config)
-    assert bare == models.parameters_of(model)
+    bare = model_loader.parameters_of(model_loader.skeleton(prepared.task.auto_class, prepared.config))
+    model, new = model_loader.load_model(prepared.pretrained, prepared.task, prepared.config)
+    assert bare == model_loader.parameters_of(model)
     assert new == {}

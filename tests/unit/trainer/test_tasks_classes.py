@@ -12,12 +12,12 @@ from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
-from finetune_trainer import models
 from finetune_trainer.data import Dataset as Rows
 from finetune_trainer.errors import UserError
-from finetune_trainer.run import Prepared, RunOptions, prepare, run
+from finetune_trainer.planning import model_loader
 from finetune_trainer.tasks.classes import Classification
 from finetune_trainer.tasks.image_classification import ImageClassification
+from finetune_trainer.training.run import Prepared, RunOptions, prepare, run
 from unit.trainer import tiny
 
 NAMES = list(tiny.COLOURS)
@@ -90,7 +90,7 @@ def heads(pictures: Path, model: str, data: str) -> tuple[torch.Tensor, torch.Te
     """The head's weights on disk, those that training begins with, and what is reported as new."""
     found = prepared(pictures, model, data)
     torch.manual_seed(1)
-    loaded, new = models.load_model(found.pretrained, found.task, found.config)
+    loaded, new = model_loader.load_model(found.pretrained, found.task, found.config)
     disk = AutoModelForImageClassification.from_pretrained(pictures / "models" / model)
     return (
         disk.classifier.weight.detach(),

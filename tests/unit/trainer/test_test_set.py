@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_trainer.display import PlainDisplay
+from finetune_trainer.cli.console import PlainDisplay
+from finetune_trainer.cli.summary import conclude
 from finetune_trainer.errors import Interrupted, OutOfGPUMemory
-from finetune_trainer.outcome import conclude
-from finetune_trainer.run import RunOptions, prepare, run
+from finetune_trainer.training.run import RunOptions, prepare, run
 from unit.trainer import tiny
 from unit.trainer.tiny import Recorder
 
@@ -66,11 +66,11 @@ def test_it_measures_the_weights_that_are_saved(keep_best: bool, claims: Path, o
 
 
 def _measure(prepared: Any) -> float:
-    from finetune_trainer import models
     from finetune_trainer.data import evaluation_order
+    from finetune_trainer.planning import model_loader
 
-    model, _ = models.load_model(prepared.pretrained, prepared.task, prepared.config)
-    processors = models.load_processors(prepared.pretrained, prepared.task, prepared.config, None)
+    model, _ = model_loader.load_model(prepared.pretrained, prepared.task, prepared.config)
+    processors = model_loader.load_processors(prepared.pretrained, prepared.task, prepared.config, None)
     model.eval()
     data = prepared.validation
     order = evaluation_order(len(data), 6, 0)
@@ -126,7 +126,7 @@ def test_a_gpu_that_is_too_small_for_the_test_set_is_told_as_that(
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
 
-    monkeypatch.setattr("finetune_trainer.loop.Loop.test", full)
+    monkeypatch.setattr("finetune_trainer.training.trainer.Loop.test", full)
     with pytest.raises(OutOfGPUMemory):
         finished(job_with_test(), claims, out)
 
@@ -134,7 +134,7 @@ def test_a_gpu_that_is_too_small_for_the_test_set_is_told_as_that(
 def test_it_is_not_done_twice(claims: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = job_with_test()
     with monkeypatch.context() as patch:
-        patch.setattr("finetune_trainer.output.publish", _no_space)
+        patch.setattr("finetune_trainer.training.export.publish", _no_space)
         with pytest.raises(OSError, match="No space"):
             run(job, RunOptions(claims=tiny.places(claims, out)), first := Recorder())
     second = Recorder()

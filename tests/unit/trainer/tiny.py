@@ -30,15 +30,9 @@ from transformers import (
 
 from finetune_api import FineTuneJob
 from finetune_api.status import Report
-from finetune_trainer.events import (
-    CheckpointRecord,
-    EvaluationRecord,
-    Listener,
-    RunPlan,
-    StepRecord,
-    TestRecord,
-)
-from finetune_trainer.places import Places
+from finetune_trainer.callbacks import CheckpointRecord, EvaluationRecord, Listener, StepRecord, TestRecord
+from finetune_trainer.claims import Places
+from finetune_trainer.plan import RunPlan
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *COLOURS, "a", "photo", "of", "something", "the", "good", "bad", "film"]

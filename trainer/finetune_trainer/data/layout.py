@@ -32,9 +32,9 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from finetune_api.data import DataSource, Validation
 from finetune_api.sources import locate
 from finetune_trainer import hub
+from finetune_trainer.claims import Places
 from finetune_trainer.data.inside import is_inside, refusal
 from finetune_trainer.errors import RunError, UserError
-from finetune_trainer.places import Places
 
 TABLES: Mapping[str, str] = {
     ".parquet": "parquet",
