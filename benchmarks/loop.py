@@ -73,13 +73,13 @@ def job(name: str, *modules: dict[str, Any]) -> FineTuneJob:
 
 def ours(spec: FineTuneJob, claims: Path, out: Path) -> list[float]:
     recorder = tiny.Recorder()
-    run(spec, RunOptions(claims=tiny.places(claims, out)), recorder)
+    run(spec, RunOptions(claims=tiny.claim_paths(claims, out)), recorder)
     return [record.seconds for record in recorder.steps][WARM_UP:]
 
 
 def bare(spec: FineTuneJob, claims: Path, out: Path) -> list[float]:
     """The shortest loop that does the same: the loss is looked at once per step, gradients are clipped."""
-    prepared = prepare(spec, tiny.places(claims, out))
+    prepared = prepare(spec, tiny.claim_paths(claims, out))
     task = prepared.task
     processors = model_loader.load_processors(prepared.pretrained, task, prepared.config, None)
     model = AutoModelForSequenceClassification.from_pretrained(claims / "models" / "bert").train()

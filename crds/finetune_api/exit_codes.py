@@ -18,30 +18,30 @@ class ExitCode(IntEnum):
 
 
 @dataclass(frozen=True)
-class End:
+class Outcome:
     """What an exit code means for the next attempt."""
 
     reason: str
-    retried: bool
-    counts: bool
+    retryable: bool
+    consumes_retry: bool
 
 
-SUCCEEDED = End("Succeeded", retried=False, counts=False)
-CRASHED = End("Crashed", retried=True, counts=True)
-OUT_OF_MEMORY = End("OutOfMemory", retried=False, counts=False)
-DISRUPTED = End("Disrupted", retried=True, counts=False)
+SUCCEEDED = Outcome("Succeeded", retryable=False, consumes_retry=False)
+CRASHED = Outcome("Crashed", retryable=True, consumes_retry=True)
+OUT_OF_MEMORY = Outcome("OutOfMemory", retryable=False, consumes_retry=False)
+DISRUPTED = Outcome("Disrupted", retryable=True, consumes_retry=False)
 
 _ENDS = {
     ExitCode.DONE: SUCCEEDED,
-    ExitCode.INVALID: End("InvalidJob", retried=False, counts=False),
-    ExitCode.INTERRUPTED: End("Interrupted", retried=True, counts=False),
-    ExitCode.STALLED: End("Stalled", retried=True, counts=True),
-    ExitCode.OUT_OF_GPU_MEMORY: End("OutOfGPUMemory", retried=False, counts=False),
+    ExitCode.INVALID: Outcome("InvalidJob", retryable=False, consumes_retry=False),
+    ExitCode.INTERRUPTED: Outcome("Interrupted", retryable=True, consumes_retry=False),
+    ExitCode.STALLED: Outcome("Stalled", retryable=True, consumes_retry=True),
+    ExitCode.OUT_OF_GPU_MEMORY: Outcome("OutOfGPUMemory", retryable=False, consumes_retry=False),
 }
-PERMANENT = tuple(int(code) for code, end in _ENDS.items() if code and not end.retried)
+PERMANENT = tuple(int(code) for code, end in _ENDS.items() if code and not end.retryable)
 
 
-def end_of(code: int | None, *, oom_killed: bool = False) -> End:
+def outcome_of_exit_code(code: int | None, *, oom_killed: bool = False) -> Outcome:
     """What a container's exit code means; a code that nobody defined is a crash."""
     if oom_killed:
         return OUT_OF_MEMORY

@@ -28,7 +28,7 @@ from finetune_api.evaluation import EVAL_METRIC
 from finetune_api.job import ENTRYPOINT, FineTuneJob
 from finetune_api.kubectl_yaml import Document, Key, ReadingError, clipped, read
 from finetune_api.names import GROUP, JOB_KIND
-from finetune_api.overrides import SettingError, apply_settings
+from finetune_api.overrides import OverrideError, apply_overrides
 from finetune_api.runtime import CONFIG_KEY, ENV_NAME, MOUNT_PATH
 
 
@@ -97,8 +97,8 @@ def load_job(path: Path, settings: Sequence[str] = ()) -> FineTuneJob:
         raise SpecError([Issue("", f"expected one {JOB_KIND}, found {found}", file=name)])
     document = documents[0]
     try:
-        apply_settings(document.value, list(settings))
-    except SettingError as error:
+        apply_overrides(document.value, list(settings))
+    except OverrideError as error:
         raise SpecError([Issue("", str(error))]) from None
     issues = _issues(document, name)
     if issues:

@@ -11,20 +11,20 @@ from typing import Any
 from finetune_api.kubectl_yaml import ReadingError, read
 
 
-class SettingError(ValueError):
+class OverrideError(ValueError):
     """A `--set` that cannot be applied; the message names the setting and what would be possible."""
 
 
-def apply_settings(document: dict[str, Any], settings: list[str] | tuple[str, ...]) -> None:
+def apply_overrides(document: dict[str, Any], settings: list[str] | tuple[str, ...]) -> None:
     """Apply `path=value` settings to a manifest in place.
 
     Raises:
-        SettingError: no `=`, no such list item, or a path through something that holds nothing.
+        OverrideError: no `=`, no such list item, or a path through something that holds nothing.
     """
     for setting in settings:
         path, equals, value = setting.partition("=")
         if not equals or not path:
-            raise SettingError(f"--set {setting!r}: expected path=value, e.g. training.epochs=1")
+            raise OverrideError(f"--set {setting!r}: expected path=value, e.g. training.epochs=1")
         spec = document.get("spec")
         if not isinstance(spec, dict):
             spec = document["spec"] = {}
@@ -48,7 +48,7 @@ def _step(node: Any, key: str, setting: str) -> Any:
     if child is None:
         child = node[key] = {}
     if not isinstance(child, dict | list):
-        raise SettingError(f"--set {setting!r}: {key} is {child!r}, which has nothing inside")
+        raise OverrideError(f"--set {setting!r}: {key} is {child!r}, which has nothing inside")
     return child
 
 
@@ -59,7 +59,7 @@ def _position(items: list[Any], key: str, setting: str) -> int:
     if key.isdigit() and int(key) < len(items):
         return int(key)
     choices = ", ".join(str(name) for name in names if name) or f"0 to {len(items) - 1}"
-    raise SettingError(f"--set {setting!r}: no item {key!r} here; there is {choices}")
+    raise OverrideError(f"--set {setting!r}: no item {key!r} here; there is {choices}")
 
 
 def _scalar(text: str, setting: str) -> object:
@@ -70,5 +70,5 @@ def _scalar(text: str, setting: str) -> object:
         return text
     for document in documents:
         for _, problem in document.ambiguous:
-            raise SettingError(f"--set {setting!r}: {problem}")
+            raise OverrideError(f"--set {setting!r}: {problem}")
     return documents[0].value if documents else None

@@ -1,6 +1,6 @@
 """What a run says while it goes on, and who listens: terminal, metrics.jsonl, Prometheus, termination message.
 
-The loop hands these records over and goes on; a listener never makes training wait.
+The loop hands these records over and goes on; a callback never makes training wait.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class StepRecord:
     frozen: Mapping[str, bool]
     samples_per_second: float
     seconds: float
-    expected_completion: datetime | None = None
+    estimated_completion_time: datetime | None = None
     skipped: bool = False
 
 
@@ -62,8 +62,8 @@ class CheckpointRecord:
     time: datetime
 
 
-class Listener:
-    """Base of all listeners: hears everything, does nothing."""
+class Callback:
+    """Base of all callbacks: hears everything, does nothing."""
 
     def on_message(self, text: str) -> None:
         """A sentence for a person, e.g. what is being loaded or that a checkpoint is resumed from."""
@@ -94,10 +94,10 @@ class Listener:
 
 
 @dataclass(frozen=True)
-class Listeners(Listener):
-    """Several listeners as one."""
+class CallbackList(Callback):
+    """Several callbacks as one."""
 
-    members: tuple[Listener, ...] = field(default=())
+    members: tuple[Callback, ...] = field(default=())
 
     def on_message(self, text: str) -> None:
         for member in self.members:

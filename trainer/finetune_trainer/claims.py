@@ -15,7 +15,7 @@ DEFAULT_CLAIMS_DIR = Path(".finetune/claims")
 
 
 @dataclass(frozen=True)
-class Places:
+class ClaimPaths:
     """Claim name to folder.
 
     Args:

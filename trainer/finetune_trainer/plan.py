@@ -32,14 +32,14 @@ class ModulePlan:
     Args:
         spec: the module as in the effective job.
         parameters: names of the parameters it owns, in the model's order.
-        elements: how many numbers those hold.
+        numel: number of elements in those parameters.
         window: when it is trainable; empty for a frozen module.
         schedule: its rate on its own clock (step - window.start); None for a frozen module.
     """
 
     spec: Module
     parameters: tuple[str, ...]
-    elements: int
+    numel: int
     window: Window
     schedule: Schedule | None
 
@@ -68,7 +68,7 @@ class RunPlan:
         job: the effective job.
         modules: one plan per module, in the manifest's order.
         unmatched: parameters no module names (only with `unmatched: Freeze`).
-        total_steps: optimizer steps planned.
+        planned_steps: optimizer steps planned.
         steps_per_epoch: optimizer steps in one epoch.
         train_samples, validation_samples: sizes of the data sets.
     """
@@ -76,7 +76,7 @@ class RunPlan:
     job: FineTuneJob
     modules: tuple[ModulePlan, ...]
     unmatched: tuple[str, ...]
-    total_steps: int
+    planned_steps: int
     steps_per_epoch: int
     train_samples: int
     validation_samples: int

@@ -112,7 +112,7 @@ def _progress(values: dict[tuple[str, Labels], float], now: datetime) -> Progres
         epoch=values.get((names.EPOCH, ()), 0.0),
         percentage=round(min(100.0, 100.0 * step / planned), 1) if planned > 0 else 0.0,
         samples_per_second=values.get((names.SAMPLES_PER_SECOND, ())),
-        estimated_completion_time=_time(values.get((names.EXPECTED_COMPLETION, ()))),
+        estimated_completion_time=_time(values.get((names.ESTIMATED_COMPLETION_TIME, ()))),
         observed_time=now.replace(microsecond=0),
     )
 

@@ -191,7 +191,7 @@ class _Course:
     def _announce(self, number: int) -> Plan:
         changes: dict[str, Any] = {"attempt": number, "spec_hash": self.document.spec.content_hash()}
         last = self.job.record(number - 1)
-        if last is not None and termination.meaning(last).counts:
+        if last is not None and termination.meaning(last).consumes_retry:
             changes["restarts"] = (self.job.status.restarts or 0) + 1
         return self._say("Pending", f"attempt {number} is being created", **changes)
 
@@ -325,7 +325,7 @@ class _Course:
             return Plan(look=_needs(self.document))
         ended = self._ended_at(attempt, record)
         record = termination.closed(record, ended, termination.SUSPENDED if stopped_by_us else termination.DELETED)
-        if attempt is None and stopped_by_us and termination.meaning(record).retried:
+        if attempt is None and stopped_by_us and termination.meaning(record).retryable:
             record = record.model_copy(update={"reason": termination.SUSPENDED.reason})
         return self._after(record)
 
@@ -339,9 +339,9 @@ class _Course:
 
     def _after(self, record: Attempt) -> Plan:
         end = termination.meaning(record)
-        if not end.retried:
+        if not end.retryable:
             return self._failed(record, _last_words(record) or _ending(record))
-        if end.counts and (self.job.status.restarts or 0) >= self.document.spec.retry.limit:
+        if end.consumes_retry and (self.job.status.restarts or 0) >= self.document.spec.retry.limit:
             used = self.document.spec.retry.limit
             return self._failed(record, f"gave up after {used} retries: {_ending(record)}")
         if self.job.suspended:

@@ -13,20 +13,20 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from finetune_api.exit_codes import CRASHED, DISRUPTED, OUT_OF_MEMORY, End, ExitCode, end_of
+from finetune_api.exit_codes import CRASHED, DISRUPTED, OUT_OF_MEMORY, ExitCode, Outcome, outcome_of_exit_code
 from finetune_api.status import Attempt, Report
 from finetune_operator.core.children import AttemptJob, Said, TrainerPod
 
-EVICTED = End("Evicted", retried=True, counts=True)
-SUSPENDED = End("Suspended", retried=True, counts=False)
-DELETED = End("Deleted", retried=True, counts=False)
-IMAGE_PULL_FAILED = End("ImagePullFailed", retried=False, counts=False)
-DEADLINE_EXCEEDED = End("DeadlineExceeded", retried=False, counts=False)
+EVICTED = Outcome("Evicted", retryable=True, consumes_retry=True)
+SUSPENDED = Outcome("Suspended", retryable=True, consumes_retry=False)
+DELETED = Outcome("Deleted", retryable=True, consumes_retry=False)
+IMAGE_PULL_FAILED = Outcome("ImagePullFailed", retryable=False, consumes_retry=False)
+DEADLINE_EXCEEDED = Outcome("DeadlineExceeded", retryable=False, consumes_retry=False)
 
 _BY_REASON = {
     end.reason: end
     for end in (
-        *(end_of(code) for code in ExitCode),
+        *(outcome_of_exit_code(code) for code in ExitCode),
         CRASHED, DISRUPTED, OUT_OF_MEMORY, EVICTED, SUSPENDED, DELETED, IMAGE_PULL_FAILED, DEADLINE_EXCEEDED,
     )
 }  # fmt: skip
@@ -35,7 +35,7 @@ MAX_TAIL = 1024
 _EXIT_CODE = re.compile(r"failed with exit code (\d+)")
 
 
-def meaning(record: Attempt) -> End:
+def meaning(record: Attempt) -> Outcome:
     """What a written-down end means for the next attempt."""
     return _BY_REASON.get(record.reason or "", CRASHED)
 
@@ -59,7 +59,7 @@ def reopened(record: Attempt) -> Attempt:
     return record.model_copy(update=dict.fromkeys(forgotten))
 
 
-def closed(record: Attempt, ended: datetime, fallback: End) -> Attempt:
+def closed(record: Attempt, ended: datetime, fallback: Outcome) -> Attempt:
     """The record of an attempt of which nothing is left to wait for."""
     end_time = record.end_time or ended.replace(microsecond=0)
     return record.model_copy(update={"reason": record.reason or fallback.reason, "end_time": end_time})
@@ -95,12 +95,12 @@ def _told_by_pod(pod: TrainerPod) -> dict[str, Any]:
     }
 
 
-def _meaning_of(pod: TrainerPod) -> End:
+def _meaning_of(pod: TrainerPod) -> Outcome:
     if pod.disruption:
         return DISRUPTED
     if pod.evicted and pod.evicted.reason == "Evicted":
         return EVICTED
-    return end_of(pod.end.exit_code if pod.end else None, oom_killed=bool(pod.end and pod.end.oom_killed))
+    return outcome_of_exit_code(pod.end.exit_code if pod.end else None, oom_killed=bool(pod.end and pod.end.oom_killed))
 
 
 def _explained(pod: TrainerPod, words: str) -> str:
@@ -125,7 +125,11 @@ def _told_by_job(failed: Said) -> dict[str, Any]:
         return {"reason": DISRUPTED.reason, "disruption": "DisruptionTarget", "message": failed.message[:MAX_TAIL]}
     if code:
         number = int(code.group(1))
-        return {"reason": end_of(number).reason, "exit_code": number, "message": failed.message[:MAX_TAIL]}
+        return {
+            "reason": outcome_of_exit_code(number).reason,
+            "exit_code": number,
+            "message": failed.message[:MAX_TAIL],
+        }
     reason = DEADLINE_EXCEEDED.reason if failed.reason == DEADLINE_EXCEEDED.reason else CRASHED.reason
     return {"reason": reason, "message": failed.message[:MAX_TAIL] or None}
 

@@ -85,7 +85,7 @@ class Workplace:
         path.write_text(text)
         return path
 
-    def places(self) -> list[str]:
+    def claim_paths(self) -> list[str]:
         return ["--claim", f"tiny={self.claim}", "--claims-dir", str(self.folder / "claims")]
 
     def finetune(self, *arguments: object) -> Result:
@@ -95,7 +95,7 @@ class Workplace:
         return result
 
     def on_job(self, command: str, *arguments: object, claims: bool = True) -> Result:
-        return self.finetune(command, self.job, *(self.places() if claims else ()), *arguments)
+        return self.finetune(command, self.job, *(self.claim_paths() if claims else ()), *arguments)
 
 
 @pytest.fixture

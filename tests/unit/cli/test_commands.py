@@ -69,7 +69,7 @@ def test_run_again_trains_nothing_and_keeps_what_is_there(work: Any) -> None:
 
 
 def test_run_on_a_terminal_shows_its_progress(work: Any) -> None:
-    result = CliRunner().invoke(app, ["run", str(work.job), *work.places(), "--no-plain"])
+    result = CliRunner().invoke(app, ["run", str(work.job), *work.claim_paths(), "--no-plain"])
     assert result.exit_code == 0, result.output
     assert "\x1b[" in result.output
     assert "best so far" in result.output

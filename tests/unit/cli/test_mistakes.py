@@ -106,7 +106,7 @@ def test_sigterm_ends_a_run_with_a_checkpoint_and_exit_code_75(work: Any) -> Non
         "from finetune_trainer.cli.main import main; main()",
         "run",
         work.job,
-        *work.places(),
+        *work.claim_paths(),
     ]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([*command, "--set", "training.epochs=100000"], **pipes) as running:

@@ -19,7 +19,7 @@ from unit.trainer.tiny import Recorder
 
 def go(job: FineTuneJob, claims: Path, out: Path) -> tuple[Recorder, Report]:
     recorder = Recorder()
-    return recorder, run(job, RunOptions(claims=tiny.places(claims, out)), recorder)
+    return recorder, run(job, RunOptions(claims=tiny.claim_paths(claims, out)), recorder)
 
 
 def run_json(out: Path) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def test_another_job_is_refused(claims: Path, out: Path) -> None:
 
 
 def test_another_job_of_the_same_name_is_told_so(claims: Path, tmp_path: Path) -> None:
-    place = tiny.Places(claims, {"tiny-output": tmp_path})
+    place = tiny.ClaimPaths(claims, {"tiny-output": tmp_path})
     jobs = [tiny.job("dual", "colours", output={"destination": None}, training={"seed": seed}) for seed in (0, 1)]
     run(jobs[0], RunOptions(claims=place), Recorder())
     with pytest.raises(UserError) as raised:
@@ -127,7 +127,7 @@ def test_a_run_killed_while_it_moved_its_result_in_place_finishes_that(
 def test_folders_of_the_result_are_opened_to_others_and_replaced(claims: Path, out: Path, tmp_path: Path) -> None:
     """A tokenizer with several chat templates is saved with a folder of them."""
     llm = tiny.write_language_model(tmp_path / "models" / "llm")
-    place = tiny.Places(claims, {"models": tmp_path / "models", "data": tmp_path, "out": out})
+    place = tiny.ClaimPaths(claims, {"models": tmp_path / "models", "data": tmp_path, "out": out})
     tiny.write_rows(tmp_path / "chats", tiny.chats(12))
 
     def trained(seed: int, templates: tuple[str, ...]) -> Path:

@@ -39,8 +39,8 @@ import torch
 from transformers import VisionTextDualEncoderModel
 from finetune_api import FineTuneJob
 from finetune_trainer.training import run as whole
-from finetune_trainer.callbacks import Listener
-from finetune_trainer.claims import Places
+from finetune_trainer.callbacks import Callback
+from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.tasks.contrastive import Contrastive
 
 claims, out, manifest, log, hang = sys.argv[1:]
@@ -56,7 +56,7 @@ def slow(*arguments):
     time.sleep(12)
     return prepare(*arguments)
 
-class Switch(Listener):
+class Switch(Callback):
     def on_step(self, record):
         if record.step == 2 and hang != "saving":
             Path(out, "hang").touch()
@@ -68,7 +68,7 @@ whole.prepare = slow
 torch.set_num_threads(1)
 job = FineTuneJob.model_validate_json(Path(manifest).read_text(), strict=True)
 options = whole.RunOptions(
-    claims=Places(Path(claims), {"out": Path(out)}), termination_log=Path(log), stall_timeout=10.0
+    claims=ClaimPaths(Path(claims), {"out": Path(out)}), termination_log=Path(log), stall_timeout=10.0
 )
 whole.run(job, options, Switch())
 """

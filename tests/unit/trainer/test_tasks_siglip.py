@@ -28,14 +28,14 @@ def siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prepared(siglip: Path) -> tuple[Prepared, Processors]:
-    found = prepare(tiny.job("siglip", "colours"), tiny.places(siglip, siglip))
+    found = prepare(tiny.job("siglip", "colours"), tiny.claim_paths(siglip, siglip))
     return found, model_loader.load_processors(found.pretrained, found.task, found.config, None)
 
 
 def test_it_learns(siglip: Path, out: Path) -> None:
-    listener = tiny.Recorder()
-    run(tiny.job("siglip", "colours", **FAST), RunOptions(claims=tiny.places(siglip, out)), listener)
-    first, last = listener.evaluations[0].metrics, listener.evaluations[-1].metrics
+    callback = tiny.Recorder()
+    run(tiny.job("siglip", "colours", **FAST), RunOptions(claims=tiny.claim_paths(siglip, out)), callback)
+    first, last = callback.evaluations[0].metrics, callback.evaluations[-1].metrics
     assert last["eval/loss"] < first["eval/loss"] * 0.8
     assert last["eval/recall_at_1"] > first["eval/recall_at_1"]
     AutoModel.from_pretrained(out / "result")

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune_api.status import Report
-from finetune_trainer.callbacks import CheckpointRecord, EvaluationRecord, Listener, StepRecord, TestRecord
+from finetune_trainer.callbacks import Callback, CheckpointRecord, EvaluationRecord, StepRecord, TestRecord
 from finetune_trainer.cli.plan_table import (
     colour,
     duration,
@@ -68,13 +68,13 @@ def sparkline(values: Sequence[float]) -> str:
 
 def time_left(record: StepRecord, now: datetime) -> str:
     """How long the run still takes, as far as it can be told."""
-    if record.expected_completion is None:
+    if record.estimated_completion_time is None:
         return ""
-    return duration(max(0.0, (record.expected_completion - now).total_seconds())) + " left"
+    return duration(max(0.0, (record.estimated_completion_time - now).total_seconds())) + " left"
 
 
-class Display(Listener):
-    """A listener that a person reads, to whom something can be said beside the run's own events."""
+class Display(Callback):
+    """A callback that a person reads, to whom something can be said beside the run's own events."""
 
     def show(self, view: RenderableType) -> None:
         """Show a table or the like."""

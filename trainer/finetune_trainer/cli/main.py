@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from finetune_api.job import FineTuneJob
-    from finetune_trainer.claims import Places
+    from finetune_trainer.claims import ClaimPaths
     from finetune_trainer.cli.console import Display
 
 DISTRIBUTION = "finetune-operator"
@@ -118,7 +118,7 @@ def run(
     in_pod = termination_log is not None and not sys.stdout.isatty()
     with _honest(debug, in_pod=in_pod):
         job = _load(manifest, settings, termination_log)
-        places = _places(claim, claims_dir)
+        claim_paths = _claim_paths(claim, claims_dir)
         display = _display(not sys.stdout.isatty() if plain is None else plain)
         _share_cores()
         _quiet_matplotlib()
@@ -126,9 +126,9 @@ def run(
             from finetune_trainer.cli.summary import conclude
             from finetune_trainer.training.run import RunOptions
             from finetune_trainer.training.run import run as train
-        options = RunOptions(places, attempt, metrics_port, termination_log, fresh)
+        options = RunOptions(claim_paths, attempt, metrics_port, termination_log, fresh)
         report = train(job, options, display)
-        conclude(job, places, report, display)
+        conclude(job, claim_paths, report, display)
 
 
 @app.command(epilog="Example: [bold]finetune plan job.yaml --output yaml > effective.yaml[/]")
@@ -149,13 +149,13 @@ def plan(
     """
     with _honest(debug):
         job = _load(manifest, settings)
-        places = _places(claim, claims_dir)
+        claim_paths = _claim_paths(claim, claims_dir)
         with _patience("looking at model and data"):
             from finetune_trainer.cli.plan_output import preview_document, preview_view
             from finetune_trainer.cli.plan_table import manifest_yaml
             from finetune_trainer.planning.preview import look_ahead
 
-            found = look_ahead(job, places)
+            found = look_ahead(job, claim_paths)
         if output is PlanOutput.TABLE:
             _print(preview_view(found))
         elif output is PlanOutput.JSON:
@@ -189,7 +189,7 @@ def plot(
     Needs no model. How long the run is follows from the data, or from --samples or --steps-per-epoch.
     """
     with _honest(debug):
-        job, places = _load(manifest, settings), _places(claim, claims_dir)
+        job, claim_paths = _load(manifest, settings), _claim_paths(claim, claims_dir)
         target = output or Path(f"{job.name}.png")
         _quiet_matplotlib()
         from finetune_api import defaults
@@ -198,9 +198,11 @@ def plot(
 
         if steps_per_epoch is None:
             with _patience("counting samples"):
-                samples = samples or preview.count_samples(job, places)
+                samples = samples or preview.count_samples(job, claim_paths)
             steps_per_epoch = modules.steps_per_epoch(job.spec.training, samples)
-        figure = plots.schedule_figure(preview.plan_schedules(defaults.effective(job, job.spec.task), steps_per_epoch))
+        figure = plots.schedule_figure(
+            preview.plan_schedules(defaults.with_defaults(job, job.spec.task), steps_per_epoch)
+        )
         try:
             plots.save(figure, target)
         except (OSError, ValueError) as error:
@@ -318,8 +320,8 @@ def _load(manifest: Path, settings: Sequence[str] | None, termination_log: Path 
         raise
 
 
-def _places(claims: Sequence[str] | None, claims_dir: Path | None) -> Places:
-    from finetune_trainer.claims import DEFAULT_CLAIMS_DIR, Places
+def _claim_paths(claims: Sequence[str] | None, claims_dir: Path | None) -> ClaimPaths:
+    from finetune_trainer.claims import DEFAULT_CLAIMS_DIR, ClaimPaths
 
     mappings: dict[str, Path] = {}
     for claim in claims or ():
@@ -327,7 +329,7 @@ def _places(claims: Sequence[str] | None, claims_dir: Path | None) -> Places:
         if not (name and equals and folder):
             raise typer.BadParameter(f"{claim!r}: expected name=dir, e.g. captions=./data", param_hint="--claim")
         mappings[name] = Path(folder)
-    return Places(claims_dir or DEFAULT_CLAIMS_DIR, mappings)
+    return ClaimPaths(claims_dir or DEFAULT_CLAIMS_DIR, mappings)
 
 
 def _display(plain: bool) -> Display:

@@ -73,8 +73,8 @@ class Node:
         return Counter(leaf.owners for leaf in self.leaves)
 
     @property
-    def elements(self) -> int:
-        return sum(leaf.parameter.elements for leaf in self.leaves)
+    def numel(self) -> int:
+        return sum(leaf.parameter.numel for leaf in self.leaves)
 
     @property
     def shared(self) -> list[tuple[str, ...]]:
@@ -188,7 +188,7 @@ def _deepest(root: Node, lines: int, folding: Callable[[int], Folding]) -> Foldi
 
 
 def ownership_tree(anatomy: Anatomy, name: Name, *, overview: bool = False) -> Tree:
-    """The model with each part's tensors, elements and owner.
+    """The model with each part's tensors, numel and owner.
 
     Args:
         name: how the owners of a parameter are called, in their colour.
@@ -196,7 +196,7 @@ def ownership_tree(anatomy: Anatomy, name: Name, *, overview: bool = False) -> T
     """
     root = grow(anatomy)
     folding = fold(root, overview=overview)
-    size = f"  {plural(len(root.leaves), 'tensor')}, {plural(root.elements, 'parameter')}"
+    size = f"  {plural(len(root.leaves), 'tensor')}, {plural(root.numel, 'parameter')}"
     tree = Tree(Text.assemble((root.label, "bold"), (size, "dim")), guide_style="dim", style="default")
     _Drawing(folding, name, min(WIDEST, max(_widths(root, folding)))).add_parts(tree, root, 1)
     return tree
@@ -232,7 +232,7 @@ def _widths(node: Node, folding: Folding, depth: int = 0) -> Iterator[int]:
 
 
 def _line(node: Node, width: int) -> Text:
-    counts = f"{len(node.leaves):>6,}{humanize(node.elements):>7}  "
+    counts = f"{len(node.leaves):>6,}{humanize(node.numel):>7}  "
     return Text.assemble(f"{node.title:<{max(width, 0)}}", (counts, "dim"))
 
 

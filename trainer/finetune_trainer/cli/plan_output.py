@@ -164,7 +164,7 @@ def _module_document(row: Row) -> dict[str, Any]:
         "schedule": module.get("schedule"),
         "window": {"start": row.window.start, "end": row.window.end} if row.window else None,
         "tensors": None if row.parameters is None else len(row.parameters),
-        "elements": row.elements,
+        "elements": row.numel,
         "trainable": row.trainable,
         "parameters": None if row.parameters is None else list(row.parameters),
     }
@@ -183,7 +183,7 @@ def _parameter_document(leaf: Leaf, frozen: set[str]) -> dict[str, Any]:
         "name": leaf.parameter.name,
         "sharedNames": list(leaf.parameter.names[1:]),
         "shape": list(leaf.shape),
-        "elements": leaf.parameter.elements,
+        "elements": leaf.parameter.numel,
         "module": owner,
         "matches": list(leaf.owners),
         "frozen": owner is None or owner in frozen,

@@ -232,17 +232,17 @@ class Row:
 
     module: Module
     parameters: tuple[str, ...] | None = None
-    elements: int | None = None
+    numel: int | None = None
     window: Window | None = None
 
     @property
     def trainable(self) -> int | None:
-        return 0 if self.module.frozen else self.elements
+        return 0 if self.module.frozen else self.numel
 
 
 def rows_of(plan: RunPlan) -> list[Row]:
     """The rows of a plan of which everything is known."""
-    return [Row(part.spec, part.parameters, part.elements, part.window) for part in plan.modules]
+    return [Row(part.spec, part.parameters, part.numel, part.window) for part in plan.modules]
 
 
 def plan_table(rows: Sequence[Row]) -> Table:
@@ -250,7 +250,7 @@ def plan_table(rows: Sequence[Row]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, show_footer=len(rows) > 1, caption=_notes(rows))
     table.caption_justify = "left"
     table.add_column("Module", "total", no_wrap=True)
-    table.add_column("Parameters", _total(row.elements for row in rows), justify="right", no_wrap=True)
+    table.add_column("Parameters", _total(row.numel for row in rows), justify="right", no_wrap=True)
     table.add_column("Optimizer")
     table.add_column("Rate", justify="right", no_wrap=True)
     table.add_column("Schedule")
@@ -263,7 +263,7 @@ def plan_table(rows: Sequence[Row]) -> Table:
 def _cells(row: Row, shade: str) -> Iterator[Text]:
     module, optimizer = row.module, row.module.optimizer
     yield Text(module.name, f"bold {shade}")
-    yield _count(row.elements)
+    yield _count(row.numel)
     if optimizer is None:
         yield from (Text("frozen", "dim"), Text(DASH, "dim"), Text(DASH, "dim"))
     else:
@@ -274,8 +274,8 @@ def _cells(row: Row, shade: str) -> Iterator[Text]:
     yield Text(window_phrase(module, row.window))
 
 
-def _count(elements: int | None) -> Text:
-    return Text("?", "dim") if elements is None else Text(humanize(elements) if elements else "0")
+def _count(numel: int | None) -> Text:
+    return Text("?", "dim") if numel is None else Text(humanize(numel) if numel else "0")
 
 
 def _total(counts: Iterable[int | None]) -> str:
@@ -288,10 +288,10 @@ def _notes(rows: Sequence[Row]) -> str | None:
 
 
 def _frozen_note(rows: Sequence[Row]) -> str | None:
-    frozen = [row.elements for row in rows if row.module.frozen]
-    if not frozen or any(row.elements is None for row in rows):
+    frozen = [row.numel for row in rows if row.module.frozen]
+    if not frozen or any(row.numel is None for row in rows):
         return None
-    return f"{_total(frozen)} of {_total(row.elements for row in rows)} parameters stay frozen"
+    return f"{_total(frozen)} of {_total(row.numel for row in rows)} parameters stay frozen"
 
 
 def _decay_note(rows: Sequence[Row]) -> str | None:
@@ -307,7 +307,7 @@ def summary(plan: RunPlan) -> list[tuple[str, str]]:
     """The run as a whole, as labelled facts."""
     samples = f"{plan.train_samples:,} samples to train on"
     samples += f", {plan.validation_samples:,} to evaluate on" if plan.validation_samples else ""
-    return job_facts(plan.job, steps_phrase(plan.total_steps, plan.steps_per_epoch), samples)
+    return job_facts(plan.job, steps_phrase(plan.planned_steps, plan.steps_per_epoch), samples)
 
 
 def job_facts(job: FineTuneJob, length: str = "", samples: str = "") -> list[tuple[str, str]]:

@@ -91,8 +91,8 @@ def schedule_figure(plan: RunPlan) -> Figure:
     panels = _stack(figure, heights)
     for position, (axes, module) in enumerate(zip(panels, plan.modules, strict=True)):
         _schedule_panel(axes, plan, module, colour(position))
-    _step_axis(panels, plan.total_steps, plan.steps_per_epoch)
-    _title(figure, f"{plan.job.name}: learning rates", steps_phrase(plan.total_steps, plan.steps_per_epoch))
+    _step_axis(panels, plan.planned_steps, plan.steps_per_epoch)
+    _title(figure, f"{plan.job.name}: learning rates", steps_phrase(plan.planned_steps, plan.steps_per_epoch))
     return figure
 
 
@@ -102,7 +102,7 @@ def _schedule_panel(axes: Axes, plan: RunPlan, module: ModulePlan, shade: str) -
     rates = [module.learning_rate(step) for step in steps]
     axes.plot(steps, rates, color=shade, linewidth=1.8, solid_capstyle="round")
     axes.fill_between(steps, rates, color=shade, alpha=0.12, linewidth=0)
-    still = [(0, window.start), (window.end, plan.total_steps)] if window.length else [(0, plan.total_steps)]
+    still = [(0, window.start), (window.end, plan.planned_steps)] if window.length else [(0, plan.planned_steps)]
     for start, end in still:
         _shade(axes, start, end, FAINT, "frozen")
     _base_rate_axis(axes, module)

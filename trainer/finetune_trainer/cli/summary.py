@@ -10,7 +10,7 @@ from pathlib import Path
 
 from finetune_api.job import FineTuneJob
 from finetune_api.status import Report
-from finetune_trainer.claims import Places
+from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.cli.console import Display
 from finetune_trainer.cli.plan_table import metrics_phrase, result_table
 from finetune_trainer.reporting.metrics_jsonl import NAME as METRICS
@@ -20,9 +20,9 @@ from finetune_trainer.training.export import RUN
 PICTURE = "training.png"
 
 
-def conclude(job: FineTuneJob, places: Places, report: Report, display: Display) -> None:
+def conclude(job: FineTuneJob, claim_paths: ClaimPaths, report: Report, display: Display) -> None:
     """Say what became of a run and where everything is; draw its picture."""
-    folder = places.destination(job.destination)
+    folder = claim_paths.destination(job.destination)
     told = json.loads((folder / RUN).read_text())
     metric = told["spec"]["evaluation"]["metric"]
     before, after = told["metrics"]["first"], told["metrics"]["last"]

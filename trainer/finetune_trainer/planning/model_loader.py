@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from finetune_api.model import ModelSource
 from finetune_api.sources import locate
 from finetune_trainer import hub
-from finetune_trainer.claims import Places
+from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.errors import RunError, UserError
 from finetune_trainer.planning.modules import Parameter
 from finetune_trainer.tasks.base import Processors, Task
@@ -66,12 +66,12 @@ class Pretrained:
         return hub.Repository("model", self.source, self.revision, "model")
 
 
-def find(model: ModelSource, places: Places) -> Pretrained:
+def find(model: ModelSource, claim_paths: ClaimPaths) -> Pretrained:
     """Where the model is."""
     location = locate(model.source)
     if location.scheme == "hf":
         return Pretrained(model.source, location.name, model.revision)
-    folder = places.existing(model.source, "model.source")
+    folder = claim_paths.existing(model.source, "model.source")
     if not (folder / "config.json").is_file():
         raise UserError(f"model.source: {model.source}: {folder} holds no model: it has no config.json")
     return Pretrained(model.source, str(folder), None)

@@ -15,7 +15,7 @@ from typing import Literal
 
 from finetune_api.job import FineTuneJob
 from finetune_api.modules import Freeze, Module
-from finetune_api.schedules import ScheduleError, lay_out
+from finetune_api.schedules import ScheduleError, build_schedule
 from finetune_api.training import Training
 from finetune_trainer.cli.plan_table import plural
 from finetune_trainer.errors import UserError
@@ -30,7 +30,7 @@ class Parameter:
     """A parameter of the model; a tied weight is one parameter with several names, the first of which is its own."""
 
     names: tuple[str, ...]
-    elements: int
+    numel: int
     dimensions: int
 
     @property
@@ -44,12 +44,12 @@ class Ownership:
 
     Args:
         by_module: parameter names by module, in the manifest's and the model's order.
-        elements: how many numbers those hold, by module.
+        numel: how many numbers those hold, by module.
         unmatched: names that nobody owns.
     """
 
     by_module: Mapping[str, tuple[str, ...]]
-    elements: Mapping[str, int]
+    numel: Mapping[str, int]
     unmatched: tuple[str, ...]
 
 
@@ -71,9 +71,9 @@ def own(
     for position, module in enumerate(modules):
         if not by_module[module.name]:
             raise UserError(f"modules[{position}] {module.name!r} owns nothing: its exclude takes out all it matches")
-    sizes = {parameter.name: parameter.elements for parameter in parameters}
-    elements = {module: sum(sizes[name] for name in names) for module, names in by_module.items()}
-    owned = Ownership(by_module, elements, tuple(orphans))
+    sizes = {parameter.name: parameter.numel for parameter in parameters}
+    numel = {module: sum(sizes[name] for name in names) for module, names in by_module.items()}
+    owned = Ownership(by_module, numel, tuple(orphans))
     _check_matrices(modules, owned, parameters)
     return owned
 
@@ -92,9 +92,9 @@ def plan_run(job: FineTuneJob, parameters: Sequence[Parameter], train_samples: i
     modules = job.spec.modules
     assert modules is not None, "an effective job has modules"
     per_epoch = steps_per_epoch(job.spec.training, train_samples)
-    total = total_steps(job.spec.training, per_epoch)
+    total = planned_steps(job.spec.training, per_epoch)
     owned = own(modules, parameters, job.spec.unmatched)
-    plans = tuple(plan_module(m, owned.by_module[m.name], owned.elements[m.name], total, per_epoch) for m in modules)
+    plans = tuple(plan_module(m, owned.by_module[m.name], owned.numel[m.name], total, per_epoch) for m in modules)
     check_something_learns(plans, total)
     return RunPlan(job, plans, owned.unmatched, total, per_epoch, train_samples, validation_samples)
 
@@ -115,7 +115,7 @@ def steps_per_epoch(training: Training, samples: int) -> int:
     return samples // training.batch_size
 
 
-def total_steps(training: Training, per_epoch: int) -> int:
+def planned_steps(training: Training, per_epoch: int) -> int:
     """The optimizer steps of the whole run, if it does not stop early.
 
     Raises:
@@ -142,14 +142,14 @@ def window(freeze: Freeze | None, total: int, steps_per_epoch: int) -> Window:
     return Window(start, min(end, total))
 
 
-def plan_module(module: Module, names: tuple[str, ...], elements: int, total: int, per_epoch: int) -> ModulePlan:
+def plan_module(module: Module, names: tuple[str, ...], numel: int, total: int, per_epoch: int) -> ModulePlan:
     """Decide when a module is trainable, and lay its schedule out over that.
 
     Raises:
         UserError: it would never train, or its schedule does not fit the time it has.
     """
     if module.frozen:
-        return ModulePlan(module, names, elements, Window(0, 0), None)
+        return ModulePlan(module, names, numel, Window(0, 0), None)
     trainable = window(module.freeze, total, per_epoch)
     if not trainable.length:
         raise UserError(
@@ -157,10 +157,10 @@ def plan_module(module: Module, names: tuple[str, ...], elements: int, total: in
             f"{trainable.start} to {trainable.end} of {total}; train longer, thaw sooner, or say frozen: true"
         )
     try:
-        schedule = lay_out(module.schedule or [], trainable.length, per_epoch)
+        schedule = build_schedule(module.schedule or [], trainable.length, per_epoch)
     except ScheduleError as error:
         raise UserError(f"modules {module.name!r}: {error}") from error
-    return ModulePlan(module, names, elements, trainable, schedule)
+    return ModulePlan(module, names, numel, trainable, schedule)
 
 
 def check_something_learns(plans: Sequence[ModulePlan], total: int) -> None:

@@ -16,7 +16,7 @@ from finetune_api import defaults
 from finetune_api.job import UNSUPPORTED_TASKS, FineTuneJob
 from finetune_api.modules import Module
 from finetune_api.sources import locate
-from finetune_trainer.claims import Places
+from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.cli.parameter_tree import Anatomy, Leaf
 from finetune_trainer.cli.plan_output import Preview
 from finetune_trainer.cli.plan_table import Row, rows_of
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 TRAIN, VALIDATION, TEST = "data.train.source", "data.validation.source", "data.test.source"
 
 
-def look_ahead(job: FineTuneJob, places: Places) -> Preview:
+def look_ahead(job: FineTuneJob, claim_paths: ClaimPaths) -> Preview:
     """Everything that can be known of a run from here.
 
     What a run would refuse is part of the answer: one has to see the rest to mend it.
@@ -39,18 +39,18 @@ def look_ahead(job: FineTuneJob, places: Places) -> Preview:
     Raises:
         UserError: the task builds no model of this kind.
     """
-    no_data = _missing_data(job, places)
+    no_data = _missing_data(job, claim_paths)
     try:
-        config, no_model = _config(job, places)
+        config, no_model = _config(job, claim_paths)
     except UserError as refusal:
-        return _without_model(job, places, None, no_data, refusal)
+        return _without_model(job, claim_paths, None, no_data, refusal)
     if config is None:
-        return _without_model(job, places, no_model, no_data, None)
+        return _without_model(job, claim_paths, no_model, no_data, None)
     task, mistake = _task(job, config)
     subject = _Subject(config, task)
     if no_data is None and mistake is None:
-        return _whole(job, places, subject)
-    return _partial(job, places, subject, no_data, mistake)
+        return _whole(job, claim_paths, subject)
+    return _partial(job, claim_paths, subject, no_data, mistake)
 
 
 @dataclass(frozen=True)
@@ -67,61 +67,61 @@ def plan_schedules(job: FineTuneJob, per_epoch: int) -> RunPlan:
     Raises:
         UserError: a module would never train, its schedule does not fit the time it has, or nothing learns at a step.
     """
-    total = modules.total_steps(job.spec.training, per_epoch)
+    total = modules.planned_steps(job.spec.training, per_epoch)
     plans = tuple(modules.plan_module(module, (), 0, total, per_epoch) for module in job.spec.modules or ())
     modules.check_something_learns(plans, total)
     return RunPlan(job, plans, (), total, per_epoch, 0, 0)
 
 
-def count_samples(job: FineTuneJob, places: Places) -> int:
+def count_samples(job: FineTuneJob, claim_paths: ClaimPaths) -> int:
     """How many samples there are to train on, from the footers of the data's files.
 
     Raises:
         UserError: the data are out of reach, or cannot be read.
     """
     spec = job.spec.data
-    if gap := _out_of_reach(spec.train.source, TRAIN, places):
+    if gap := _out_of_reach(spec.train.source, TRAIN, claim_paths):
         raise UserError(f"how long the run is depends on its data. {gap}. Or say --samples N")
     from finetune_trainer import data
 
-    rows = data.count(data.find(spec.train, "data.train", places), data.BadRows.of(spec))
+    rows = data.count(data.find(spec.train, "data.train", claim_paths), data.BadRows.of(spec))
     train, _ = data.split_sizes(spec, rows)
     return train
 
 
-def _whole(job: FineTuneJob, places: Places, subject: _Subject) -> Preview:
+def _whole(job: FineTuneJob, claim_paths: ClaimPaths, subject: _Subject) -> Preview:
     """The run's own plan, as model and data are here."""
     from finetune_trainer.planning import model_loader
     from finetune_trainer.training import run
 
     try:
-        prepared = run.prepare(job, places)
+        prepared = run.prepare(job, claim_paths)
     except UserError as refusal:
-        return _partial(job, places, subject, None, refusal)
+        return _partial(job, claim_paths, subject, None, refusal)
     plan = prepared.plan
     anatomy = _anatomy(plan.job, model_loader.skeleton(prepared.task.auto_class, prepared.config))
-    steps = (plan.total_steps, plan.steps_per_epoch)
+    steps = (plan.planned_steps, plan.steps_per_epoch)
     proposal = _proposal(job, prepared.config, anatomy)
     return Preview(job, plan.job, tuple(rows_of(plan)), anatomy, plan, steps, proposal=proposal)
 
 
 def _without_model(
-    job: FineTuneJob, places: Places, no_model: str | None, no_data: str | None, mistake: UserError | None
+    job: FineTuneJob, claim_paths: ClaimPaths, no_model: str | None, no_data: str | None, mistake: UserError | None
 ) -> Preview:
-    filled = defaults.effective(job, job.spec.task)
-    steps, mistake = (None, mistake) if no_data or mistake else _steps(filled, places)
+    filled = defaults.with_defaults(job, job.spec.task)
+    steps, mistake = (None, mistake) if no_data or mistake else _steps(filled, claim_paths)
     rows = tuple(_row(module, None, steps) for module in filled.spec.modules or ())
     return Preview(job, filled, rows, steps=steps, unknown=_gaps(no_model, no_data), mistake=mistake)
 
 
 def _partial(
-    job: FineTuneJob, places: Places, subject: _Subject, no_data: str | None, mistake: UserError | None
+    job: FineTuneJob, claim_paths: ClaimPaths, subject: _Subject, no_data: str | None, mistake: UserError | None
 ) -> Preview:
     """What the model tells, without its data, or about a job that no run would take."""
-    filled = defaults.effective(job, None if subject.task in UNSUPPORTED_TASKS else subject.task)
+    filled = defaults.with_defaults(job, None if subject.task in UNSUPPORTED_TASKS else subject.task)
     anatomy = _anatomy(filled, _skeleton(subject))
     mistake = mistake or _ownership_mistake(filled, anatomy)
-    steps, mistake = (None, mistake) if no_data or mistake else _steps(filled, places)
+    steps, mistake = (None, mistake) if no_data or mistake else _steps(filled, claim_paths)
     rows = tuple(_row(module, anatomy, steps) for module in filled.spec.modules or ())
     proposal = _proposal(job, subject.config, anatomy)
     return Preview(job, filled, rows, anatomy, None, steps, _gaps(None, no_data), proposal, mistake)
@@ -154,16 +154,16 @@ def _row(module: Module, anatomy: Anatomy | None, steps: tuple[int, int] | None)
     return Row(
         module,
         None if owned is None else tuple(parameter.name for parameter in owned),
-        None if owned is None else sum(parameter.elements for parameter in owned),
+        None if owned is None else sum(parameter.numel for parameter in owned),
         modules.window(module.freeze, *steps) if steps and not module.frozen else None,
     )
 
 
-def _steps(job: FineTuneJob, places: Places) -> tuple[tuple[int, int] | None, UserError | None]:
+def _steps(job: FineTuneJob, claim_paths: ClaimPaths) -> tuple[tuple[int, int] | None, UserError | None]:
     """All steps, and those of an epoch, or why a run would refuse the data, or schedules over so many."""
     try:
-        per_epoch = modules.steps_per_epoch(job.spec.training, count_samples(job, places))
-        return (plan_schedules(job, per_epoch).total_steps, per_epoch), None
+        per_epoch = modules.steps_per_epoch(job.spec.training, count_samples(job, claim_paths))
+        return (plan_schedules(job, per_epoch).planned_steps, per_epoch), None
     except UserError as mistake:
         return None, mistake
 
@@ -203,36 +203,36 @@ def _proposal(job: FineTuneJob, config: PretrainedConfig, anatomy: Anatomy) -> P
     return propose(config.model_type, anatomy.kind, anatomy.parameters)
 
 
-def _config(job: FineTuneJob, places: Places) -> tuple[PretrainedConfig | None, str | None]:
+def _config(job: FineTuneJob, claim_paths: ClaimPaths) -> tuple[PretrainedConfig | None, str | None]:
     """The model's config, or why it is out of reach."""
     source = job.spec.model.source
-    if gap := _out_of_reach(source, "model.source", places):
+    if gap := _out_of_reach(source, "model.source", claim_paths):
         return None, gap
     from finetune_trainer.planning import model_loader
 
     try:
-        return model_loader.load_config(model_loader.find(job.spec.model, places)), None
+        return model_loader.load_config(model_loader.find(job.spec.model, claim_paths)), None
     except RunError as error:
         if locate(source).scheme == "hf":  # a machine without a way to the hub is no mistake
             return None, str(error)
         raise
 
 
-def _missing_data(job: FineTuneJob, places: Places) -> str | None:
+def _missing_data(job: FineTuneJob, claim_paths: ClaimPaths) -> str | None:
     """Why some of the data are out of reach; None where all are here."""
     spec = job.spec.data
     named = ((TRAIN, spec.train), (VALIDATION, spec.validation), (TEST, spec.test))
     sources = ((said, part.source) for said, part in named if part is not None and part.source is not None)
-    return next((gap for said, source in sources if (gap := _out_of_reach(source, said, places))), None)
+    return next((gap for said, source in sources if (gap := _out_of_reach(source, said, claim_paths))), None)
 
 
-def _out_of_reach(source: str, said: str, places: Places) -> str | None:
+def _out_of_reach(source: str, said: str, claim_paths: ClaimPaths) -> str | None:
     """Why a claim is not here; None for what is here, or can be looked for here."""
     location = locate(source)
-    if location.scheme != "pvc" or places.folder(location.name).is_dir():
+    if location.scheme != "pvc" or claim_paths.folder(location.name).is_dir():
         return None
     try:
-        places.existing(source, said)
+        claim_paths.existing(source, said)
     except UserError as error:
         return str(error)
     return None

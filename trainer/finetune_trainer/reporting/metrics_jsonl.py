@@ -16,14 +16,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer.callbacks import EvaluationRecord, Listener, StepRecord, TestRecord
+from finetune_trainer.callbacks import Callback, EvaluationRecord, StepRecord, TestRecord
 
 NAME = "metrics.jsonl"
 Record = StepRecord | EvaluationRecord | TestRecord
 KINDS = {StepRecord: "step", EvaluationRecord: "evaluation", TestRecord: "test"}
 
 
-class MetricsFile(Listener):
+class MetricsFile(Callback):
     """Appends records to a file, in a thread of its own."""
 
     def __init__(self, path: Path) -> None:
@@ -117,10 +117,10 @@ def record_of(row: dict[str, Any]) -> Record:
         return TestRecord(**fields | {"metrics": _numbers(row["metrics"])})
     if row["type"] == "evaluation":
         return EvaluationRecord(**fields | {"metrics": _numbers(row["metrics"])})
-    norms, when = _numbers(row["gradient_norms"]), row["expected_completion"]
+    norms, when = _numbers(row["gradient_norms"]), row["estimated_completion_time"]
     completion = datetime.fromisoformat(when) if when else None
     loss = _numbers({"loss": row["loss"]})
-    return StepRecord(**fields | loss | {"gradient_norms": norms, "expected_completion": completion})
+    return StepRecord(**fields | loss | {"gradient_norms": norms, "estimated_completion_time": completion})
 
 
 def _plain(value: Any) -> Any:

@@ -19,7 +19,7 @@ from finetune_api import trainer_metrics as names
 from finetune_api.names import CHECKPOINTS_FOLDER
 from finetune_api.status import CheckpointStatus, Metric, ModuleStatus, OutputStatus, Report
 from finetune_api.status import Progress as ProgressStatus
-from finetune_trainer.callbacks import CheckpointRecord, EvaluationRecord, Listener, StepRecord, TestRecord
+from finetune_trainer.callbacks import Callback, CheckpointRecord, EvaluationRecord, StepRecord, TestRecord
 from finetune_trainer.errors import UserError
 from finetune_trainer.plan import ModulePlan, RunPlan
 from finetune_trainer.reporting.metrics_jsonl import read
@@ -28,7 +28,7 @@ MESSAGE_LENGTH = 1000
 """Of a report's message; the API takes 1024 characters."""
 
 
-class Tracker(Listener):
+class Tracker(Callback):
     """Remembers the latest of everything."""
 
     def __init__(self) -> None:
@@ -98,9 +98,9 @@ class Tracker(Listener):
         rate = self.step.samples_per_second if self.step else None
         return ProgressStatus(
             step=self.steps_done,
-            planned_steps=self.plan.total_steps,
+            planned_steps=self.plan.planned_steps,
             epoch=round(self.epoch, 4),
-            percentage=round(100 * self.steps_done / self.plan.total_steps, 2),
+            percentage=round(100 * self.steps_done / self.plan.planned_steps, 2),
             samples_per_second=round(rate, 3) if rate else None,
             observed_time=datetime.now(UTC),
         )
@@ -121,8 +121,8 @@ class Tracker(Listener):
         frozen = self.is_frozen(module)
         return ModuleStatus(
             name=module.name,
-            parameters=module.elements,
-            trainable=0 if frozen else module.elements,
+            parameters=module.numel,
+            trainable=0 if frozen else module.numel,
             optimizer=module.spec.optimizer.type if module.spec.optimizer else None,
             learning_rate=self.step.learning_rates[module.name] if self.step else None,
             gradient_norm=norm if norm is not None and math.isfinite(norm) else None,
@@ -154,14 +154,14 @@ class Exporter(Collector):
     def _run(self, plan: RunPlan) -> Iterator[GaugeMetricFamily]:
         it = self.tracker
         yield _gauge(names.STEP, "Optimizer steps done.", it.steps_done)
-        yield _gauge(names.PLANNED_STEPS, "Optimizer steps planned.", plan.total_steps)
+        yield _gauge(names.PLANNED_STEPS, "Optimizer steps planned.", plan.planned_steps)
         yield _gauge(names.EPOCH, "Epochs done.", it.epoch)
         if it.step is not None:
             yield _gauge(names.LOSS, "Loss of the last step.", it.step.loss)
             yield _gauge(names.SAMPLES_PER_SECOND, "Throughput.", it.step.samples_per_second)
-            if it.step.expected_completion:
-                completion = it.step.expected_completion.timestamp()
-                yield _gauge(names.EXPECTED_COMPLETION, "When the last step is expected.", completion)
+            if it.step.estimated_completion_time:
+                completion = it.step.estimated_completion_time.timestamp()
+                yield _gauge(names.ESTIMATED_COMPLETION_TIME, "When the last step is expected.", completion)
         if it.step_time is not None:
             yield _gauge(names.LAST_STEP_TIME, "When the last step was done.", it.step_time.timestamp())
         if it.checkpoint is not None:
@@ -177,8 +177,8 @@ class Exporter(Collector):
         rate = GaugeMetricFamily(names.LEARNING_RATE, "Learning rate of the last step.", labels=by_module)
         norm = GaugeMetricFamily(names.GRADIENT_NORM, "Gradient norm before clipping.", labels=by_module)
         for module in plan.modules:
-            parameters.add_metric([module.name], module.elements)
-            trainable.add_metric([module.name], 0 if self.tracker.is_frozen(module) else module.elements)
+            parameters.add_metric([module.name], module.numel)
+            trainable.add_metric([module.name], 0 if self.tracker.is_frozen(module) else module.numel)
             info.add_metric([module.name, module.spec.optimizer.type if module.spec.optimizer else ""], 1)
             if (step := self.tracker.step) is not None:
                 rate.add_metric([module.name], step.learning_rates[module.name])

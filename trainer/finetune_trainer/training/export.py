@@ -96,7 +96,7 @@ def facts(
         "attempt": attempt,
         "steps": progress.step,
         "skippedSteps": progress.skipped_steps,
-        "plannedSteps": plan.total_steps,
+        "plannedSteps": plan.planned_steps,
         "stepsPerEpoch": plan.steps_per_epoch,
         "samples": {"train": plan.train_samples, "validation": plan.validation_samples},
         "wallSeconds": round(progress.elapsed, 3),

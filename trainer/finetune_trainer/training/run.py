@@ -12,12 +12,12 @@ import torch
 from transformers import PretrainedConfig
 
 from finetune_api.data import Columns, DataSource, Validation
-from finetune_api.defaults import effective
+from finetune_api.defaults import with_defaults
 from finetune_api.job import FineTuneJob
 from finetune_api.status import Report
 from finetune_trainer import data
-from finetune_trainer.callbacks import Listener, Listeners, TestRecord
-from finetune_trainer.claims import Places
+from finetune_trainer.callbacks import Callback, CallbackList, TestRecord
+from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.data import BadRows, Dataset
 from finetune_trainer.errors import RunError, UserError
 from finetune_trainer.plan import RunPlan
@@ -51,7 +51,7 @@ class RunOptions:
         stall_timeout: seconds in which the loop has to get something done; None for what the job says.
     """
 
-    claims: Places = field(default_factory=Places)
+    claims: ClaimPaths = field(default_factory=ClaimPaths)
     attempt: int = 1
     metrics_port: int | None = None
     termination_log: Path | None = None
@@ -73,14 +73,14 @@ class Prepared:
     notes: tuple[str, ...] = ()
 
 
-def run(job: FineTuneJob, options: RunOptions, listener: Listener) -> Report:
-    """Run a job. The listener hears how it ends, well or badly, and is closed.
+def run(job: FineTuneJob, options: RunOptions, callback: Callback) -> Report:
+    """Run a job. The callback hears how it ends, well or badly, and is closed.
 
     Raises:
         RunError: it did not end well; `exit_code` and `reason` say how.
     """
     tracker = Tracker()
-    everyone = Listeners((tracker, listener))
+    everyone = CallbackList((tracker, callback))
     try:
         with watch_signals() as stop, serving(tracker, options.metrics_port):
             destination = options.claims.destination(job.destination)
@@ -93,10 +93,10 @@ def run(job: FineTuneJob, options: RunOptions, listener: Listener) -> Report:
     return report
 
 
-def _end(report: Report, options: RunOptions, listener: Listener) -> None:
+def _end(report: Report, options: RunOptions, callback: Callback) -> None:
     """Say the last word to everybody; what goes wrong with that must not hide how the run ended."""
-    with closing(listener):
-        listener.on_end(report)
+    with closing(callback):
+        callback.on_end(report)
         with suppress(OSError):
             _write(report, options)
 
@@ -106,31 +106,31 @@ def _write(report: Report, options: RunOptions) -> None:
         options.termination_log.write_text(report.termination_message())
 
 
-def plan(job: FineTuneJob, places: Places) -> RunPlan:
+def plan(job: FineTuneJob, claim_paths: ClaimPaths) -> RunPlan:
     """What a run of this job would do: from the model's config and the data's sizes, without weights.
 
     Raises:
         UserError: the job does not fit the model or the data.
     """
-    return prepare(job, places).plan
+    return prepare(job, claim_paths).plan
 
 
-def prepare(job: FineTuneJob, places: Places) -> Prepared:
+def prepare(job: FineTuneJob, claim_paths: ClaimPaths) -> Prepared:
     """Look at model and data, and plan the run.
 
     Raises:
         UserError: they do not fit the job, or each other.
     """
-    pretrained = model_loader.find(job.spec.model, places)
+    pretrained = model_loader.find(job.spec.model, claim_paths)
     config = model_loader.load_config(pretrained)
     task_name = job.spec.task or detect(config)
     kind = find(task_name)
     training = job.spec.training
     kind.check_batches(training.batch_size, training.micro_batch_size or training.batch_size)
-    job = effective(job, task_name)
+    job = with_defaults(job, task_name)
     spec = job.spec
     bad_rows = data.BadRows.of(spec.data)
-    whole, train, validation, test = _open_data(job, kind, places, bad_rows)
+    whole, train, validation, test = _open_data(job, kind, claim_paths, bad_rows)
     task = kind.fit(config, whole)
     check_metric(Judge(spec.evaluation), task.metrics)
     if bad_rows.skip:  # before anything is counted; otherwise the first one ends the run, once the processors are there
@@ -144,11 +144,11 @@ def prepare(job: FineTuneJob, places: Places) -> Prepared:
 
 
 def _open_data(
-    job: FineTuneJob, kind: type[Task], places: Places, bad_rows: BadRows
+    job: FineTuneJob, kind: type[Task], claim_paths: ClaimPaths, bad_rows: BadRows
 ) -> tuple[Dataset, Dataset, Dataset | None, Dataset | None]:
     """All of `data.train`, then training, validation and test set, with the columns that the task needs."""
     spec = job.spec.data
-    layout = data.find(spec.train, "data.train", places)
+    layout = data.find(spec.train, "data.train", claim_paths)
     table = data.read(layout, bad_rows)
     names = data.name_columns(table.columns, spec.columns, kind.needs, kind.optional, table.layout.said)
     whole = _present(table, names, bad_rows)
@@ -157,7 +157,7 @@ def _open_data(
     def other(source: DataSource | Validation | None, field: str) -> Dataset | None:
         if source is None or source.source is None:
             return None
-        found = data.find(source, field, places)
+        found = data.find(source, field, claim_paths)
         data.check_apart(found, layout)
         table = data.read(found, bad_rows)
         named = data.name_columns(table.columns, Columns(**names), [list(names)], (), table.layout.said)
@@ -178,7 +178,7 @@ class _Session:
 
     job: FineTuneJob
     options: RunOptions
-    listener: Listener
+    callback: Callback
     tracker: Tracker
     stop: Stop
     destination: Path
@@ -198,7 +198,7 @@ def _run(session: _Session) -> Report:
     rng.seed_all(job.spec.training.seed)
     prepared = prepare(job, session.options.claims)
     try:
-        setup = _set_up(prepared, session.listener)
+        setup = _set_up(prepared, session.callback)
         progress = _resume(session, setup)
         _train(session, setup, progress)
         return _finish(session, setup, progress)
@@ -206,7 +206,7 @@ def _run(session: _Session) -> Report:
         raise device.out_of_memory(prepared.plan.job.spec, error) from error
 
 
-def _set_up(prepared: Prepared, listener: Listener) -> Setup:
+def _set_up(prepared: Prepared, callback: Callback) -> Setup:
     """Load the weights, and build everything that the loop needs."""
     spec, task = prepared.plan.job.spec, prepared.task
     compute = device.choose(spec)
@@ -216,11 +216,11 @@ def _set_up(prepared: Prepared, listener: Listener) -> Setup:
         for part in filter(None, (prepared.train, prepared.validation, prepared.test)):
             for problem in task.problems(part, processors):
                 raise UserError(part.describe(problem))
-    listener.on_message(f"loading {prepared.pretrained.source}")
+    callback.on_message(f"loading {prepared.pretrained.source}")
     model, new = model_loader.load_model(prepared.pretrained, task, prepared.config)
     model_loader.make_ready(model, task, processors, spec.training.activation_checkpointing)
     for text in (*_notes(prepared, processors), *_new_weights(new)):
-        listener.on_message(text)
+        callback.on_message(text)
     model.requires_grad_(False)
     model.to(compute.device)  # type: ignore[arg-type]
     named = dict(model.named_parameters())
@@ -264,13 +264,13 @@ def _resume(session: _Session, setup: Setup) -> Progress:
     progress = Progress(LossScale.of(setup.compute))
     if session.options.fresh:
         session.checkpoints.clear()
-    checkpoint = session.checkpoints.latest(session.listener.on_message)
+    checkpoint = session.checkpoints.latest(session.callback.on_message)
     if checkpoint is None:
         return progress
     _check_same_data(checkpoint, setup)
     changes = saved.differences(checkpoint.spec, setup.plan.job.spec.manifest())
     changed = f"; what changed since is taken from the spec: {'; '.join(changes)}" if changes else ""
-    session.listener.on_message(f"resuming after step {checkpoint.step} of attempt {checkpoint.attempt}{changed}")
+    session.callback.on_message(f"resuming after step {checkpoint.step} of attempt {checkpoint.attempt}{changed}")
     saved.load_weights(setup.model, checkpoint.weights)
     saved.load_optimizer_state(setup.optimizers, setup.model, checkpoint.optimizer)
     rng.restore(dict(checkpoint.random))
@@ -297,14 +297,14 @@ def _train(session: _Session, setup: Setup, progress: Progress) -> None:
     session.tracker.recall(session.metrics)
     with closing(MetricsFile(session.metrics)) as metrics:
         pulse = Pulse()
-        listener = Listeners((session.listener, metrics, pulse))
-        listener.on_plan(setup.plan, progress.step)
-        loop = Loop(setup, progress, session.checkpoints, listener, session.stop)
+        callback = CallbackList((session.callback, metrics, pulse))
+        callback.on_plan(setup.plan, progress.step)
+        loop = Loop(setup, progress, session.checkpoints, callback, session.stop)
         loop.before_save = metrics.flush
         with _watching(session, pulse):
             loop.run()
-    if progress.step < setup.plan.total_steps:
-        listener.on_message(f"stopped early after step {progress.step}: {loop.judge.metric} no longer gets better")
+    if progress.step < setup.plan.planned_steps:
+        callback.on_message(f"stopped early after step {progress.step}: {loop.judge.metric} no longer gets better")
 
 
 def _watching(session: _Session, pulse: Pulse) -> AbstractContextManager[None]:
@@ -342,7 +342,7 @@ def _conclude(session: _Session, setup: Setup, progress: Progress, pulse: Pulse)
         if best.step != progress.step:
             saved.load_weights(setup.model, session.checkpoints.weights(best.step))
     pulse.beat()
-    session.listener.on_message(f"saving the weights of {chosen}")
+    session.callback.on_message(f"saving the weights of {chosen}")
     tested = _test(session, setup, progress, pulse) if setup.test is not None else None
     facts = export.facts(session.job, setup.plan, progress, session.options.attempt, tested)
     status = export.publish(setup, session.checkpoints, session.destination, facts, pulse)
@@ -357,8 +357,8 @@ def _test(session: _Session, setup: Setup, progress: Progress, pulse: Pulse) -> 
     if earlier := tested_at(session.metrics, progress.step):
         return earlier
     with closing(MetricsFile(session.metrics)) as metrics:
-        listener = Listeners((session.listener, metrics, pulse))
-        record = Loop(setup, progress, session.checkpoints, listener, session.stop).test()
+        callback = CallbackList((session.callback, metrics, pulse))
+        record = Loop(setup, progress, session.checkpoints, callback, session.stop).test()
         metrics.flush()
     return record
 

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from finetune_api.evaluation import Every
-from finetune_trainer.callbacks import EvaluationRecord, Listener, StepRecord, TestRecord
+from finetune_trainer.callbacks import Callback, EvaluationRecord, StepRecord, TestRecord
 from finetune_trainer.data import Batch, Dataset, TrainingOrder, batches, evaluation_order
 from finetune_trainer.errors import Interrupted, UserError
 from finetune_trainer.plan import RunPlan
@@ -81,17 +81,17 @@ class Loop:
         setup: what the run is made of.
         progress: where it stands; the loop moves it on.
         checkpoints: where it is saved.
-        listener: hears about it.
+        callback: hears about it.
         stop: says when to stop early.
 
     `before_save` is called before each checkpoint, to bring what belongs to it to disk.
     """
 
     def __init__(
-        self, setup: Setup, progress: Progress, checkpoints: Checkpoints, listener: Listener, stop: Stop
+        self, setup: Setup, progress: Progress, checkpoints: Checkpoints, callback: Callback, stop: Stop
     ) -> None:
         self.setup, self.progress, self.checkpoints = setup, progress, checkpoints
-        self.listener, self.stop = listener, stop
+        self.callback, self.stop = callback, stop
         self.before_save: Callable[[], None] = lambda: None
         self.plan, self.spec = setup.plan, setup.plan.job.spec
         self.judge = Judge(self.spec.evaluation)
@@ -119,7 +119,7 @@ class Loop:
 
     def is_done(self) -> bool:
         """Whether no step is left to take."""
-        return self.progress.step >= self.plan.total_steps or self.judge.is_exhausted(self.progress.history)
+        return self.progress.step >= self.plan.planned_steps or self.judge.is_exhausted(self.progress.history)
 
     # -- one step
 
@@ -183,13 +183,13 @@ class Loop:
         self.clock.end(progress.step)
         progress.elapsed = self.clock.elapsed
         if not finite:
-            self.listener.on_message(
+            self.callback.on_message(
                 f"step {progress.step} was skipped for all modules: {_culprits(values[0], measured)}"
             )
-        self.listener.on_step(
+        self.callback.on_step(
             StepRecord(
                 step=progress.step,
-                planned_steps=plan.total_steps,
+                planned_steps=plan.planned_steps,
                 epoch=progress.step / plan.steps_per_epoch,
                 loss=values[0],
                 learning_rates=rates,
@@ -197,7 +197,7 @@ class Loop:
                 frozen={module.name: module.name not in active for module in plan.modules},
                 samples_per_second=self.spec.training.batch_size / self.clock.recent,
                 seconds=self.clock.last,
-                expected_completion=self.clock.completion(plan.total_steps),
+                estimated_completion_time=self.clock.completion(plan.planned_steps),
                 skipped=not finite,
             )
         )
@@ -221,7 +221,7 @@ class Loop:
             self._micro_batch_size,
             training.seed,
             self.progress.step,
-            self.plan.total_steps,
+            self.plan.planned_steps,
         )
         return self._batches(self.setup.train, order)
 
@@ -249,7 +249,7 @@ class Loop:
         seconds = time.perf_counter() - started
         is_best = best is not None and best.step == progress.step
         epoch = progress.step / self.plan.steps_per_epoch
-        self.listener.on_evaluation(EvaluationRecord(progress.step, epoch, metrics, is_best, seconds))
+        self.callback.on_evaluation(EvaluationRecord(progress.step, epoch, metrics, is_best, seconds))
 
     def test(self) -> TestRecord:
         """Evaluate the test set on the weights that the model has now.
@@ -261,7 +261,7 @@ class Loop:
         started = time.perf_counter()
         metrics = {f"test/{name.removeprefix('eval/')}": it for name, it in self._measure(self.setup.test).items()}
         record = TestRecord(self.progress.step, metrics, time.perf_counter() - started)
-        self.listener.on_test(record)
+        self.callback.on_test(record)
         return record
 
     def _measure(self, data: Dataset) -> dict[str, float]:
@@ -278,9 +278,9 @@ class Loop:
             for done, batch in enumerate(stream):
                 if self.stop.requested:
                     self._interrupt()
-                self.listener.on_evaluation_progress(done, len(order))
+                self.callback.on_evaluation_progress(done, len(order))
                 yield self.setup.compute.move(batch)
-        self.listener.on_evaluation_progress(len(order), len(order))
+        self.callback.on_evaluation_progress(len(order), len(order))
 
     # -- checkpoints
 
@@ -303,7 +303,7 @@ class Loop:
         record = self.checkpoints.save(self.checkpoint())
         self.checkpoints.prune(best.step if best else None)
         self.saved = record.step
-        self.listener.on_checkpoint(record)
+        self.callback.on_checkpoint(record)
 
     def _interrupt(self) -> None:
         step = self.progress.step
@@ -312,7 +312,7 @@ class Loop:
         if step == 0:
             raise Interrupted("interrupted before the first step")
         raise Interrupted(
-            f"interrupted after step {step} of {self.plan.total_steps}; a checkpoint lets it go on from there"
+            f"interrupted after step {step} of {self.plan.planned_steps}; a checkpoint lets it go on from there"
         )
 
     def checkpoint(self) -> Checkpoint:

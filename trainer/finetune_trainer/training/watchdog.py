@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from finetune_api.exit_codes import ExitCode
-from finetune_trainer.callbacks import CheckpointRecord, EvaluationRecord, Listener, StepRecord, TestRecord
+from finetune_trainer.callbacks import Callback, CheckpointRecord, EvaluationRecord, StepRecord, TestRecord
 
 LOOKS = 20
 """So many looks in a row at which nothing was done since the one before are a stall."""
@@ -34,7 +34,7 @@ WORKER_WORDS = 1.0
 """Seconds for one worker's stack. All write to the same stream, byte by byte, so one speaks after the other."""
 
 
-class Pulse(Listener):
+class Pulse(Callback):
     """Counts whatever gets done."""
 
     def __init__(self) -> None:
