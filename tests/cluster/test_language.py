@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from finetune_api.job import parse
-from finetune_api.loading import check_file
+from finetune_api.loading import check_manifests
 from harness.api import Api
 from harness.cluster import Cluster
 
@@ -188,7 +188,7 @@ def refusal(api: Api, body: dict[str, Any]) -> str | None:
 
 
 def our_refusal(body: dict[str, Any]) -> str | None:
-    verdict = check_file(json.dumps(body), "job.json")[0]
+    verdict = check_manifests(json.dumps(body), "job.json")[0]
     try:
         parse(body)
     except ValidationError:

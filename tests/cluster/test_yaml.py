@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.kubectl_yaml import ReadingError, kubectl_reads, read
+from finetune_api.kubectl_yaml import YamlParseError, parse_kubectl_scalar, parse_yaml
 from harness.api import Api
 from harness.cluster import Cluster
 
@@ -51,35 +51,35 @@ def kubectl_read(control_plane: Cluster, api: Api) -> dict[str, Any]:
     def ask(written: str) -> Any:
         command = ("create", "--dry-run=client", "--validate=false", "--output=json", "--filename=-")
         done = control_plane.try_kubectl(*command, input=manifest(written))
-        return ReadingError(done.stderr) if done.returncode else json.loads(done.stdout)["spec"].get("field")
+        return YamlParseError(done.stderr) if done.returncode else json.loads(done.stdout)["spec"].get("field")
 
     with ThreadPoolExecutor(4) as pool:
         return dict(zip(WRITTEN, pool.map(ask, WRITTEN), strict=True))
 
 
 @pytest.mark.parametrize("written", WRITTEN)
-def test_a_value_is_read_as_kubectl_reads_it_or_flagged(kubectl_read: dict[str, Any], written: str) -> None:
+def test_a_value_is_read_as_parse_kubectl_scalar_it_or_flagged(kubectl_read: dict[str, Any], written: str) -> None:
     theirs = kubectl_read[written]
     try:
-        (document,) = read(manifest(written))
-    except ReadingError:
+        (document,) = parse_yaml(manifest(written))
+    except YamlParseError:
         return
     if not document.ambiguous:
-        assert not isinstance(theirs, ReadingError), f"kubectl refuses what we read as {document.value['spec']}"
+        assert not isinstance(theirs, YamlParseError), f"kubectl refuses what we read as {document.value['spec']}"
         assert exactly(document.value["spec"]["field"]) == exactly(theirs)
 
 
 @pytest.mark.parametrize("written", PLAIN)
-def test_we_know_what_kubectl_reads(kubectl_read: dict[str, Any], written: str) -> None:
+def test_we_know_what_parse_kubectl_scalar(kubectl_read: dict[str, Any], written: str) -> None:
     """So that a message about a plain scalar tells the truth."""
     theirs = kubectl_read[written]
-    if not isinstance(theirs, ReadingError):
-        assert exactly(kubectl_reads(written)) == exactly(theirs)
+    if not isinstance(theirs, YamlParseError):
+        assert exactly(parse_kubectl_scalar(written)) == exactly(theirs)
 
 
 @pytest.mark.parametrize("written", ["hello", "a b", "true", "1", "1.5", "2e-5", "1e3", ".5", "2001-01-01", "'y'", "~"])
 def test_what_is_plain_to_everybody_is_not_flagged(kubectl_read: dict[str, Any], written: str) -> None:
-    assert read(manifest(written))[0].ambiguous == ()
+    assert parse_yaml(manifest(written))[0].ambiguous == ()
 
 
 def exactly(value: Any) -> Any:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from finetune_api import suggestions
+from finetune_api import field_paths, foreign_fields, suggestions
 from finetune_api.suggestions import closest_match, closest_matches, edit_distance, normalize
 
 OPTIMIZERS = ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Adafactor", "NAdam", "RAdam", "Muon"]
@@ -18,7 +18,7 @@ TASKS = ["Contrastive", "CausalLM", "SequenceClassification", "ImageClassificati
 METRICS = ["eval/loss", "eval/accuracy", "eval/recall_at_1"]
 
 
-@pytest.mark.parametrize("module", [suggestions])
+@pytest.mark.parametrize("module", [suggestions, field_paths, foreign_fields])
 def test_docstring_examples(module: ModuleType) -> None:
     assert doctest.testmod(module).failed == 0
 
