@@ -6,8 +6,7 @@ import pytest
 
 from finetune_api.evaluation import Evaluation as Spec
 from finetune_api.evaluation import Every
-from finetune_trainer.errors import UserError
-from finetune_trainer.training.evaluation import Evaluation, Judge, check_metric, is_due
+from finetune_trainer.training.evaluation import Evaluation, Judge, is_due
 
 
 def history(*values: float) -> list[Evaluation]:
@@ -62,11 +61,6 @@ def test_a_schedule_follows_values_of_which_lower_is_better_and_nan_is_the_worst
 
 def test_without_early_stopping_patience_is_endless() -> None:
     assert not judge().is_exhausted(history(*range(100)))
-
-
-def test_a_metric_that_is_not_measured_is_answered_with_the_nearest() -> None:
-    with pytest.raises(UserError, match="'eval/loss' is not measured here; did you mean 'eval/los'"):
-        check_metric(judge(), ("eval/los", "eval/accuracy"))
 
 
 @pytest.mark.parametrize(

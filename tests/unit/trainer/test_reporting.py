@@ -16,9 +16,10 @@ from finetune_api.status import TERMINATION_MESSAGE_BYTES, Report
 from finetune_trainer.callbacks import EvaluationRecord, StepRecord
 from finetune_trainer.errors import RunError, UserError
 from finetune_trainer.plan import RunPlan
+from finetune_trainer.planning.prepare import prepare
 from finetune_trainer.reporting.metrics_jsonl import MetricsFile, cut_back, read
 from finetune_trainer.reporting.tracker import Exporter, Tracker, serving
-from finetune_trainer.training.run import RunOptions, plan, run
+from finetune_trainer.training.run import RunOptions, run
 from unit.trainer import tiny
 
 
@@ -41,7 +42,7 @@ def step(number: int, loss: float = 0.5, **changes: Any) -> StepRecord:
 
 @pytest.fixture
 def planned(claims: Path, out: Path) -> RunPlan:
-    return plan(tiny.contrastive_job(), tiny.claim_paths(claims, out))
+    return prepare(tiny.contrastive_job(), tiny.claim_paths(claims, out)).plan
 
 
 @pytest.fixture
@@ -132,7 +133,7 @@ def test_the_termination_message_fits_however_much_there_is_to_say(claims: Path,
         for number, pattern in enumerate(parameters)
     ]
     tracker = Tracker()
-    tracker.on_plan(plan(tiny.contrastive_job(modules=modules), tiny.claim_paths(claims, out)), 0)
+    tracker.on_plan(prepare(tiny.contrastive_job(modules=modules), tiny.claim_paths(claims, out)).plan, 0)
     tracker.on_evaluation(EvaluationRecord(0, 0, {f"eval/metric_{n}": 1 / 3 for n in range(60)}, best=False))
     message = tracker.report("Failed", "x" * 5000).termination_message()
     assert len(message.encode()) <= TERMINATION_MESSAGE_BYTES

@@ -91,7 +91,7 @@ def test_a_vision_language_model_is_recognized_and_not_yet_supported() -> None:
         auto_class("Custom")
 
 
-def test_the_skeleton_of_a_vision_language_model_names_its_towers_and_the_connector() -> None:
+def test_meta_model_of_a_vision_language_model_has_towers_and_connector() -> None:
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
     config = config_of(
         "llava",
@@ -100,8 +100,8 @@ def test_the_skeleton_of_a_vision_language_model_names_its_towers_and_the_connec
         vision_config={**small, "model_type": "clip_vision_model", "image_size": 8, "patch_size": 4},
         image_token_index=63,
     )
-    model = model_loader.skeleton(auto_class(detect(config)), config)
-    names = [name for parameter in model_loader.parameters_of(model) for name in parameter.names]
+    model = model_loader.build_meta_model(auto_class(detect(config)), config)
+    names = [name for parameter in model_loader.list_parameters(model) for name in parameter.names]
     for tower in ("vision_tower", "language_model", "multi_modal_projector"):
         assert any(tower in name for name in names), tower
     assert all(weight.is_meta for weight in model.parameters())
@@ -109,4 +109,4 @@ def test_the_skeleton_of_a_vision_language_model_names_its_towers_and_the_connec
 
 def test_a_model_that_the_task_cannot_build_is_refused() -> None:
     with pytest.raises(UserError, match=r"AutoModelForCausalLM, as the task needs it, builds no vit model"):
-        model_loader.skeleton(auto_class("CausalLM"), config_of("vit", "ViTModel"))
+        model_loader.build_meta_model(auto_class("CausalLM"), config_of("vit", "ViTModel"))

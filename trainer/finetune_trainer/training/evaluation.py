@@ -5,7 +5,6 @@ The history is part of the checkpoint, so a resumed run decides as it would have
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 from finetune_api.evaluation import Evaluation as EvaluationSpec
 from finetune_api.evaluation import Every
 from finetune_api.schedules import Judgement
-from finetune_trainer.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -63,18 +61,6 @@ class Judge:
             better = value > reached + stopping.min_delta or reached == float("-inf")
             reached, waited = (value, 0) if better else (reached, waited + 1)
         return waited >= stopping.patience
-
-
-def check_metric(judge: Judge, metrics: Sequence[str]) -> None:
-    """Refuse a metric that this task does not measure.
-
-    Raises:
-        UserError: it does not; the nearest is named.
-    """
-    if judge.metric not in metrics:
-        near = difflib.get_close_matches(judge.metric, metrics, n=1)
-        hint = f"did you mean {near[0]!r}? Measured are" if near else "measured are"
-        raise UserError(f"evaluation.metric: {judge.metric!r} is not measured here; {hint} {', '.join(metrics)}")
 
 
 def is_due(every: Every, step: int, steps_per_epoch: int) -> bool:

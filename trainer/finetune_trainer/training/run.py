@@ -9,29 +9,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from transformers import PretrainedConfig
 
-from finetune_api.data import Columns, DataSource, Validation
-from finetune_api.defaults import with_defaults
 from finetune_api.job import FineTuneJob
 from finetune_api.status import Report
-from finetune_trainer import data
 from finetune_trainer.callbacks import Callback, CallbackList, TestRecord
 from finetune_trainer.claims import ClaimPaths
-from finetune_trainer.data import BadRows, Dataset
 from finetune_trainer.errors import RunError, UserError
-from finetune_trainer.plan import RunPlan
 from finetune_trainer.planning import model_loader
-from finetune_trainer.planning.modules import plan_run
+from finetune_trainer.planning.prepare import PreparedRun, prepare
 from finetune_trainer.reporting.metrics_jsonl import NAME as METRICS
 from finetune_trainer.reporting.metrics_jsonl import MetricsFile, cut_back, tested_at
 from finetune_trainer.reporting.tracker import Tracker, serving
-from finetune_trainer.tasks import Processors, Task, detect, find
+from finetune_trainer.tasks import Processors
 from finetune_trainer.training import checkpoint as saved
 from finetune_trainer.training import device, export, optimizers, rng
 from finetune_trainer.training.checkpoint import Checkpoint, Checkpoints
 from finetune_trainer.training.device import LossScale
-from finetune_trainer.training.evaluation import Judge, check_metric
+from finetune_trainer.training.evaluation import Judge
 from finetune_trainer.training.gradients import Part
 from finetune_trainer.training.signals import Stop, watch_signals
 from finetune_trainer.training.trainer import Loop, Progress, Setup
@@ -57,20 +51,6 @@ class RunOptions:
     termination_log: Path | None = None
     fresh: bool = False
     stall_timeout: float | None = None
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A job, its data and its model's config, found to fit each other; no weights yet."""
-
-    task: Task
-    pretrained: model_loader.Pretrained
-    config: PretrainedConfig
-    train: Dataset
-    validation: Dataset | None
-    test: Dataset | None
-    plan: RunPlan
-    notes: tuple[str, ...] = ()
 
 
 def run(job: FineTuneJob, options: RunOptions, callback: Callback) -> Report:
@@ -104,72 +84,6 @@ def _end(report: Report, options: RunOptions, callback: Callback) -> None:
 def _write(report: Report, options: RunOptions) -> None:
     if options.termination_log is not None:
         options.termination_log.write_text(report.termination_message())
-
-
-def plan(job: FineTuneJob, claim_paths: ClaimPaths) -> RunPlan:
-    """What a run of this job would do: from the model's config and the data's sizes, without weights.
-
-    Raises:
-        UserError: the job does not fit the model or the data.
-    """
-    return prepare(job, claim_paths).plan
-
-
-def prepare(job: FineTuneJob, claim_paths: ClaimPaths) -> Prepared:
-    """Look at model and data, and plan the run.
-
-    Raises:
-        UserError: they do not fit the job, or each other.
-    """
-    pretrained = model_loader.find(job.spec.model, claim_paths)
-    config = model_loader.load_config(pretrained)
-    task_name = job.spec.task or detect(config)
-    kind = find(task_name)
-    training = job.spec.training
-    kind.check_batches(training.batch_size, training.micro_batch_size or training.batch_size)
-    job = with_defaults(job, task_name)
-    spec = job.spec
-    bad_rows = data.BadRows.of(spec.data)
-    whole, train, validation, test = _open_data(job, kind, claim_paths, bad_rows)
-    task = kind.fit(config, whole)
-    check_metric(Judge(spec.evaluation), task.metrics)
-    if bad_rows.skip:  # before anything is counted; otherwise the first one ends the run, once the processors are there
-        processors = model_loader.load_processors(pretrained, task, config, spec.data.max_length)
-        train = bad_rows.drop(train, task.problems(train, processors))
-        validation = bad_rows.drop(validation, task.problems(validation, processors)) if validation else None
-        test = bad_rows.drop(test, task.problems(test, processors)) if test else None
-    parameters = model_loader.parameters_of(model_loader.skeleton(task.auto_class, config))
-    decided = plan_run(job, parameters, len(train), len(validation) if validation else 0)
-    return Prepared(task, pretrained, config, train, validation, test, decided, tuple(bad_rows.notes()))
-
-
-def _open_data(
-    job: FineTuneJob, kind: type[Task], claim_paths: ClaimPaths, bad_rows: BadRows
-) -> tuple[Dataset, Dataset, Dataset | None, Dataset | None]:
-    """All of `data.train`, then training, validation and test set, with the columns that the task needs."""
-    spec = job.spec.data
-    layout = data.find(spec.train, "data.train", claim_paths)
-    table = data.read(layout, bad_rows)
-    names = data.name_columns(table.columns, spec.columns, kind.needs, kind.optional, table.layout.said)
-    whole = _present(table, names, bad_rows)
-    train, validation = data.split(whole, spec, table)
-
-    def other(source: DataSource | Validation | None, field: str) -> Dataset | None:
-        if source is None or source.source is None:
-            return None
-        found = data.find(source, field, claim_paths)
-        data.check_apart(found, layout)
-        table = data.read(found, bad_rows)
-        named = data.name_columns(table.columns, Columns(**names), [list(names)], (), table.layout.said)
-        return data.same_classes(_present(table, named, bad_rows), train)
-
-    return whole, train, validation or other(spec.validation, "data.validation"), other(spec.test, "data.test")
-
-
-def _present(table: data.Table, names: Mapping[str, str], bad_rows: BadRows) -> Dataset:
-    """The rows in which nothing is missing that the task makes use of."""
-    found = table.dataset(names, every_image=bad_rows.skip)
-    return bad_rows.drop(found, data.in_order(*map(found.missing, names)))
 
 
 @dataclass(frozen=True)
@@ -206,7 +120,7 @@ def _run(session: _Session) -> Report:
         raise device.out_of_memory(prepared.plan.job.spec, error) from error
 
 
-def _set_up(prepared: Prepared, callback: Callback) -> Setup:
+def _set_up(prepared: PreparedRun, callback: Callback) -> Setup:
     """Load the weights, and build everything that the loop needs."""
     spec, task = prepared.plan.job.spec, prepared.task
     compute = device.choose(spec)
@@ -218,7 +132,7 @@ def _set_up(prepared: Prepared, callback: Callback) -> Setup:
                 raise UserError(part.describe(problem))
     callback.on_message(f"loading {prepared.pretrained.source}")
     model, new = model_loader.load_model(prepared.pretrained, task, prepared.config)
-    model_loader.make_ready(model, task, processors, spec.training.activation_checkpointing)
+    model_loader.configure_model(model, task, processors, spec.training.activation_checkpointing)
     for text in (*_notes(prepared, processors), *_new_weights(new)):
         callback.on_message(text)
     model.requires_grad_(False)
@@ -242,7 +156,7 @@ def _set_up(prepared: Prepared, callback: Callback) -> Setup:
     )
 
 
-def _notes(prepared: Prepared, processors: Processors) -> Iterator[str]:
+def _notes(prepared: PreparedRun, processors: Processors) -> Iterator[str]:
     """What happens to some of the data, which nobody should have to find out."""
     plan = prepared.plan
     yield from prepared.notes
