@@ -17,18 +17,21 @@ class Resources(Model):
     rules = (
         Rule(
             field="device",
-            message="device CUDA needs gpusPerNode of at least 1",
+            message="device CUDA requires gpusPerNode to be at least 1",
             cel="!has(self.device) || self.device != 'CUDA' || !has(self.gpusPerNode) || self.gpusPerNode > 0",
-            holds=lambda it: it.device != "CUDA" or it.gpus_per_node > 0,
+            is_valid=lambda resources: resources.device != "CUDA" or resources.gpus_per_node > 0,
         ),
         not_yet_supported(
-            "nodes", "more than one node", "!has(self.nodes) || self.nodes == 1", lambda it: it.nodes == 1
+            "nodes",
+            "more than one node",
+            "!has(self.nodes) || self.nodes == 1",
+            lambda resources: resources.nodes == 1,
         ),
         not_yet_supported(
             "gpusPerNode",
             "more than one GPU",
             "!has(self.gpusPerNode) || self.gpusPerNode <= 1",
-            lambda it: it.gpus_per_node <= 1,
+            lambda resources: resources.gpus_per_node <= 1,
         ),
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from finetune_api.job import FineTuneJob
 from finetune_api.modules import Module
-from finetune_api.schedules import Judgement, Schedule
+from finetune_api.schedules import EvalResult, Schedule
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,17 @@ class ModulePlan:
     def name(self) -> str:
         return self.spec.name
 
-    def learning_rate(self, step: int, judgements: Iterable[Judgement] = ()) -> float:
+    def learning_rate(self, step: int, eval_history: Iterable[EvalResult] = ()) -> float:
         """The learning rate at optimizer step `step` of the run; 0 while frozen.
 
         Args:
-            judgements: the evaluations so far, at steps of the run; without them a Plateau is flat.
+            eval_history: the evaluations so far, at steps of the run; Plateau follows them.
         """
         if self.schedule is None or self.spec.optimizer is None or step not in self.window:
             return 0.0
         start = self.window.start
-        on_own_clock = ((when - start, value) for when, value in judgements)
-        return self.spec.optimizer.learning_rate * self.schedule.factor(step - start, on_own_clock)
+        module_history = ((eval_step - start, value) for eval_step, value in eval_history)
+        return self.spec.optimizer.learning_rate * self.schedule.factor_at(step - start, module_history)
 
 
 @dataclass(frozen=True)

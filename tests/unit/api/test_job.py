@@ -1,4 +1,4 @@
-"""The job as a whole: defaults, hash, claims, the generated CRD, exit codes and the termination message."""
+"""FineTuneJob: defaults, content hash, claims, the generated CRD, exit codes and the termination message."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def job(**spec: Any) -> FineTuneJob:
     )
 
 
-def test_a_model_and_data_are_a_valid_job_and_everything_else_is_filled_in() -> None:
+def test_defaults_of_a_minimal_job() -> None:
     spec = with_defaults(job(), "SequenceClassification").spec
     assert [module.name for module in spec.modules or []] == ["all"]
     assert spec.training.epochs == 3
@@ -41,35 +41,35 @@ def test_a_model_and_data_are_a_valid_job_and_everything_else_is_filled_in() -> 
     assert spec.resources.device == "CUDA"
 
 
-def test_filling_in_twice_changes_nothing() -> None:
+def test_defaulting_is_idempotent() -> None:
     once = with_defaults(job(), "Contrastive")
     assert with_defaults(once, "Contrastive") == once
 
 
-def test_the_hash_is_of_what_determines_the_result() -> None:
+def test_content_hash_covers_fields_that_determine_the_result() -> None:
     assert job().spec.content_hash() == job(suspend=True, resources={"cpu": 3}).spec.content_hash()
     assert job().spec.content_hash() != job(training={"seed": 1}).spec.content_hash()
 
 
-def test_claims_are_named_once_and_the_output_comes_last() -> None:
+def test_claims_are_distinct_and_output_is_last() -> None:
     assert job().claims == ["models", "captions", "tiny-output"]
     assert job(output={"destination": "pvc://models/out"}).claims == ["models", "captions"]
 
 
 @given(st.from_regex(r"\Apvc://[a-z][a-z0-9]{0,9}(/[a-z0-9_]{1,5}){0,3}\Z"))
-def test_a_location_can_be_put_together_again(source: str) -> None:
-    place = locate(source)
-    assert f"pvc://{place.name}/{place.path}".removesuffix("/.") == source
+def test_location_round_trip(source: str) -> None:
+    location = locate(source)
+    assert f"pvc://{location.name}/{location.path}".removesuffix("/.") == source
 
 
 @pytest.mark.parametrize("folder", ["crds", "helm/finetune-operator/files/crds"])
-def test_the_committed_crd_is_fresh(folder: str) -> None:
+def test_committed_crd_is_up_to_date(folder: str) -> None:
     committed = (ROOT / folder / "finetunejobs.finetune.dev.yaml").read_text()
     assert committed == to_yaml(job_crd()), "run `make generate`"
 
 
 @given(st.lists(st.text(max_size=300), max_size=80), st.text(max_size=1024))
-def test_the_termination_message_always_fits(names: list[str], message: str) -> None:
+def test_termination_message_fits_in_4096_bytes(names: list[str], message: str) -> None:
     report = Report(
         reason="Succeeded",
         message=message,
@@ -81,7 +81,7 @@ def test_the_termination_message_always_fits(names: list[str], message: str) -> 
     assert Report.model_validate_json(text).reason == "Succeeded"
 
 
-def test_exit_codes_mean_what_the_table_says() -> None:
+def test_outcomes_of_exit_codes() -> None:
     assert set(PERMANENT) == {2, 77}
     assert (outcome_of_exit_code(75).retryable, outcome_of_exit_code(75).consumes_retry) == (True, False)
     assert (outcome_of_exit_code(1).retryable, outcome_of_exit_code(1).consumes_retry) == (True, True)

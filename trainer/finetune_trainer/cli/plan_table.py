@@ -104,13 +104,13 @@ def _phase_phrase(phase: Phase) -> str:
 def _shape(phase: Phase) -> str:
     match phase.type:
         case "Constant":
-            return "constant" if phase.factor_ == 1 else f"constant at {percent(phase.factor_)}"
+            return "constant" if phase.factor == 1 else f"constant at {percent(phase.factor)}"
         case "TimeDecay":
             return f"time decay {number(phase.rate)} per {_unit(phase)}"
         case "ExponentialDecay":
             return f"exponential ×{number(phase.gamma)} per {_unit(phase)}"
         case "StepDecay":
-            return f"×{number(phase.factor_)} {_drops(phase)}"
+            return f"×{number(phase.factor)} {_drops(phase)}"
         case "CosineAnnealing":
             return _cosine(phase)
         case "LinearDecay":
@@ -120,7 +120,7 @@ def _shape(phase: Phase) -> str:
         case "InverseSqrt":
             return f"inverse square root over {plural(phase.timescale_steps, 'step')}"
         case "Plateau":
-            return f"×{number(phase.factor_)} on each plateau of {plural(phase.patience + 1, 'evaluation')}"
+            return f"×{number(phase.factor)} on each plateau of {plural(phase.patience + 1, 'evaluation')}"
         case _:
             return str(phase.type)
 
