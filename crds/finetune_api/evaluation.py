@@ -11,6 +11,8 @@ from finetune_api.base import Epochs, Model, NonNegativeFloat, Steps, exactly_on
 EVAL_METRIC = r"^eval/[a-z][a-z0-9_]*$"
 MetricName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=EVAL_METRIC)]
 
+Direction = Literal["Minimize", "Maximize"]
+
 
 class Every(Model):
     """An interval, in optimizer steps or in epochs."""
@@ -39,7 +41,7 @@ class Evaluation(Model):
     """How often; the last step is always evaluated."""
     metric: MetricName | None = None
     """What picks the best checkpoint, e.g. `eval/loss` (default: by task)."""
-    direction: Literal["Minimize", "Maximize"] | None = None
+    direction: Direction | None = None
     """Which way the metric gets better (default: by metric)."""
     early_stopping: EarlyStopping | None = None
     """Stop early; never when left out."""

@@ -28,6 +28,7 @@ Entrypoint = Annotated[str, StringConstraints(max_length=256, pattern=ENTRYPOINT
 QueueName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=DNS_SUBDOMAIN)]
 JobName = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME, pattern=DNS_1035_LABEL)]
 Seconds = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Modules = Annotated[list[Module], ListMapKey("name"), Field(min_length=1, max_length=64)]
 
 UNSUPPORTED_TASKS = ("ImageTextToText", "Custom")
 
@@ -119,7 +120,7 @@ class JobSpec(Model):
     """How long, in what batches, in which precision."""
     evaluation: Evaluation = Evaluation()
     """When it is evaluated, and by what."""
-    modules: Annotated[list[Module], ListMapKey("name"), Field(min_length=1, max_length=64)] | None = None
+    modules: Modules | None = None
     """The parts of the model and how each learns (default: one module `all` with AdamW)."""
     unmatched: Literal["Forbid", "Freeze"] = "Forbid"
     """Parameters that no module names: an error, or frozen."""

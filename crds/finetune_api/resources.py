@@ -10,6 +10,8 @@ from finetune_api.base import EXTENDED_RESOURCE, Model, Quantity, Rule, not_yet_
 
 ExtendedResource = Annotated[str, StringConstraints(min_length=3, max_length=253, pattern=EXTENDED_RESOURCE)]
 
+Device = Literal["CUDA", "CPU"]
+
 
 class Resources(Model):
     """Nodes, GPUs and the rest, for one attempt."""
@@ -39,7 +41,7 @@ class Resources(Model):
     """Trainer pods, each on a node of its own choosing."""
     gpus_per_node: Annotated[int, Field(ge=0, le=16)] = 1
     """GPUs per pod."""
-    device: Literal["CUDA", "CPU"] | None = None
+    device: Device | None = None
     """What computes (default: CUDA when gpusPerNode > 0); CUDA without a working GPU fails."""
     gpu_resource: ExtendedResource = "nvidia.com/gpu"
     """The extended resource that a GPU is asked for by."""

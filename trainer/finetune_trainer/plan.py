@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from finetune_api.job import FineTuneJob
+from finetune_api.defaults import DefaultedJob, EffectiveJob
 from finetune_api.modules import Module
 from finetune_api.schedules import EvalResult, Schedule
 
@@ -61,22 +61,33 @@ class ModulePlan:
 
 
 @dataclass(frozen=True)
-class RunPlan:
+class SchedulePlan:
+    """The part of a run's plan that depends on neither the model nor the data.
+
+    Args:
+        job: the job with its defaults.
+        modules: one plan per module, in the manifest's order.
+        planned_steps: optimizer steps planned.
+        steps_per_epoch: optimizer steps in one epoch.
+    """
+
+    job: DefaultedJob
+    modules: tuple[ModulePlan, ...]
+    planned_steps: int
+    steps_per_epoch: int
+
+
+@dataclass(frozen=True)
+class RunPlan(SchedulePlan):
     """The whole run before its first step.
 
     Args:
         job: the effective job.
-        modules: one plan per module, in the manifest's order.
         unmatched: parameters no module names (only with `unmatched: Freeze`).
-        planned_steps: optimizer steps planned.
-        steps_per_epoch: optimizer steps in one epoch.
         train_samples, validation_samples: sizes of the data sets.
     """
 
-    job: FineTuneJob
-    modules: tuple[ModulePlan, ...]
+    job: EffectiveJob
     unmatched: tuple[str, ...]
-    planned_steps: int
-    steps_per_epoch: int
     train_samples: int
     validation_samples: int

@@ -33,7 +33,7 @@ def job(**spec: Any) -> FineTuneJob:
 
 def test_defaults_of_a_minimal_job() -> None:
     spec = with_defaults(job(), "SequenceClassification").spec
-    assert [module.name for module in spec.modules or []] == ["all"]
+    assert [module.name for module in spec.modules] == ["all"]
     assert spec.training.epochs == 3
     assert (spec.evaluation.metric, spec.evaluation.direction) == ("eval/accuracy", "Maximize")
     assert spec.checkpoint.every_epochs == 1
@@ -44,6 +44,31 @@ def test_defaults_of_a_minimal_job() -> None:
 def test_defaulting_is_idempotent() -> None:
     once = with_defaults(job(), "Contrastive")
     assert with_defaults(once, "Contrastive") == once
+
+
+def test_defaults_without_a_task_leave_the_evaluation_unset() -> None:
+    spec = with_defaults(job(), None).spec
+    assert (spec.task, spec.evaluation.metric, spec.evaluation.direction) == (None, None, None)
+    assert (spec.training.micro_batch_size, spec.modules[0].schedule is None) == (32, False)
+
+
+def test_set_fields_are_not_overridden_by_defaults() -> None:
+    written = job(
+        training={"steps": 7, "batchSize": 8, "microBatchSize": 4},
+        evaluation={"metric": "eval/f1", "direction": "Minimize"},
+        modules=[{"name": "head", "parameters": ["head.*"], "frozen": True}],
+        checkpoint={"everySteps": 5},
+        output={"destination": "pvc://models/out"},
+        resources={"gpusPerNode": 1, "device": "CPU"},
+    )
+    spec = with_defaults(written, "CausalLM").spec
+    assert spec.manifest() == written.spec.manifest() | {"task": "CausalLM"}
+    assert spec.training.epochs is None
+
+
+def test_effective_job_is_a_valid_manifest() -> None:
+    manifest = with_defaults(job(), "Contrastive").manifest()
+    assert parse(manifest).manifest() == manifest
 
 
 def test_content_hash_covers_fields_that_determine_the_result() -> None:

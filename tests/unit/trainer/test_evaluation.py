@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from finetune_api.evaluation import Evaluation as Spec
+from finetune_api.defaults import EffectiveEvaluation
 from finetune_api.evaluation import Every
 from finetune_trainer.errors import UserError
 from finetune_trainer.training.evaluation import Evaluation, Judge, check_metric, is_due
@@ -16,7 +16,7 @@ def history(*values: float) -> list[Evaluation]:
 
 def judge(direction: str = "Minimize", **stopping: float) -> Judge:
     early = {"earlyStopping": stopping} if stopping else {}
-    return Judge(Spec.model_validate({"metric": "eval/loss", "direction": direction, **early}))
+    return Judge(EffectiveEvaluation.model_validate({"metric": "eval/loss", "direction": direction, **early}))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from finetune_api.evaluation import Evaluation as EvaluationSpec
+from finetune_api.defaults import EffectiveEvaluation
 from finetune_api.evaluation import Every
 from finetune_api.schedules import EvalResult
 from finetune_trainer.errors import UserError
@@ -31,11 +31,10 @@ class Judge:
     The evaluation before the first step is where the run starts from; it never is the best.
     """
 
-    spec: EvaluationSpec
+    spec: EffectiveEvaluation
 
     @property
     def metric(self) -> str:
-        assert self.spec.metric is not None, "an effective job has a metric"
         return self.spec.metric
 
     def value(self, evaluation: Evaluation) -> float:

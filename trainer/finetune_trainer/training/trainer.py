@@ -211,7 +211,7 @@ class Loop:
 
     @property
     def _micro_batch_size(self) -> int:
-        return self.spec.training.micro_batch_size or self.spec.training.batch_size
+        return self.spec.training.micro_batch_size
 
     def _micro_batches(self) -> Generator[Batch]:
         training = self.spec.training
