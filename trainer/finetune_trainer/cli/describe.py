@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_trainer.formatting import format_number, format_percent, pluralize
 
 if TYPE_CHECKING:
-    from finetune_api.job import FineTuneJob
+    from finetune_api.defaults import DefaultedJob
     from finetune_api.modules import Freeze, Module
     from finetune_api.optimizers import Optimizer
     from finetune_api.schedules import Phase
@@ -33,13 +33,13 @@ def _describe_phase(phase: Phase) -> str:
 def _describe_shape(phase: Phase) -> str:
     match phase.type:
         case "Constant":
-            return "constant" if phase.factor_ == 1 else f"constant at {format_percent(phase.factor_)}"
+            return "constant" if phase.factor == 1 else f"constant at {format_percent(phase.factor)}"
         case "TimeDecay":
             return f"time decay {format_number(phase.rate)} {_describe_unit(phase)}"
         case "ExponentialDecay":
             return f"exponential ×{format_number(phase.gamma)} {_describe_unit(phase)}"
         case "StepDecay":
-            return f"×{format_number(phase.factor_)} {_describe_milestones(phase)}"
+            return f"×{format_number(phase.factor)} {_describe_milestones(phase)}"
         case "CosineAnnealing":
             return _describe_cosine(phase)
         case "LinearDecay":
@@ -50,7 +50,7 @@ def _describe_shape(phase: Phase) -> str:
             return f"inverse square root over {pluralize(phase.timescale_steps, 'step')}"
         case "Plateau":
             evaluations = pluralize(phase.patience + 1, "evaluation")
-            return f"×{format_number(phase.factor_)} after {evaluations} without improvement"
+            return f"×{format_number(phase.factor)} after {evaluations} without improvement"
         case _:
             return str(phase.type)
 
@@ -158,7 +158,7 @@ def describe_run(plan: RunPlan) -> list[tuple[str, str]]:
     return describe_job(plan.job, describe_steps(plan.planned_steps, plan.steps_per_epoch), samples)
 
 
-def describe_job(job: FineTuneJob, length: str = "", samples: str = "") -> list[tuple[str, str]]:
+def describe_job(job: DefaultedJob, length: str = "", samples: str = "") -> list[tuple[str, str]]:
     """An effective job as labels and values; length and samples are known only where the data is."""
     spec, training, checkpoint = job.spec, job.spec.training, job.spec.checkpoint
     planned = pluralize(training.steps, "step") if training.steps else pluralize(training.epochs or 0, "epoch")
@@ -169,7 +169,7 @@ def describe_job(job: FineTuneJob, length: str = "", samples: str = "") -> list[
         ("model", spec.model.source + (f" at {spec.model.revision}" if spec.model.revision else "")),
         ("data", spec.data.train.source + (f", {samples}" if samples else "")),
         ("length", f"{length or planned}, {_describe_batches(job)}"),
-        ("compute", f"{spec.resources.device or 'CUDA'}, precision {training.precision}, seed {training.seed}"),
+        ("compute", f"{spec.resources.device}, precision {training.precision}, seed {training.seed}"),
         ("evaluation", _describe_evaluation(job)),
         ("checkpoint", f"{interval}, keeping the last {checkpoint.keep}{best}"),
         ("output", job.destination),
@@ -182,14 +182,14 @@ def describe_steps(planned_steps: int, steps_per_epoch: int) -> str:
     return f"{pluralize(planned_steps, 'step')} ({epochs} of {pluralize(steps_per_epoch, 'step')})"
 
 
-def _describe_batches(job: FineTuneJob) -> str:
+def _describe_batches(job: DefaultedJob) -> str:
     training = job.spec.training
-    micro = training.micro_batch_size or training.batch_size
+    micro = training.micro_batch_size
     accumulated = training.batch_size // micro
     return f"batch size {training.batch_size:,}" + (f" ({accumulated} × {micro:,})" if accumulated > 1 else "")
 
 
-def _describe_evaluation(job: FineTuneJob) -> str:
+def _describe_evaluation(job: DefaultedJob) -> str:
     spec = job.spec.evaluation
     validation_set = _describe_validation_set(job)
     if validation_set is None:
@@ -199,7 +199,7 @@ def _describe_evaluation(job: FineTuneJob) -> str:
     return f"on {validation_set}, {describe_interval(spec.every.steps, spec.every.epochs)}; {best}"
 
 
-def _describe_validation_set(job: FineTuneJob) -> str | None:
+def _describe_validation_set(job: DefaultedJob) -> str | None:
     validation, fold = job.spec.data.validation, job.spec.data.fold
     if fold is not None:
         return f"fold {fold.index} of {fold.count}"

@@ -207,7 +207,7 @@ def plot(
         job, claim_paths = _load_job(job_file, overrides), _claim_paths(claim, claims_dir)
         target = output or Path(f"{job.name}.png")
         _quiet_matplotlib()
-        from finetune_api import defaults
+        from finetune_api.defaults import with_defaults
         from finetune_trainer.cli import plots
         from finetune_trainer.planning import run_plan
         from finetune_trainer.planning.preview import count_samples, plan_schedules
@@ -216,7 +216,7 @@ def plot(
             with spinner("counting samples"):
                 samples = samples or count_samples(job, claim_paths)
             steps_per_epoch = run_plan.steps_per_epoch(job.spec.training, samples)
-        plan = plan_schedules(defaults.with_defaults(job, job.spec.task), steps_per_epoch)
+        plan = plan_schedules(with_defaults(job, job.spec.task), steps_per_epoch)
         try:
             plots.save_figure(plots.plot_schedules(plan), target)
         except (OSError, ValueError) as error:

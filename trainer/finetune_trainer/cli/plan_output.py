@@ -11,8 +11,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from finetune_api.defaults import DEFAULT_MODULES
-from finetune_api.job import FineTuneJob
+from finetune_api.defaults import DEFAULT_MODULES, DefaultedJob
 from finetune_api.modules import Module
 from finetune_trainer.cli.describe import describe_job, describe_run, describe_steps
 from finetune_trainer.cli.manifest_yaml import DEFAULT_COMMENT, manifest_document, manifest_yaml
@@ -63,9 +62,9 @@ def _render_parameters(preview: RunPreview, model: ModelParameters) -> Renderabl
     return render_tree(model, _owner_label(preview.job), overview=undecided)
 
 
-def _owner_label(job: FineTuneJob) -> OwnerLabel:
+def _owner_label(job: DefaultedJob) -> OwnerLabel:
     """Shows each module in its color, and highlights parameters with no module or several."""
-    modules = {module.name: (index, module) for index, module in enumerate(job.spec.modules or ())}
+    modules = {module.name: (index, module) for index, module in enumerate(job.spec.modules)}
     unmatched = (
         Text("no module (frozen)", "yellow") if job.spec.unmatched == "Freeze" else Text("no module", "bold red")
     )

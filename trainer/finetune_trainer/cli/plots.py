@@ -19,12 +19,12 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from finetune_api.defaults import minimizes
+from finetune_api.defaults import lower_is_better
 from finetune_trainer.callbacks import EvaluationRecord, StepRecord
 from finetune_trainer.cli.describe import describe_optimizer, describe_schedule, describe_steps
 from finetune_trainer.cli.plan_table import module_color
 from finetune_trainer.formatting import format_number
-from finetune_trainer.plan import ModulePlan, RunPlan
+from finetune_trainer.plan import ModulePlan, SchedulePlan
 from finetune_trainer.reporting.metrics_jsonl import Record
 
 TEXT_COLOR, MUTED_COLOR, SPINE_COLOR, GRID_COLOR = "#2b2b33", "#84848f", "#c9c9d1", "#ececf1"
@@ -77,7 +77,7 @@ class History:
     def maximized_metrics(self, metric: str | None) -> list[str]:
         """Evaluation metrics for which higher is better, `metric` first."""
         names = dict.fromkeys(name for one in self.evaluations for name in one.metrics)
-        return sorted((name for name in names if not minimizes(name)), key=lambda name: name != metric)
+        return sorted((name for name in names if not lower_is_better(name)), key=lambda name: name != metric)
 
     def _while_trainable(self, module: str, values: Sequence[float]) -> list[float]:
         return [math.nan if frozen else value for frozen, value in zip(self.frozen(module), values, strict=True)]
@@ -86,7 +86,7 @@ class History:
 # Schedules -------------------------------------------------------------------------------------------------------
 
 
-def plot_schedules(plan: RunPlan) -> Figure:
+def plot_schedules(plan: SchedulePlan) -> Figure:
     """The learning rate of every module over the run, one panel each, with epoch lines and shaded frozen spans."""
     heights = [1.0 if module.schedule else 0.22 for module in plan.modules]
     figure = _figure(1.5 + sum(1.6 * height + 0.35 for height in heights))
@@ -98,7 +98,7 @@ def plot_schedules(plan: RunPlan) -> Figure:
     return figure
 
 
-def _schedule_panel(axes: Axes, plan: RunPlan, module: ModulePlan, color: str) -> None:
+def _schedule_panel(axes: Axes, plan: SchedulePlan, module: ModulePlan, color: str) -> None:
     window = module.window
     steps = downsample(range(window.start, window.end))
     rates = [module.learning_rate(step) for step in steps]

@@ -74,13 +74,13 @@ def prepare(job: FineTuneJob, claim_paths: ClaimPaths) -> PreparedRun:
     return PreparedRun(task, pretrained, config, train, validation, test, plan, tuple(bad_rows.notes()))
 
 
-def check_metric(metric: str | None, available: Sequence[str]) -> None:
+def check_metric(metric: str, available: Sequence[str]) -> None:
     """Check that the task computes the metric that selects the best checkpoint.
 
     Raises:
         UserError: it does not.
     """
-    if metric is None or metric in available:
+    if metric in available:
         return
     near = closest_match(metric, available)
     hint = f"; did you mean {near!r}?" if near else ""

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from finetune_api import defaults
+from finetune_api.defaults import DefaultedJob, with_defaults
 from finetune_api.job import UNSUPPORTED_TASKS, FineTuneJob
 from finetune_api.modules import Module
 from finetune_api.sources import locate
 from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.errors import RunError, UserError
-from finetune_trainer.plan import RunPlan, Window
+from finetune_trainer.plan import RunPlan, SchedulePlan, Window
 from finetune_trainer.planning.parameters import ParameterInfo, assign_parameters, matching_modules
 from finetune_trainer.planning.presets import ProposedModules, propose_modules
 from finetune_trainer.planning.run_plan import (
@@ -100,7 +100,7 @@ class RunPreview:
     """
 
     original: FineTuneJob
-    job: FineTuneJob
+    job: DefaultedJob
     modules: tuple[ModulePreview, ...]
     model: ModelParameters | None = None
     plan: RunPlan | None = None
@@ -151,15 +151,15 @@ class _Inputs:
     data_gap: str | None
 
 
-def plan_schedules(job: FineTuneJob, per_epoch: int) -> RunPlan:
-    """The part of an effective job's plan that schedules need, without parameters and samples.
+def plan_schedules(job: DefaultedJob, per_epoch: int) -> SchedulePlan:
+    """The schedules of a run with `per_epoch` optimizer steps in an epoch.
 
     Raises:
         UserError: a module never trains, its schedule does not fit its window, or all modules are frozen at a step.
     """
     length = run_length(job.spec.training, per_epoch)
-    modules = plan_modules(job.spec.modules or (), length)
-    return RunPlan(job, modules, (), length.planned_steps, per_epoch, 0, 0)
+    modules = plan_modules(job.spec.modules, length)
+    return SchedulePlan(job, modules, length.planned_steps, per_epoch)
 
 
 def count_samples(job: FineTuneJob, claim_paths: ClaimPaths) -> int:
@@ -198,19 +198,19 @@ def _preview_from_config(
     inputs: _Inputs, config: PretrainedConfig, task: str | None, error: UserError | None
 ) -> RunPreview:
     """What is known from the model's config, without the data or for a job that a run would reject."""
-    job = defaults.with_defaults(inputs.job, None if task in UNSUPPORTED_TASKS else task)
+    job = with_defaults(inputs.job, None if task in UNSUPPORTED_TASKS else task)
     model = _match_parameters(job, _build_model(config, task))
     error = error or _assignment_error(job, model)
     length, error = (None, error) if inputs.data_gap or error else _run_length(job, inputs.claim_paths)
-    modules = tuple(_preview_module(module, model, length) for module in job.spec.modules or ())
+    modules = tuple(_preview_module(module, model, length) for module in job.spec.modules)
     unknown, proposal = _gaps(None, inputs.data_gap), _propose(inputs.job, config, model)
     return RunPreview(inputs.job, job, modules, model, None, length, unknown, proposal, error)
 
 
 def _preview_without_model(inputs: _Inputs, model_gap: str | None, error: UserError | None) -> RunPreview:
-    job = defaults.with_defaults(inputs.job, inputs.job.spec.task)
+    job = with_defaults(inputs.job, inputs.job.spec.task)
     length, error = (None, error) if inputs.data_gap or error else _run_length(job, inputs.claim_paths)
-    modules = tuple(_preview_module(module, None, length) for module in job.spec.modules or ())
+    modules = tuple(_preview_module(module, None, length) for module in job.spec.modules)
     unknown = _gaps(model_gap, inputs.data_gap)
     return RunPreview(inputs.job, job, modules, length=length, unknown=unknown, error=error)
 
@@ -245,7 +245,7 @@ def _preview_module(module: Module, model: ModelParameters | None, length: RunLe
     return ModulePreview(module, tuple(it.name for it in owned), sum(it.numel for it in owned), window)
 
 
-def _run_length(job: FineTuneJob, claim_paths: ClaimPaths) -> tuple[RunLength | None, UserError | None]:
+def _run_length(job: DefaultedJob, claim_paths: ClaimPaths) -> tuple[RunLength | None, UserError | None]:
     """The length of the run, or why a run would reject the data or the schedules."""
     try:
         per_epoch = steps_per_epoch(job.spec.training, count_samples(job, claim_paths))
@@ -263,20 +263,20 @@ def _build_model(config: PretrainedConfig, task: str | None) -> PreTrainedModel:
     return build_meta_model(auto_class(task) if task else AutoModel, config)
 
 
-def _match_parameters(job: FineTuneJob, model: PreTrainedModel) -> ModelParameters:
+def _match_parameters(job: DefaultedJob, model: PreTrainedModel) -> ModelParameters:
     """The model's parameters, each with the modules that match it."""
     from finetune_trainer.planning.model_loader import list_parameters
 
     infos = list_parameters(model)
-    modules = matching_modules(job.spec.modules or (), infos)
+    modules = matching_modules(job.spec.modules, infos)
     return ModelParameters(
         type(model).__name__, tuple(MatchedParameter(info, tuple(modules[info.name])) for info in infos)
     )
 
 
-def _assignment_error(job: FineTuneJob, model: ModelParameters) -> UserError | None:
+def _assignment_error(job: DefaultedJob, model: ModelParameters) -> UserError | None:
     try:
-        assign_parameters(job.spec.modules or (), model.infos, job.spec.unmatched)
+        assign_parameters(job.spec.modules, model.infos, job.spec.unmatched)
     except UserError as error:
         return error
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from finetune_api.job import FineTuneJob
+from finetune_api.defaults import EffectiveJob
 from finetune_api.modules import Freeze, Module
 from finetune_api.schedules import ScheduleError, build_schedule
 from finetune_api.training import Training
@@ -24,7 +24,7 @@ class RunLength:
 
 
 def plan_run(
-    job: FineTuneJob, parameters: Sequence[ParameterInfo], train_samples: int, validation_samples: int
+    job: EffectiveJob, parameters: Sequence[ParameterInfo], train_samples: int, validation_samples: int
 ) -> RunPlan:
     """Decide everything about an effective job that depends on the model's parameters and the sizes of the datasets.
 
@@ -32,16 +32,15 @@ def plan_run(
         UserError: the job does not fit the model or the data.
     """
     modules = job.spec.modules
-    assert modules is not None, "an effective job has modules"
     length = run_length(job.spec.training, steps_per_epoch(job.spec.training, train_samples))
     assignment = assign_parameters(modules, parameters, job.spec.unmatched)
     plans = plan_modules(modules, length, assignment)
     return RunPlan(
         job,
         plans,
-        assignment.unmatched,
         length.planned_steps,
         length.steps_per_epoch,
+        assignment.unmatched,
         train_samples,
         validation_samples,
     )
