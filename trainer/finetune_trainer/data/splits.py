@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
 from finetune_api.data import Data, Fold
 from finetune_trainer.data.dataset import Dataset
@@ -68,6 +67,9 @@ def _fold(dataset: Dataset, fold: Fold, table: Table) -> np.ndarray:
 
 
 def _folder(fold: Fold) -> Any:
+    # Here, because it takes seconds to import, and most jobs have no fold.
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+
     by = (fold.group_by is not None, fold.stratify_by is not None)
     kinds = {(False, False): KFold, (True, False): GroupKFold, (False, True): StratifiedKFold}
     kind = kinds.get(by, StratifiedGroupKFold)
