@@ -149,7 +149,7 @@ class ExpectedFormat:
         try:
             return handler(value)
         except ValidationError:
-            raise PydanticCustomError("form", "{what}", {"what": self.expected}) from None
+            raise PydanticCustomError("format", "{expected}", {"expected": self.expected}) from None
 
 
 def not_yet_supported(field: str, feature: str, cel: str, is_valid: Callable[[Any], bool]) -> Rule:

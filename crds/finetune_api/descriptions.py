@@ -34,7 +34,7 @@ def _presence_sentences(name: str, members: dict[str, Schema], is_general: bool)
     tags_by_default: dict[str, list[str]] = {}
     for tag, member in members.items():
         if "default" in member["properties"][name]:
-            tags_by_default.setdefault(format_value(member["properties"][name]["default"]), []).append(tag)
+            tags_by_default.setdefault(format_default(member["properties"][name]["default"]), []).append(tag)
     if tags_by_default:
         yield f"Defaults to {join_or([value + _only_for(tags, members) for value, tags in tags_by_default.items()])}."
 
@@ -53,7 +53,7 @@ def move_defaults(schema: Schema, *, described: bool) -> Schema:
     result = without(schema, "default")
     default = explicit_default(schema)
     if described and default is not None:
-        result["description"] += f" Defaults to {format_value(default)}."
+        result["description"] += f" Defaults to {format_default(default)}."
     if "properties" in schema:
         children = schema["properties"].items()
         result["properties"] = {name: move_defaults(child, described=described) for name, child in children}
@@ -73,10 +73,10 @@ def explicit_default(schema: Schema) -> Any:
     return None if default == [] else default
 
 
-def format_value(value: Any) -> str:
+def format_default(value: Any) -> str:
     """A value as it is written in a manifest: `1e-8`, `true`, `{epochs: 1}`."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {format_value(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {format_default(item)}" for key, item in value.items()) + "}"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):

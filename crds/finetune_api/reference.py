@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from finetune_api.crd import job_crd
-from finetune_api.descriptions import Schema, explicit_default, first_paragraph, format_value
+from finetune_api.descriptions import Schema, explicit_default, first_paragraph, format_default
 from finetune_api.job import ALWAYS_MUTABLE, FineTuneJob, JobSpec
-from finetune_api.loading import form_of
 from finetune_api.status import JobStatus
+from finetune_api.validation_errors import describe_pattern
 
 INTRODUCTION = """\
 # FineTuneJob API reference (`finetune.dev/v1alpha1`)
@@ -116,7 +116,7 @@ def _description(schema: Schema) -> str:
 def _default(source: Schema, models: dict[str, Schema]) -> str:
     properties = _resolve(source, models).get("properties", {})
     default = explicit_default({"default": source.get("default"), "properties": properties})
-    return "" if default is None else f"`{format_value(default)}`"
+    return "" if default is None else f"`{format_default(default)}`"
 
 
 def _cell(text: str) -> str:
@@ -155,7 +155,7 @@ def _type(schema: Schema) -> str:
 
 def _string_type(schema: Schema) -> str:
     pattern = schema.get("pattern", "")
-    form = form_of(pattern) or schema.get("format", "")
+    form = describe_pattern(pattern) or schema.get("format", "")
     if pattern and form == pattern:
         form = _cell(f"`{pattern}`")
     length = f"at most {schema['maxLength']} characters" if "maxLength" in schema else ""

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from finetune_api.crd import job_crd
 from finetune_api.defaults import DEFAULT_EPOCHS, DEFAULT_METRIC, DEFAULT_MODULES
-from finetune_api.descriptions import explicit_default, format_value, merge_descriptions
+from finetune_api.descriptions import explicit_default, format_default, merge_descriptions
 from finetune_api.job import FineTuneJob
 from finetune_api.structural_schema import to_structural
 
@@ -99,7 +99,7 @@ def stated_default(field: Field) -> Any:
     [(1e-8, "1e-8"), (0.95, "0.95"), (3.0, "3"), (10_000, "10000"), (False, "false"), ({"epochs": 1.0}, "{epochs: 1}")],
 )
 def test_format_value(value: Any, text: str) -> None:
-    assert format_value(value) == text
+    assert format_default(value) == text
 
 
 def test_every_description_is_a_sentence() -> None:
@@ -137,9 +137,9 @@ def test_descriptions_state_the_defaults_of_effective_jobs() -> None:
     spec = ROOT["spec"]["properties"]
     metric = spec["evaluation"]["properties"]["metric"]["description"]
     assert all(f"`{default}`" in metric and task in metric for task, default in DEFAULT_METRIC.items())
-    assert f"Defaults to {format_value(DEFAULT_EPOCHS)}" in spec["training"]["properties"]["epochs"]["description"]
+    assert f"Defaults to {format_default(DEFAULT_EPOCHS)}" in spec["training"]["properties"]["epochs"]["description"]
     rate = DEFAULT_MODULES[0]["optimizer"]["learningRate"]
-    assert f"a learning rate of {format_value(rate)}" in spec["modules"]["description"]
+    assert f"a learning rate of {format_default(rate)}" in spec["modules"]["description"]
     for name, column in spec["data"]["properties"]["columns"]["properties"].items():
         assert column["description"].endswith(f" Defaults to {name}.")
 
