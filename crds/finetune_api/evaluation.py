@@ -14,7 +14,7 @@ MetricName = Annotated[str, StringConstraints(min_length=1, max_length=63, patte
 Direction = Literal["Minimize", "Maximize"]
 
 
-class Every(Model):
+class Interval(Model):
     """An interval in optimizer steps or in epochs. Exactly one of the fields is set."""
 
     rules = (exactly_one_of("steps", "epochs"),)
@@ -37,7 +37,7 @@ class EarlyStopping(Model):
 class Evaluation(Model):
     """Evaluation on the validation set, `data.validation` or `data.fold`."""
 
-    every: Every = Every(epochs=1.0)
+    every: Interval = Interval(epochs=1.0)
     """Interval between evaluations. The model is also evaluated before the first step and after the last step."""
     metric: MetricName | None = None
     """Metric that selects the best checkpoint, and that early stopping and Plateau schedules follow, e.g. `eval/loss`.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from finetune_api.evaluation import Every
+from finetune_api.evaluation import Interval
 from finetune_trainer.callbacks import Callback, EvaluationRecord, StepRecord, TestRecord
 from finetune_trainer.data import Batch, Dataset, TrainingOrder, batches, evaluation_order
 from finetune_trainer.errors import Interrupted, UserError
@@ -286,7 +286,7 @@ class Loop:
 
     def _save_if_due(self) -> None:
         step, spec = self.progress.step, self.spec.checkpoint
-        every = Every(steps=spec.every_steps) if spec.every_steps else Every(epochs=spec.every_epochs or 1.0)
+        every = Interval(steps=spec.every_steps) if spec.every_steps else Interval(epochs=spec.every_epochs or 1.0)
         best = self.judge.best(self.progress.history) if spec.keep_best else None
         is_best = best is not None and best.step == step
         if step > self.saved and (is_best or is_due(every, step, self.plan.steps_per_epoch)):
