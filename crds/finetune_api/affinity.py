@@ -1,6 +1,6 @@
 """Affinity of the trainer pods: `core/v1.Affinity` with its wording.
 
-`namespaces` and `namespaceSelector` are left out: a job cannot refer to pods of other namespaces.
+`namespaces` and `namespaceSelector` are omitted: a job cannot refer to pods of other namespaces.
 """
 
 from __future__ import annotations
