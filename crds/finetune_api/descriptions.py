@@ -81,7 +81,7 @@ def format_default(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:g}".replace("e-0", "e-")
-    return str(value)
+    return str(value) or '""'
 
 
 def _lower_first(text: str) -> str:

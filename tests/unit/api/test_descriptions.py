@@ -96,7 +96,15 @@ def stated_default(field: Field) -> Any:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(1e-8, "1e-8"), (0.95, "0.95"), (3.0, "3"), (10_000, "10000"), (False, "false"), ({"epochs": 1.0}, "{epochs: 1}")],
+    [
+        (1e-8, "1e-8"),
+        (0.95, "0.95"),
+        (3.0, "3"),
+        (10_000, "10000"),
+        (False, "false"),
+        ("", '""'),
+        ({"epochs": 1.0}, "{epochs: 1}"),
+    ],
 )
 def test_format_value(value: Any, text: str) -> None:
     assert format_default(value) == text
