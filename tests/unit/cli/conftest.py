@@ -112,6 +112,8 @@ class Workplace:
 @pytest.fixture
 def work(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
     monkeypatch.chdir(tmp_path)
+    # As in a pipe: whoever starts the tests may have told how wide a terminal is.
+    monkeypatch.delenv("COLUMNS", raising=False)
     return Workplace(tmp_path, tiny)
 
 
