@@ -21,9 +21,9 @@ from rich.table import Table
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
 from finetune_api import FineTuneJob
-from finetune_trainer import models
 from finetune_trainer.data import TrainingOrder, batches
-from finetune_trainer.run import RunOptions, prepare, run
+from finetune_trainer.planning import model_loader
+from finetune_trainer.training.run import RunOptions, prepare, run
 from unit.trainer import tiny
 
 REPETITIONS, STEPS, WARM_UP, BATCH = 7, 40, 5, 16
@@ -73,15 +73,15 @@ def job(name: str, *modules: dict[str, Any]) -> FineTuneJob:
 
 def ours(spec: FineTuneJob, claims: Path, out: Path) -> list[float]:
     recorder = tiny.Recorder()
-    run(spec, RunOptions(claims=tiny.places(claims, out)), recorder)
+    run(spec, RunOptions(claims=tiny.claim_paths(claims, out)), recorder)
     return [record.seconds for record in recorder.steps][WARM_UP:]
 
 
 def bare(spec: FineTuneJob, claims: Path, out: Path) -> list[float]:
     """The shortest loop that does the same: the loss is looked at once per step, gradients are clipped."""
-    prepared = prepare(spec, tiny.places(claims, out))
+    prepared = prepare(spec, tiny.claim_paths(claims, out))
     task = prepared.task
-    processors = models.load_processors(prepared.pretrained, task, prepared.config, None)
+    processors = model_loader.load_processors(prepared.pretrained, task, prepared.config, None)
     model = AutoModelForSequenceClassification.from_pretrained(claims / "models" / "bert").train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, fused=True)
     order = TrainingOrder(len(prepared.train), BATCH, BATCH, 0, 0, STEPS)

@@ -19,7 +19,7 @@ DEFAULT_METRIC = {
 }
 
 
-def effective(job: FineTuneJob, task: str | None) -> FineTuneJob:
+def with_defaults(job: FineTuneJob, task: str | None) -> FineTuneJob:
     """Fill in every default; without a task, all but how it is evaluated, which is all that depends on it."""
     spec = job.spec.manifest()
     _fill_training(spec["training"])

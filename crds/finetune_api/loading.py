@@ -1,6 +1,6 @@
 """Reads manifests from files, and says what is wrong with them: file, line, field, value, expectation, nearest choice.
 
-YAML is read as kubectl reads it (`finetune_api.reading`).
+YAML is read as kubectl reads it (`finetune_api.kubectl_yaml`).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from finetune_api.base import (
 )
 from finetune_api.evaluation import EVAL_METRIC
 from finetune_api.job import ENTRYPOINT, FineTuneJob
+from finetune_api.kubectl_yaml import Document, Key, ReadingError, clipped, read
 from finetune_api.names import GROUP, JOB_KIND
-from finetune_api.reading import Document, Key, ReadingError, clipped, read
+from finetune_api.overrides import OverrideError, apply_overrides
 from finetune_api.runtime import CONFIG_KEY, ENV_NAME, MOUNT_PATH
-from finetune_api.settings import SettingError, apply_settings
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ def load_job(path: Path, settings: Sequence[str] = ()) -> FineTuneJob:
         raise SpecError([Issue("", f"expected one {JOB_KIND}, found {found}", file=name)])
     document = documents[0]
     try:
-        apply_settings(document.value, list(settings))
-    except SettingError as error:
+        apply_overrides(document.value, list(settings))
+    except OverrideError as error:
         raise SpecError([Issue("", str(error))]) from None
     issues = _issues(document, name)
     if issues:

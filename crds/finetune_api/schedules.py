@@ -18,7 +18,7 @@ from pydantic import Field
 from finetune_api.base import Count, Epochs, Model, NonNegative, Rule, at_most_one, cel_count, exactly_one
 
 Factor = Annotated[float, Field(ge=0, le=1000)]
-Portion = Annotated[float, Field(ge=0, le=1)]
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
 Unit = Literal["Step", "Epoch"]
 
 
@@ -79,7 +79,7 @@ class Warmup(_Phase):
 
     rules = (_ONE_DURATION,)
     type: Literal["Warmup"]
-    start_factor: Portion = 0.0
+    start_factor: UnitInterval = 0.0
     """Factor at the first step."""
 
     def factor(self, k: int, n: int, steps_per_epoch: int) -> float:
@@ -173,7 +173,7 @@ class CosineAnnealing(_Phase):
         ),
     )
     type: Literal["CosineAnnealing"]
-    min_factor: Portion = 0.0
+    min_factor: UnitInterval = 0.0
     """Factor at the end of a cycle."""
     cycles: Annotated[int, Field(ge=1, le=10_000)] | None = None
     """Cycles of equal length that fill the phase (1 when no period is set either)."""
@@ -208,7 +208,7 @@ class LinearDecay(_Phase):
 
     rules = (_ONE_DURATION,)
     type: Literal["LinearDecay"]
-    end_factor: Portion = 0.0
+    end_factor: UnitInterval = 0.0
     """Factor after the last step."""
 
     def factor(self, k: int, n: int, steps_per_epoch: int) -> float:
@@ -220,7 +220,7 @@ class PolynomialDecay(_Phase):
 
     rules = (_ONE_DURATION,)
     type: Literal["PolynomialDecay"]
-    end_factor: Portion = 0.0
+    end_factor: UnitInterval = 0.0
     """Factor after the last step."""
     power: Annotated[float, Field(gt=0, le=100)] = 1.0
     """Above 1 it falls faster at first, below 1 faster at the end."""
@@ -327,7 +327,7 @@ class Schedule:
         return phase.factor(step - begin, length, self.steps_per_epoch)
 
 
-def lay_out(phases: Sequence[_Phase], total: int, steps_per_epoch: int) -> Schedule:
+def build_schedule(phases: Sequence[_Phase], total: int, steps_per_epoch: int) -> Schedule:
     """Lay phases out on a clock of `total` steps.
 
     Raises:

@@ -25,7 +25,7 @@ NONFINITE_STEPS: Final = "finetune_nonfinite_steps_total"
 LAST_STEP_TIME: Final = "finetune_last_step_timestamp_seconds"
 LAST_CHECKPOINT_STEP: Final = "finetune_last_checkpoint_step"
 LAST_CHECKPOINT_TIME: Final = "finetune_last_checkpoint_timestamp_seconds"
-EXPECTED_COMPLETION: Final = "finetune_expected_completion_timestamp_seconds"
+ESTIMATED_COMPLETION_TIME: Final = "finetune_estimated_completion_timestamp_seconds"
 
 MODULE_LABEL: Final = "module"
 METRIC_LABEL: Final = "metric"

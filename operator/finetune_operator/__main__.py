@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 
 from finetune_operator import config as configuration
-from finetune_operator.cluster import ApiError, NoClusterError
-from finetune_operator.lease import LeaseLostError
+from finetune_operator.client.cluster import ApiError, NoClusterError
+from finetune_operator.client.lease import LeaseLostError
 from finetune_operator.logs import LogFormat, configure
-from finetune_operator.service import Options, serve
+from finetune_operator.runtime.service import Options, serve
 
 OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 

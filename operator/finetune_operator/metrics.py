@@ -15,9 +15,9 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from finetune_operator.cache import Cache
-    from finetune_operator.observed import ObservedJob
-    from finetune_operator.queue import WorkQueue
+    from finetune_operator.core.observed import ObservedJob
+    from finetune_operator.runtime.cache import Cache
+    from finetune_operator.runtime.queue import WorkQueue
 
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)

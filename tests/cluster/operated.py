@@ -30,7 +30,7 @@ from harness import api as harness_api
 
 CRD = Path(__file__).parents[2] / "crds" / "finetunejobs.finetune.dev.yaml"
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["finetune_operator.service"])
+FORKS.set_forkserver_preload(["finetune_operator.runtime.service"])
 
 Object = dict[str, Any]
 

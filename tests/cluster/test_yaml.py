@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.reading import ReadingError, kubectl_reads, read
+from finetune_api.kubectl_yaml import ReadingError, kubectl_reads, read
 from harness.api import Api
 from harness.cluster import Cluster
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from e2e.world import ROOT
-from finetune_api.exits import ExitCode
+from finetune_api.exit_codes import ExitCode
 from harness import forkserver
 from harness.hub import Hub, serving
 from unit.trainer import tiny

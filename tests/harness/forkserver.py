@@ -127,6 +127,12 @@ class Process:
         """Send SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
+    def kill_session(self) -> None:
+        """Send SIGKILL to the program and its children, those it has left behind as well."""
+        for pid in self.members():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def members(self) -> list[int]:
         """The running processes of the program's session: itself and its children."""
         return [pid for pid in psutil.pids() if self._is_member(pid)]
@@ -186,7 +192,7 @@ def run(
         try:
             process.wait(timeout)
         except TimeoutError:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill_session()
         done = subprocess.CompletedProcess(list(map(str, argv)), process.returncode or 0, _text(out), _text(err))
     if process.returncode is None:
         raise subprocess.TimeoutExpired(done.args, timeout, done.stdout, done.stderr)

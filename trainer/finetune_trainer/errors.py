@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finetune_api.exits import ExitCode
+from finetune_api.exit_codes import ExitCode
 
 
 class RunError(Exception):

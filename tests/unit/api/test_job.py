@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_api.crd import job_crd, to_yaml
-from finetune_api.defaults import effective
-from finetune_api.exits import PERMANENT, ExitCode, end_of
+from finetune_api.defaults import with_defaults
+from finetune_api.exit_codes import PERMANENT, ExitCode, outcome_of_exit_code
 from finetune_api.job import FineTuneJob, parse
 from finetune_api.sources import locate
 from finetune_api.status import Metric, ModuleStatus, Report
@@ -32,7 +32,7 @@ def job(**spec: Any) -> FineTuneJob:
 
 
 def test_a_model_and_data_are_a_valid_job_and_everything_else_is_filled_in() -> None:
-    spec = effective(job(), "SequenceClassification").spec
+    spec = with_defaults(job(), "SequenceClassification").spec
     assert [module.name for module in spec.modules or []] == ["all"]
     assert spec.training.epochs == 3
     assert (spec.evaluation.metric, spec.evaluation.direction) == ("eval/accuracy", "Maximize")
@@ -42,8 +42,8 @@ def test_a_model_and_data_are_a_valid_job_and_everything_else_is_filled_in() -> 
 
 
 def test_filling_in_twice_changes_nothing() -> None:
-    once = effective(job(), "Contrastive")
-    assert effective(once, "Contrastive") == once
+    once = with_defaults(job(), "Contrastive")
+    assert with_defaults(once, "Contrastive") == once
 
 
 def test_the_hash_is_of_what_determines_the_result() -> None:
@@ -83,8 +83,8 @@ def test_the_termination_message_always_fits(names: list[str], message: str) -> 
 
 def test_exit_codes_mean_what_the_table_says() -> None:
     assert set(PERMANENT) == {2, 77}
-    assert (end_of(75).retried, end_of(75).counts) == (True, False)
-    assert (end_of(1).retried, end_of(1).counts) == (True, True)
-    assert (end_of(139).reason, end_of(None).reason) == ("Crashed", "Crashed")
-    assert end_of(137, oom_killed=True).reason == "OutOfMemory"
-    assert end_of(ExitCode.OUT_OF_GPU_MEMORY).retried is False
+    assert (outcome_of_exit_code(75).retryable, outcome_of_exit_code(75).consumes_retry) == (True, False)
+    assert (outcome_of_exit_code(1).retryable, outcome_of_exit_code(1).consumes_retry) == (True, True)
+    assert (outcome_of_exit_code(139).reason, outcome_of_exit_code(None).reason) == ("Crashed", "Crashed")
+    assert outcome_of_exit_code(137, oom_killed=True).reason == "OutOfMemory"
+    assert outcome_of_exit_code(ExitCode.OUT_OF_GPU_MEMORY).retryable is False

@@ -13,13 +13,13 @@ from pydantic import TypeAdapter, ValidationError
 from torch.optim import lr_scheduler
 from transformers import get_scheduler
 
-from finetune_api.schedules import Judgement, Phase, ScheduleError, lay_out
+from finetune_api.schedules import Judgement, Phase, ScheduleError, build_schedule
 
 PHASE: TypeAdapter[Any] = TypeAdapter(Phase)
 
 
 def factors(*phases: dict[str, Any], total: int, steps_per_epoch: int = 10) -> list[float]:
-    schedule = lay_out([PHASE.validate_python(phase) for phase in phases], total, steps_per_epoch)
+    schedule = build_schedule([PHASE.validate_python(phase) for phase in phases], total, steps_per_epoch)
     return [schedule.factor(step) for step in range(total)]
 
 
@@ -210,7 +210,7 @@ def test_plateau_is_torchs(values: list[float], patience: int, factor: float, de
         optimizer, factor=factor, patience=patience, threshold=delta, threshold_mode="abs", eps=0
     )
     phase = {"type": "Plateau", "factor": factor, "patience": patience, "minDelta": delta}
-    schedule = lay_out([PHASE.validate_python(phase)], 5 * len(values) + 5, 10)
+    schedule = build_schedule([PHASE.validate_python(phase)], 5 * len(values) + 5, 10)
     judgements: list[Judgement] = []
     for step in range(5 * len(values) + 5):
         if step and step % 5 == 0:
@@ -221,7 +221,7 @@ def test_plateau_is_torchs(values: list[float], patience: int, factor: float, de
 
 def test_plateau_hears_no_evaluation_before_its_phase_or_after_the_step() -> None:
     phases = [{"type": "Warmup", "steps": 10}, {"type": "Plateau", "factor": 0.5, "patience": 0}]
-    schedule = lay_out([PHASE.validate_python(phase) for phase in phases], 40, 10)
+    schedule = build_schedule([PHASE.validate_python(phase) for phase in phases], 40, 10)
     before: list[Judgement] = [(0, 1.0), (5, 9.0), (10, 9.0)]
     after: list[Judgement] = [(15, 3.0), (20, 4.0), (25, 5.0)]
     assert schedule.factor(5, before) == 0.5
@@ -268,7 +268,7 @@ def test_every_cosine_cycle_begins_at_the_full_rate() -> None:
 
 
 def test_a_module_that_never_trains_needs_no_clock() -> None:
-    assert lay_out([PHASE.validate_python({"type": "Warmup", "steps": 5})], 0, 10).factor(0) == 0.0
+    assert build_schedule([PHASE.validate_python({"type": "Warmup", "steps": 5})], 0, 10).factor(0) == 0.0
 
 
 DURATION = st.one_of(
@@ -319,7 +319,7 @@ def test_every_schedule_that_fits_gives_a_factor_within_bounds(
     phases = [PHASE.validate_python(kind | duration) for kind, duration in head if duration]
     phases.append(PHASE.validate_python(tail))
     try:
-        schedule = lay_out(phases, total, steps_per_epoch)
+        schedule = build_schedule(phases, total, steps_per_epoch)
     except ScheduleError:
         return
     assert sum(length for _, length in schedule.phases) == total
@@ -332,9 +332,9 @@ def test_a_phase_knows_nothing_of_those_before_it(
     kind: dict[str, Any], before: int, length: int, steps_per_epoch: int, evaluations: list[Judgement]
 ) -> None:
     phase = PHASE.validate_python(kind)
-    alone = lay_out([phase], length, steps_per_epoch)
+    alone = build_schedule([phase], length, steps_per_epoch)
     wait = PHASE.validate_python({"type": "Constant", "factor": 0.5, "steps": before})
-    later = lay_out([wait, phase], before + length, steps_per_epoch)
+    later = build_schedule([wait, phase], before + length, steps_per_epoch)
     shifted = [(when + before, value) for when, value in evaluations]
     for step in range(length):
         assert later.factor(before + step, shifted) == alone.factor(step, evaluations)

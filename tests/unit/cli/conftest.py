@@ -12,7 +12,7 @@ from click.testing import Result
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 from typer.testing import CliRunner
 
-from finetune_trainer.cli import app
+from finetune_trainer.cli.main import app
 from harness.hub import serving
 
 WORDS = {"fruit": ["apple", "pear", "plum"], "tool": ["saw", "drill", "hammer"]}
@@ -96,7 +96,7 @@ class Workplace:
         path.write_text(text)
         return path
 
-    def places(self) -> list[str]:
+    def claim_paths(self) -> list[str]:
         return ["--claim", f"tiny={self.claim}", "--claims-dir", str(self.folder / "claims")]
 
     def finetune(self, *arguments: object) -> Result:
@@ -106,7 +106,7 @@ class Workplace:
         return result
 
     def on_job(self, command: str, *arguments: object, claims: bool = True) -> Result:
-        return self.finetune(command, self.job, *(self.places() if claims else ()), *arguments)
+        return self.finetune(command, self.job, *(self.claim_paths() if claims else ()), *arguments)
 
 
 @pytest.fixture

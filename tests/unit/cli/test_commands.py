@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from finetune_api.loading import check_file
 from finetune_api.names import ATTEMPT_ENV
-from finetune_trainer.cli import app
+from finetune_trainer.cli.main import app
 
 HEAVY = ("torch", "transformers", "matplotlib", "pyarrow", "datasets")
 
@@ -28,7 +28,7 @@ def colours(picture: Path) -> int:
 def test_light_commands_import_nothing_heavy(work: Any, arguments: list[str]) -> None:
     arguments = [str(work.job) if argument == "JOB" else argument for argument in arguments]
     code = (
-        "import sys; from finetune_trainer.cli import main\n"
+        "import sys; from finetune_trainer.cli.main import main\n"
         f"try: sys.argv = ['finetune', *{arguments!r}]; main()\n"
         f"except SystemExit as end: assert not end.code, end.code\n"
         f"found = sys.modules.keys() & {set(HEAVY)!r}; assert not found, found\n"
@@ -69,7 +69,7 @@ def test_run_again_trains_nothing_and_keeps_what_is_there(work: Any) -> None:
 
 
 def test_run_on_a_terminal_shows_its_progress(work: Any) -> None:
-    result = CliRunner().invoke(app, ["run", str(work.job), *work.places(), "--no-plain"])
+    result = CliRunner().invoke(app, ["run", str(work.job), *work.claim_paths(), "--no-plain"])
     assert result.exit_code == 0, result.output
     assert "\x1b[" in result.output
     assert "best so far" in result.output
@@ -90,7 +90,7 @@ def test_waiting_threads_leave_the_cores_to_others_before_torch_is_imported(
     work: Any, said: dict[str, str], spins: str | None
 ) -> None:
     code = (
-        "import os, sys; from finetune_trainer.cli import main\n"
+        "import os, sys; from finetune_trainer.cli.main import main\n"
         "sys.modules['torch'] = None  # whatever is decided after its import is decided too late\n"
         f"sys.argv = ['finetune', 'run', {str(work.job)!r}]\n"
         "try: main()\n"

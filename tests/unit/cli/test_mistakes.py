@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from finetune_api.exits import ExitCode
-from finetune_trainer import cli, errors
-from finetune_trainer import run as trainer
+from finetune_api.exit_codes import ExitCode
+from finetune_trainer import errors
+from finetune_trainer.cli import main
+from finetune_trainer.training import run as trainer
 from harness import forkserver
 from harness.processes import wait_until
 
@@ -101,7 +102,7 @@ def test_ends_have_their_exit_codes(
 def test_sigterm_ends_a_run_with_a_checkpoint_and_exit_code_75(work: Any) -> None:
     log, complaint = work.folder / "stdout", work.folder / "stderr"
     with log.open("w") as stdout, complaint.open("w") as stderr:
-        arguments = ["run", work.job, *work.places(), "--set", "training.epochs=100000"]
+        arguments = ["run", work.job, *work.claim_paths(), "--set", "training.epochs=100000"]
         running = forkserver.start([forkserver.script("finetune"), *arguments], stdout=stdout, stderr=stderr)
     wait_until("a step", lambda: "  step " in log.read_text(), 120)
     running.terminate()
@@ -115,13 +116,13 @@ def test_tracebacks_are_for_those_who_debug_and_for_the_log_of_a_pod(
     work: Any, monkeypatch: pytest.MonkeyPatch, options: list[str]
 ) -> None:
     monkeypatch.setattr(trainer, "run", _raises(ZeroDivisionError("oops")))
-    result = CliRunner().invoke(cli.app, ["run", str(work.job), *options])
+    result = CliRunner().invoke(main.app, ["run", str(work.job), *options])
     assert result.exit_code == ExitCode.FAILED
     assert "Traceback" in result.stderr
 
 
 def test_a_run_that_went_well_does_not_fail_for_its_picture(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune_trainer import plots
+    from finetune_trainer.cli import plots
 
     monkeypatch.setattr(plots, "save", _raises(OSError("disk full")))
     result = work.on_job("run")

@@ -14,8 +14,8 @@ from pydantic import TypeAdapter
 
 from finetune_api.optimizers import Optimizer
 from finetune_api.schedules import Phase
-from finetune_trainer import display, plots, tables, trees
-from finetune_trainer.events import StepRecord
+from finetune_trainer.callbacks import StepRecord
+from finetune_trainer.cli import console, parameter_tree, plan_table, plots
 
 DURATIONS = st.one_of(
     st.just({}),
@@ -48,21 +48,21 @@ def phases(documents: list[dict[str, Any]]) -> list[Phase]:
     return parsed
 
 
-@pytest.mark.parametrize("module", [tables, display, plots, trees])
+@pytest.mark.parametrize("module", [plan_table, console, plots, parameter_tree])
 def test_examples_in_the_docstrings(module: ModuleType) -> None:
     assert doctest.testmod(module).failed == 0
 
 
 @given(PHASES)
 def test_a_schedule_is_one_line_with_every_phase_and_its_length(documents: list[dict[str, Any]]) -> None:
-    phrase = tables.schedule_phrase(phases(documents))
+    phrase = plan_table.schedule_phrase(phases(documents))
     parts = phrase.split(", then ")
     assert len(parts) == len(documents)
     assert "\n" not in phrase
     assert "None" not in phrase
     for part, document in zip(parts, documents, strict=True):
         if "steps" in document:
-            assert tables.plural(document["steps"], "step") in part
+            assert plan_table.plural(document["steps"], "step") in part
 
 
 @pytest.mark.parametrize(
@@ -96,18 +96,18 @@ def test_a_schedule_is_one_line_with_every_phase_and_its_length(documents: list[
     ],
 )
 def test_schedules_in_words(documents: list[dict[str, Any]], phrase: str) -> None:
-    assert tables.schedule_phrase(phases(documents)) == phrase
+    assert plan_table.schedule_phrase(phases(documents)) == phrase
 
 
 def test_an_optimizers_settings_in_words() -> None:
     spec = {"type": "Muon", "learningRate": 0.1, "nesterov": False, "nsSteps": 4, "adjustLrFn": "match_rms_adamw"}
     muon: Optimizer = TypeAdapter(Optimizer).validate_python(spec)
-    assert tables.optimizer_phrase(muon) == "no nesterov, nsSteps 4, adjustLrFn match_rms_adamw"
+    assert plan_table.optimizer_phrase(muon) == "no nesterov, nsSteps 4, adjustLrFn match_rms_adamw"
 
 
 @given(st.integers(0, 10**15))
 def test_a_humanized_count_is_short_and_close(count: int) -> None:
-    text = tables.humanize(count)
+    text = plan_table.humanize(count)
     unit = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}.get(text[-1], 1)
     assert len(text) <= 6
     assert math.isclose(float(text.rstrip("KMBT")) * unit, count, rel_tol=0.006)
@@ -115,7 +115,7 @@ def test_a_humanized_count_is_short_and_close(count: int) -> None:
 
 @given(st.floats(1e-9, 1e3))
 def test_a_number_reads_back_as_what_it_was(value: float) -> None:
-    assert math.isclose(float(tables.number(value)), value, rel_tol=0.006)
+    assert math.isclose(float(plan_table.number(value)), value, rel_tol=0.006)
 
 
 @given(st.lists(st.booleans(), max_size=30))
@@ -136,7 +136,7 @@ def test_thinning_keeps_the_ends_and_stays_small(length: int) -> None:
 
 def test_a_log_gets_a_step_every_few_seconds_and_the_last() -> None:
     stream, now = io.StringIO(), 0.0
-    log = display.PlainDisplay(stream, clock=lambda: now)
+    log = console.PlainDisplay(stream, clock=lambda: now)
     for step in range(1, 101):
         log.on_step(record(step))
         now += 0.5

@@ -1,7 +1,6 @@
 """A program that the fork server starts is like one that the interpreter starts."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -62,15 +61,15 @@ def test_signals_reach_it(sleeping: Process) -> None:
     assert sleeping.poll() is None
     sleeping.terminate()
     assert sleeping.wait(10) == -signal.SIGTERM
-    os.killpg(sleeping.pid, signal.SIGKILL)
+    sleeping.kill_session()
 
 
 def test_its_children_are_found_when_it_is_gone(sleeping: Process) -> None:
     assert len(sleeping.members()) == 2
     sleeping.kill()
     sleeping.wait(10)
-    (child,) = sleeping.members()
-    os.kill(child, signal.SIGKILL)
+    assert len(sleeping.members()) == 1
+    sleeping.kill_session()
     wait_until("the end of the child", lambda: not sleeping.members(), 10)
 
 

@@ -10,11 +10,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from finetune_api.status import JobStatus
-from finetune_operator.children import AttemptJob, Children, Leaving, PodEnd, Said, TrainerPod
 from finetune_operator.config import Config
-from finetune_operator.observed import ObservedJob, observe
-from finetune_operator.plan import Delete, Plan
-from finetune_operator.reconcile import reconcile
+from finetune_operator.core.actions import Delete, Plan
+from finetune_operator.core.children import AttemptJob, Children, Leaving, PodEnd, Said, TrainerPod
+from finetune_operator.core.observed import ObservedJob, observe
+from finetune_operator.core.reconcile import reconcile
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SPEC: dict[str, Any] = {

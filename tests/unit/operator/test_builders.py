@@ -11,9 +11,9 @@ import pytest
 from finetune_api.base import Model
 from finetune_api.resources import Resources
 from finetune_api.runtime import Runtime
-from finetune_operator.builders import prepare_attempt, prepare_configmap, prepare_job, prepare_output_claim
 from finetune_operator.config import Config
-from finetune_operator.observed import ObservedJob
+from finetune_operator.core.builders import prepare_attempt, prepare_configmap, prepare_job, prepare_output_claim
+from finetune_operator.core.observed import ObservedJob
 from unit.operator.model import make_job
 
 LONGEST = "a" * 40

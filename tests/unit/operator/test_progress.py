@@ -14,7 +14,7 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_operator.progress import MAX_BYTES, MAX_ROWS, Reading, Target, parse, read
+from finetune_operator.core.progress import MAX_BYTES, MAX_ROWS, Reading, Target, parse, read
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -35,7 +35,7 @@ def test_a_page_is_understood() -> None:
         'finetune_gradient_norm{module="visual"} 2',
         'finetune_module_trainable_parameters{module="visual"} 0',
         'finetune_module_info{module="visual",optimizer="SGD"} 1',
-        "finetune_expected_completion_timestamp_seconds 1.8e9",
+        "finetune_estimated_completion_timestamp_seconds 1.8e9",
     )
     assert reading and reading.progress.percentage == 25.0
     assert reading.progress.estimated_completion_time == datetime.fromtimestamp(1_800_000_000, UTC)

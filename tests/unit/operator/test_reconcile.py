@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune_api.status import CheckpointStatus, Metric, Progress
-from finetune_operator.children import Children, Leaving, Said
 from finetune_operator.config import Config
-from finetune_operator.plan import Look
-from finetune_operator.progress import Reading
-from finetune_operator.reconcile import reconcile
+from finetune_operator.core.actions import Look
+from finetune_operator.core.children import Children, Leaving, Said
+from finetune_operator.core.progress import Reading
+from finetune_operator.core.reconcile import reconcile
 from unit.operator.model import START, Model, ended, make_attempt, make_job, make_pod, running
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.cache import Cache
-from finetune_operator.children import attempt_job
 from finetune_operator.config import Config, ConfigError, load
+from finetune_operator.core.children import attempt_job
+from finetune_operator.core.observed import Key
 from finetune_operator.metrics import JobCollector
-from finetune_operator.observed import Key
-from finetune_operator.queue import WorkQueue
+from finetune_operator.runtime.cache import Cache
+from finetune_operator.runtime.queue import WorkQueue
 
 A, B = Key("default", "a"), Key("default", "b")
 

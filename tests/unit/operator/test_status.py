@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_api.status import Attempt, JobStatus, Metric, Progress
-from finetune_operator.status import Standing, merge_patch, only_progress, standing, transition, with_record
+from finetune_operator.core.status import Standing, merge_patch, only_progress, standing, transition, with_record
 from unit.operator.model import START, make_job
 
 

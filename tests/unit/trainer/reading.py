@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.data import Columns, Data
+from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.data import BadRows, Dataset, Table, find, name_columns, read
-from finetune_trainer.places import Places
 
 
 def spec(**fields: Any) -> Data:
@@ -14,7 +14,7 @@ def spec(**fields: Any) -> Data:
 
 
 def table(folder: Path, bad_rows: BadRows | None = None, **train: Any) -> Table:
-    return read(find(spec(train=train).train, "data.train", Places(folder)), bad_rows or BadRows(False, 0))
+    return read(find(spec(train=train).train, "data.train", ClaimPaths(folder)), bad_rows or BadRows(False, 0))
 
 
 def opened(folder: Path, *roles: str, bad_rows: BadRows | None = None, **train: Any) -> Dataset:

@@ -9,7 +9,7 @@ import pytest
 
 from finetune_trainer.data import BadRows
 from finetune_trainer.errors import UserError
-from finetune_trainer.run import RunOptions, run
+from finetune_trainer.training.run import RunOptions, run
 from unit.trainer import tiny
 from unit.trainer.reading import opened
 from unit.trainer.tiny import Recorder
@@ -145,10 +145,10 @@ def test_a_run_without_its_bad_rows(
     monkeypatch.setattr("finetune_trainer.data.dataset.VERIFIED_IMAGES", 1)  # with Skip all are opened all the same
     words = spoiled(kind, tmp_path)
     recorder = Recorder()
-    place = tiny.Places(claims, {"data": tmp_path / "data", "out": out})
+    place = tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out})
     run(spoiled_job(kind, onBadRow="Skip"), RunOptions(claims=place), recorder)
     assert recorder.plan is not None
-    assert (recorder.plan.train_samples, recorder.plan.total_steps) == (samples, samples // 4)
+    assert (recorder.plan.train_samples, recorder.plan.planned_steps) == (samples, samples // 4)
     assert len(recorder.steps) == samples // 4
     assert recorder.said("3 rows cannot be used and left out")
     assert recorder.said(words)
@@ -160,7 +160,7 @@ def test_a_run_without_its_empty_texts(text: str, kind: str, claims: Path, out: 
     rows: list[dict[str, Any]] = tiny.reviews(26) if kind == "reviews" else tiny.captioned(26)
     rows[4]["text"] = text
     tiny.write_rows(tmp_path / "data" / "set", rows)
-    place = tiny.Places(claims, {"data": tmp_path / "data", "out": out})
+    place = tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out})
     with pytest.raises(UserError, match=r"column 'text' of .*, row 4: the text is empty"):
         run(spoiled_job(kind), RunOptions(claims=place), Recorder())
     recorder = Recorder()
@@ -170,7 +170,7 @@ def test_a_run_without_its_empty_texts(text: str, kind: str, claims: Path, out: 
 
 
 def test_the_first_bad_row_is_the_first_of_the_files(claims: Path, out: Path, tmp_path: Path) -> None:
-    place = tiny.Places(claims, {"data": tmp_path / "data", "out": out})
+    place = tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out})
 
     def refused(*spoiled: tuple[int, str, Any]) -> str:
         rows: list[dict[str, Any]] = tiny.captioned(30)
@@ -190,7 +190,7 @@ def test_the_first_bad_row_is_the_first_of_the_files(claims: Path, out: Path, tm
 
 def test_a_run_with_too_many_bad_rows(claims: Path, out: Path, tmp_path: Path) -> None:
     spoiled("captions", tmp_path)
-    place = tiny.Places(claims, {"data": tmp_path / "data", "out": out})
+    place = tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out})
     with pytest.raises(UserError, match=r"3 rows or more cannot be used, but data\.maxBadRows is 2"):
         run(spoiled_job("captions", onBadRow="Skip", maxBadRows=2), RunOptions(claims=place), Recorder())
 
@@ -198,7 +198,7 @@ def test_a_run_with_too_many_bad_rows(claims: Path, out: Path, tmp_path: Path) -
 def test_a_label_that_training_does_not_know_is_left_out(claims: Path, out: Path, tmp_path: Path) -> None:
     tiny.write_rows(tmp_path / "data" / "set", tiny.reviews(12))
     tiny.write_rows(tmp_path / "data" / "check", [*tiny.reviews(5), {"text": "a film", "label": 5}])
-    place = tiny.Places(claims, {"data": tmp_path / "data", "out": out})
+    place = tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out})
     recorder = Recorder()
     job = spoiled_job("reviews", validation={"source": "pvc://data/check"}, onBadRow="Skip")
     run(job, RunOptions(claims=place), recorder)

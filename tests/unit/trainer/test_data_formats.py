@@ -14,9 +14,9 @@ from datasets import ClassLabel, Features, Value
 from datasets import Dataset as LibraryDataset
 
 from finetune_api.data import Columns, DataSource
+from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.data import BadRows, count, find, name_columns, same_classes
 from finetune_trainer.errors import UserError
-from finetune_trainer.places import Places
 from unit.trainer import tiny
 from unit.trainer.reading import opened, spec, table
 
@@ -96,7 +96,7 @@ def test_one_file(kind: str, folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", WRITERS)
 def test_rows_are_counted_without_a_plan(kind: str, folder: Path, tmp_path: Path) -> None:
     WRITERS[kind](folder / f"a.{kind}", ROWS)
-    assert count(find(spec().train, "data.train", Places(tmp_path)), BadRows(False, 0)) == len(ROWS)
+    assert count(find(spec().train, "data.train", ClaimPaths(tmp_path)), BadRows(False, 0)) == len(ROWS)
 
 
 @pytest.mark.parametrize(
@@ -131,9 +131,9 @@ def test_splits_by_name(folder: Path, tmp_path: Path) -> None:
         write_jsonl(folder / f"{split}.jsonl", rows)
     assert len(opened(tmp_path, "text")) == 7
     assert len(opened(tmp_path, "text", split="test")) == 2
-    source, places = DataSource(source="pvc://data/set"), Places(tmp_path)
-    assert find(source, "data.validation", places).split == "validation"
-    assert find(source, "data.test", places).split == "test"
+    source, claim_paths = DataSource(source="pvc://data/set"), ClaimPaths(tmp_path)
+    assert find(source, "data.validation", claim_paths).split == "validation"
+    assert find(source, "data.test", claim_paths).split == "test"
 
 
 def test_a_split_that_is_not_there(folder: Path) -> None:
@@ -293,7 +293,7 @@ def test_a_torn_footer_is_named(folder: Path, tmp_path: Path) -> None:
     (folder / "a.parquet").write_bytes(whole[:-100] + b"\xff" * 80 + whole[-20:])
     assert f"{folder}/a.parquet is not a parquet file that can be read" in refusal(folder, "text")
     with pytest.raises(UserError, match=r"a\.parquet is not a parquet file"):
-        count(find(spec().train, "data.train", Places(tmp_path)), BadRows(False, 0))
+        count(find(spec().train, "data.train", ClaimPaths(tmp_path)), BadRows(False, 0))
 
 
 def test_a_file_that_is_no_parquet(folder: Path) -> None:

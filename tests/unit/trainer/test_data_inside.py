@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.data import BadRows, find
 from finetune_trainer.errors import UserError
-from finetune_trainer.places import Places
 from unit.trainer import tiny
 from unit.trainer.reading import opened, spec
 
@@ -169,5 +169,5 @@ def test_a_claim_that_is_a_link(folder: Path, tmp_path: Path) -> None:
     tiny.write_rows(folder, tiny.reviews(3))
     (tmp_path / "claims").mkdir()
     (tmp_path / "claims" / "data").symlink_to(tmp_path / "data")
-    layout = find(spec().train, "data.train", Places(tmp_path / "claims"))
+    layout = find(spec().train, "data.train", ClaimPaths(tmp_path / "claims"))
     assert layout.root == tmp_path / "data"

@@ -13,10 +13,10 @@ import pytest
 from datasets.packaged_modules.json.json import Json
 from datasets.packaged_modules.parquet.parquet import Parquet
 
+from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.data import BadRows, Batch, batches, find, read, tables
 from finetune_trainer.errors import RunError, UserError
 from finetune_trainer.hub import may_pass
-from finetune_trainer.places import Places
 from unit.trainer import tiny
 from unit.trainer.reading import opened, spec
 from unit.trainer.test_data_formats import ROWS, WRITERS
@@ -65,7 +65,7 @@ def test_an_image_that_cannot_be_opened_now(folder: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("kind", WRITERS)
 def test_files_that_cannot_be_opened_now(kind: str, folder: Path, tmp_path: Path) -> None:
     WRITERS[kind](folder / f"a.{kind}", ROWS)
-    layout = find(spec().train, "data.train", Places(tmp_path))
+    layout = find(spec().train, "data.train", ClaimPaths(tmp_path))
     with no_more_files(), pytest.raises(RunError) as raised:
         read(layout, BadRows(False, 0))
     assert "data.train.source: pvc://data/set: cannot be read" in ended(raised)
@@ -75,7 +75,7 @@ def test_files_that_cannot_be_opened_now(kind: str, folder: Path, tmp_path: Path
 def test_a_folder_that_cannot_be_looked_into_now_is_not_empty(folder: Path, tmp_path: Path) -> None:
     WRITERS["csv"](folder / "a.csv", ROWS)
     with no_more_files(), pytest.raises(RunError) as raised:
-        find(spec().train, "data.train", Places(tmp_path))
+        find(spec().train, "data.train", ClaimPaths(tmp_path))
     assert "Too many open files" in ended(raised)
 
 
@@ -117,7 +117,7 @@ def test_a_download_that_fails_in_a_way_nobody_knows(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr("finetune_trainer.data.layout.snapshot_download", broken)
     with pytest.raises(RunError) as raised:
-        find(spec(train={"source": "hf://acme/reviews"}).train, "data.train", Places(tmp_path))
+        find(spec(train={"source": "hf://acme/reviews"}).train, "data.train", ClaimPaths(tmp_path))
     said = "data.train.source: hf://acme/reviews: cannot be downloaded: LookupError: a new kind of trouble"
     assert ended(raised) == said
 
@@ -125,7 +125,7 @@ def test_a_download_that_fails_in_a_way_nobody_knows(tmp_path: Path, monkeypatch
 def test_several_at_once_leave_out_torn_lines(folder: Path, tmp_path: Path) -> None:
     rows = "".join(f'{{"text": "t{number}"}}\n' for number in range(20_000))
     (folder / "a.jsonl").write_text(rows + "torn\n")
-    layout = find(spec().train, "data.train", Places(tmp_path))
+    layout = find(spec().train, "data.train", ClaimPaths(tmp_path))
     with ThreadPoolExecutor(8) as pool:
         found = [made.result() for made in [pool.submit(tables._cleaned, layout) for _ in range(8)]]
     ((copy,),) = {tuple(copies) for copies in found}

@@ -7,7 +7,7 @@ import pytest
 from finetune_api.evaluation import Evaluation as Spec
 from finetune_api.evaluation import Every
 from finetune_trainer.errors import UserError
-from finetune_trainer.evaluation import Evaluation, Judge, check_metric, is_due
+from finetune_trainer.training.evaluation import Evaluation, Judge, check_metric, is_due
 
 
 def history(*values: float) -> list[Evaluation]:

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from finetune_api.modules import Module
-from finetune_trainer.events import ModulePlan, Window
-from finetune_trainer.gradients import Part, clip, norms, penalize, unscale
+from finetune_trainer.plan import ModulePlan, Window
+from finetune_trainer.training.gradients import Part, clip, norms, penalize, unscale
 
 OPTIMIZER = {"type": "SGD", "learningRate": 0.1}
 

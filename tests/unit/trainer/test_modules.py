@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_api.defaults import effective
+from finetune_api.defaults import with_defaults
 from finetune_api.modules import Freeze, Module
 from finetune_trainer.errors import UserError
-from finetune_trainer.events import Window
-from finetune_trainer.modules import Parameter, grouped, own, plan_run, window
+from finetune_trainer.plan import Window
+from finetune_trainer.planning.modules import Parameter, grouped, own, plan_run, window
 from unit.trainer import tiny
 
 NAMES = [
@@ -156,18 +156,18 @@ def test_freezes_in_steps(freeze: dict[str, Any] | None, expected: Window) -> No
 
 def planned(modules: list[dict[str, Any]], samples: int = 60, **training: Any) -> Any:
     job = tiny.job("dual", "colours", modules=modules, training={"batchSize": 6, "epochs": 3, **training})
-    return plan_run(effective(job, "Contrastive"), PARAMETERS, samples, 0)
+    return plan_run(with_defaults(job, "Contrastive"), PARAMETERS, samples, 0)
 
 
 def test_a_schedule_begins_when_its_module_thaws() -> None:
     plan = planned(tiny.TWO_MODULES)
     visual, textual, temperature = plan.modules
-    assert (plan.total_steps, plan.steps_per_epoch) == (30, 10)
+    assert (plan.planned_steps, plan.steps_per_epoch) == (30, 10)
     assert (visual.window, textual.window, temperature.window.length) == (Window(0, 30), Window(10, 30), 0)
     assert visual.learning_rate(1) == pytest.approx(0.5e-2)
     assert [textual.learning_rate(step) for step in (0, 9, 10, 29)] == [0, 0, 1e-4, 1e-4]
     assert temperature.learning_rate(5) == 0
-    assert (visual.elements, visual.parameters) == (40, tuple(NAMES[:4]))
+    assert (visual.numel, visual.parameters) == (40, tuple(NAMES[:4]))
 
 
 LAYER = {"linear.weight": 2, "linear.bias": 1, "norm.weight": 1, "conv.weight": 4}
@@ -200,7 +200,7 @@ def test_muon_with_anything_but_matrices_is_refused_with_globs_to_exclude() -> N
 
     def planned_with(*modules: dict[str, Any]) -> Any:
         job = tiny.job("dual", "colours", modules=list(modules), training={"batchSize": 6, "epochs": 3})
-        return plan_run(effective(job, "Contrastive"), parameters, 60, 0)
+        return plan_run(with_defaults(job, "Contrastive"), parameters, 60, 0)
 
     with pytest.raises(UserError) as raised:
         planned_with({"name": "all", "parameters": ["*"], "optimizer": muon})
@@ -220,7 +220,7 @@ def test_muon_with_anything_but_matrices_is_refused_with_globs_to_exclude() -> N
 def test_a_run_of_no_step_is_refused() -> None:
     job = tiny.job("dual", "colours", modules=[learner()], training={"batchSize": 6, "epochs": 0.01})
     with pytest.raises(UserError) as raised:
-        plan_run(effective(job, "Contrastive"), PARAMETERS, 60, 0)
+        plan_run(with_defaults(job, "Contrastive"), PARAMETERS, 60, 0)
     assert str(raised.value) == (
         "training.epochs: 0.01 epochs of 10 steps are no whole step, so nothing would be trained: "
         "say at least 0.1, or training.steps: 1"

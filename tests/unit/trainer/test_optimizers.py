@@ -14,9 +14,9 @@ from torch import nn
 
 from finetune_api.modules import Module
 from finetune_api.optimizers import Optimizer
-from finetune_trainer.checkpoints import load_optimizer_state, optimizer_state
-from finetune_trainer.events import ModulePlan, Window
-from finetune_trainer.optimizers import KINDS, build, forget, set_learning_rates, torch_arguments
+from finetune_trainer.plan import ModulePlan, Window
+from finetune_trainer.training.checkpoint import load_optimizer_state, optimizer_state
+from finetune_trainer.training.optimizers import KINDS, build, forget, set_learning_rates, torch_arguments
 
 
 def plan(name: str, model: nn.Module, prefix: str, optimizer: dict[str, Any], **fields: Any) -> ModulePlan:

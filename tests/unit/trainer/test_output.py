@@ -10,16 +10,16 @@ import pytest
 
 from finetune_api import FineTuneJob
 from finetune_api.status import Report
-from finetune_trainer import output
 from finetune_trainer.errors import UserError
-from finetune_trainer.run import RunOptions, run
+from finetune_trainer.training import export
+from finetune_trainer.training.run import RunOptions, run
 from unit.trainer import tiny
 from unit.trainer.tiny import Recorder
 
 
 def go(job: FineTuneJob, claims: Path, out: Path) -> tuple[Recorder, Report]:
     recorder = Recorder()
-    return recorder, run(job, RunOptions(claims=tiny.places(claims, out)), recorder)
+    return recorder, run(job, RunOptions(claims=tiny.claim_paths(claims, out)), recorder)
 
 
 def run_json(out: Path) -> dict[str, Any]:
@@ -59,20 +59,20 @@ def test_another_job_is_refused(claims: Path, out: Path) -> None:
     go(tiny.contrastive_job(name="earlier"), claims, out)
     with pytest.raises(
         UserError,
-        match=r"pvc://out/result already holds the result of job earlier .*Overwrite; .*another output.destination",
+        match=r"pvc://out/result already holds the result of job earlier .*Overwrite; .*another export.destination",
     ):
         go(tiny.contrastive_job(training={"seed": 1}), claims, out)
 
 
 def test_another_job_of_the_same_name_is_told_so(claims: Path, tmp_path: Path) -> None:
-    place = tiny.Places(claims, {"tiny-output": tmp_path})
+    place = tiny.ClaimPaths(claims, {"tiny-output": tmp_path})
     jobs = [tiny.job("dual", "colours", output={"destination": None}, training={"seed": seed}) for seed in (0, 1)]
     run(jobs[0], RunOptions(claims=place), Recorder())
     with pytest.raises(UserError) as raised:
         run(jobs[1], RunOptions(claims=place), Recorder())
     said = str(raised.value)
     assert "already holds what an earlier job of the same name, tiny, made of another spec" in said
-    assert "to replace it say output.ifExists: Overwrite" in said
+    assert "to replace it say export.ifExists: Overwrite" in said
     assert "to keep it give this job another name" in said
 
 
@@ -113,11 +113,11 @@ def test_a_run_killed_while_it_moved_its_result_in_place_finishes_that(
         (staging / "config.json").replace(destination / "config.json")
         raise KeyboardInterrupt
 
-    whole = output._replace
-    monkeypatch.setattr(output, "_replace", half)
+    whole = export._replace
+    monkeypatch.setattr(export, "_replace", half)
     with pytest.raises(KeyboardInterrupt):
         go(tiny.contrastive_job(), claims, out)
-    monkeypatch.setattr(output, "_replace", whole)
+    monkeypatch.setattr(export, "_replace", whole)
     recorder, report = go(tiny.contrastive_job(), claims, out)
     assert report.reason == "Succeeded"
     assert recorder.resumed_step == 6
@@ -127,7 +127,7 @@ def test_a_run_killed_while_it_moved_its_result_in_place_finishes_that(
 def test_folders_of_the_result_are_opened_to_others_and_replaced(claims: Path, out: Path, tmp_path: Path) -> None:
     """A tokenizer with several chat templates is saved with a folder of them."""
     llm = tiny.write_language_model(tmp_path / "models" / "llm")
-    place = tiny.Places(claims, {"models": tmp_path / "models", "data": tmp_path, "out": out})
+    place = tiny.ClaimPaths(claims, {"models": tmp_path / "models", "data": tmp_path, "out": out})
     tiny.write_rows(tmp_path / "chats", tiny.chats(12))
 
     def trained(seed: int, templates: tuple[str, ...]) -> Path:

@@ -17,9 +17,9 @@ from transformers import (
 )
 
 from finetune_api.loading import check_file
-from finetune_trainer import models, presets
-from finetune_trainer.modules import Parameter, own
-from finetune_trainer.presets import Preset, Proposal, modules_yaml, propose
+from finetune_trainer.planning import model_loader, presets
+from finetune_trainer.planning.modules import Parameter, own
+from finetune_trainer.planning.presets import Preset, Proposal, modules_yaml, propose
 from unit.trainer import tiny
 
 Config = Callable[[], Any]
@@ -156,7 +156,7 @@ spec:
 def proposed(kind: Any, build: Config) -> tuple[Proposal, list[Parameter]]:
     with torch.device("meta"):
         model = kind.from_config(build())
-    parameters = models.parameters_of(model)
+    parameters = model_loader.parameters_of(model)
     proposal = propose(model.config.model_type, type(model).__name__, parameters)
     assert proposal is not None
     return proposal, parameters

@@ -13,11 +13,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from finetune_api import trainer_metrics as names
 from finetune_api.status import TERMINATION_MESSAGE_BYTES, Report
+from finetune_trainer.callbacks import EvaluationRecord, StepRecord
 from finetune_trainer.errors import RunError, UserError
-from finetune_trainer.events import EvaluationRecord, RunPlan, StepRecord
-from finetune_trainer.metrics_file import MetricsFile, cut_back, read
-from finetune_trainer.reporting import Exporter, Tracker, serving
-from finetune_trainer.run import RunOptions, plan, run
+from finetune_trainer.plan import RunPlan
+from finetune_trainer.reporting.metrics_jsonl import MetricsFile, cut_back, read
+from finetune_trainer.reporting.tracker import Exporter, Tracker, serving
+from finetune_trainer.training.run import RunOptions, plan, run
 from unit.trainer import tiny
 
 
@@ -33,14 +34,14 @@ def step(number: int, loss: float = 0.5, **changes: Any) -> StepRecord:
         "frozen": {"visual": False, "textual": False, "temperature": True},
         "samples_per_second": 12.5,
         "seconds": 0.48,
-        "expected_completion": datetime(2030, 1, 1, tzinfo=UTC),
+        "estimated_completion_time": datetime(2030, 1, 1, tzinfo=UTC),
     }
     return StepRecord(**fields | changes)
 
 
 @pytest.fixture
 def planned(claims: Path, out: Path) -> RunPlan:
-    return plan(tiny.contrastive_job(), tiny.places(claims, out))
+    return plan(tiny.contrastive_job(), tiny.claim_paths(claims, out))
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ def test_the_metrics_have_the_names_that_the_operator_reads(tracker: Tracker) ->
     assert found[names.SAMPLES, ""] == 12
     assert found[names.STEPS_EXECUTED, ""] == 2
     assert found[names.NONFINITE_STEPS, ""] == 1
-    assert found[names.EXPECTED_COMPLETION, ""] == datetime(2030, 1, 1, tzinfo=UTC).timestamp()
+    assert found[names.ESTIMATED_COMPLETION_TIME, ""] == datetime(2030, 1, 1, tzinfo=UTC).timestamp()
     assert found[names.LAST_STEP_TIME, ""] > 0
 
 
@@ -131,7 +132,7 @@ def test_the_termination_message_fits_however_much_there_is_to_say(claims: Path,
         for number, pattern in enumerate(parameters)
     ]
     tracker = Tracker()
-    tracker.on_plan(plan(tiny.contrastive_job(modules=modules), tiny.places(claims, out)), 0)
+    tracker.on_plan(plan(tiny.contrastive_job(modules=modules), tiny.claim_paths(claims, out)), 0)
     tracker.on_evaluation(EvaluationRecord(0, 0, {f"eval/metric_{n}": 1 / 3 for n in range(60)}, best=False))
     message = tracker.report("Failed", "x" * 5000).termination_message()
     assert len(message.encode()) <= TERMINATION_MESSAGE_BYTES
@@ -142,7 +143,7 @@ def test_the_termination_message_fits_however_much_there_is_to_say(claims: Path,
 def test_it_is_written_however_the_run_ends(fails: bool, claims: Path, out: Path, tmp_path: Path) -> None:
     log = tmp_path / "termination-log"
     job = tiny.contrastive_job(data={"columns": {"text": "txet"}}) if fails else tiny.contrastive_job()
-    options = RunOptions(claims=tiny.places(claims, out), termination_log=log)
+    options = RunOptions(claims=tiny.claim_paths(claims, out), termination_log=log)
     recorder = tiny.Recorder()
     if fails:
         with pytest.raises(RunError):

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 from finetune_api import FineTuneJob
+from finetune_trainer.callbacks import StepRecord
 from finetune_trainer.errors import Interrupted, RunError, UserError
-from finetune_trainer.events import StepRecord
-from finetune_trainer.run import RunOptions, run
+from finetune_trainer.training.run import RunOptions, run
 from harness import forkserver
 from unit.trainer import tiny
 from unit.trainer.tiny import Recorder
 
-CHANGING = ("seconds", "samples_per_second", "expected_completion")
+CHANGING = ("seconds", "samples_per_second", "estimated_completion_time")
 
 
 class Struck(Recorder):
@@ -69,7 +69,7 @@ def job(**changes: Any) -> FineTuneJob:
 
 def go(spec: FineTuneJob, claims: Path, out: Path, recorder: Recorder | None = None, **options: Any) -> Recorder:
     recorder = recorder or Recorder()
-    run(spec, RunOptions(claims=tiny.places(claims, out), **options), recorder)
+    run(spec, RunOptions(claims=tiny.claim_paths(claims, out), **options), recorder)
     return recorder
 
 
@@ -280,7 +280,7 @@ def test_what_changed_in_the_spec_is_reported_and_taken_from_it(claims: Path, ou
 
 def test_other_data_cannot_be_resumed(claims: Path, out: Path, tmp_path: Path) -> None:
     tiny.write_rows(tmp_path / "data" / "colours", tiny.captioned(30))
-    place = tiny.Places(claims, {"data": tmp_path / "data", "out": out})
+    place = tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out})
     with pytest.raises(CrashError):
         run(job(), RunOptions(claims=place), Struck(5, crash))
     tiny.write_rows(tmp_path / "data" / "colours", tiny.captioned(30, seed=2), "part-1.parquet")
@@ -310,18 +310,18 @@ import sys, time
 from pathlib import Path
 import torch
 from finetune_api import FineTuneJob
-from finetune_trainer.events import Listener
-from finetune_trainer.places import Places
-from finetune_trainer.run import RunOptions, run
+from finetune_trainer.callbacks import Callback
+from finetune_trainer.claims import ClaimPaths
+from finetune_trainer.training.run import RunOptions, run
 
-class Slow(Listener):
+class Slow(Callback):
     def on_step(self, record):
         Path(sys.argv[3]).write_text(str(record.step))
         time.sleep(0.05)
 
 torch.set_num_threads(1)
 job = FineTuneJob.model_validate_json(Path(sys.argv[4]).read_text(), strict=True)
-run(job, RunOptions(claims=Places(Path(sys.argv[1]), {"out": Path(sys.argv[2])})), Slow())
+run(job, RunOptions(claims=ClaimPaths(Path(sys.argv[1]), {"out": Path(sys.argv[2])})), Slow())
 """
 
 

@@ -25,20 +25,20 @@ from transformers import (
 
 from finetune_api import FineTuneJob
 from finetune_api.status import Report
-from finetune_trainer import models
-from finetune_trainer.checkpoints import Checkpoints
 from finetune_trainer.errors import UserError
-from finetune_trainer.loop import set_training
-from finetune_trainer.run import RunOptions, plan, prepare, run
+from finetune_trainer.planning import model_loader
 from finetune_trainer.tasks.causal_lm import CausalLM
 from finetune_trainer.tasks.contrastive import Contrastive
+from finetune_trainer.training.checkpoint import Checkpoints
+from finetune_trainer.training.run import RunOptions, plan, prepare, run
+from finetune_trainer.training.trainer import set_training
 from unit.trainer import tiny
 from unit.trainer.tiny import Recorder
 
 
 def go(job: FineTuneJob, claims: Path, out: Path, **options: Any) -> tuple[Recorder, Report]:
     recorder = Recorder()
-    report = run(job, RunOptions(claims=tiny.places(claims, out), **options), recorder)
+    report = run(job, RunOptions(claims=tiny.claim_paths(claims, out), **options), recorder)
     assert recorder.closed == 1
     assert recorder.report == report
     return recorder, report
@@ -72,7 +72,7 @@ def test_a_run_from_beginning_to_end(claims: Path, out: Path) -> None:
     recorder, report = go(tiny.contrastive_job(), claims, out)
     assert report.reason == "Succeeded"
     assert recorder.plan is not None
-    assert (recorder.plan.total_steps, recorder.plan.train_samples, recorder.plan.validation_samples) == (6, 21, 9)
+    assert (recorder.plan.planned_steps, recorder.plan.train_samples, recorder.plan.validation_samples) == (6, 21, 9)
     assert [record.step for record in recorder.steps] == [1, 2, 3, 4, 5, 6]
     assert recorder.said("3 of 21 samples do not fill a batch")
     assert report.progress is not None
@@ -231,19 +231,19 @@ def test_a_classifier_learns_and_loads(claims: Path, out: Path) -> None:
 def test_a_new_head_is_reported(claims: Path, out: Path, tmp_path: Path) -> None:
     tiny.write_rows(tmp_path / "three", [{"text": "a film", "label": number % 3} for number in range(12)])
     recorder = Recorder()
-    place = tiny.Places(claims, {"data": tmp_path, "out": out})
+    place = tiny.ClaimPaths(claims, {"data": tmp_path, "out": out})
     run(tiny.job("bert", "three"), RunOptions(claims=place), recorder)
     reason = "the model's classes are others than the data's"
     assert recorder.said(f"newly initialised, because {reason}: classifier.bias, classifier.weight")
     assert not recorder.said("does not hold them")
 
 
-def edited(claims: Path, folder: Path, **changes: Any) -> tiny.Places:
+def edited(claims: Path, folder: Path, **changes: Any) -> tiny.ClaimPaths:
     """Where the model `bert` has these changes in its config, and the weights that it had."""
     shutil.copytree(claims / "models" / "bert", folder / "models" / "bert")
     path = folder / "models" / "bert" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    return tiny.Places(claims, {"models": folder / "models", "data": folder, "out": folder})
+    return tiny.ClaimPaths(claims, {"models": folder / "models", "data": folder, "out": folder})
 
 
 CLASSES = {"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
@@ -271,7 +271,7 @@ def test_a_class_so_rare_that_only_validation_has_it_is_a_class(
 ) -> None:
     job = tiny.job("bert", "rows", data=held_out)
     rows = [{"text": "a film", "label": ("bad", "good")[number % 2]} for number in range(24)]
-    place = tiny.Places(claims, {"data": tmp_path, "out": tmp_path})
+    place = tiny.ClaimPaths(claims, {"data": tmp_path, "out": tmp_path})
     tiny.write_rows(tmp_path / "rows", rows)
     validation = prepare(job, place).validation
     assert validation is not None
@@ -290,8 +290,8 @@ def longest(folder: Path, config: PretrainedConfig, told: int | None, max_length
     tokenizer = tiny.byte_tokenizer()
     tokenizer.model_max_length = told or 10**30
     tokenizer.save_pretrained(folder)
-    pretrained = models.Pretrained("pvc://models/llm", str(folder), None)
-    return models.load_processors(pretrained, CausalLM(("text",)), config, max_length).longest
+    pretrained = model_loader.Pretrained("pvc://models/llm", str(folder), None)
+    return model_loader.load_processors(pretrained, CausalLM(("text",)), config, max_length).longest
 
 
 def test_the_longest_text_is_what_model_and_tokenizer_take_however_long(tmp_path: Path) -> None:
@@ -309,14 +309,14 @@ def test_a_limit_that_nobody_tells_refuses_nothing(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def resnet(claims: Path, tmp_path: Path, out: Path) -> tiny.Places:
+def resnet(claims: Path, tmp_path: Path, out: Path) -> tiny.ClaimPaths:
     """A model with running statistics."""
     torch.manual_seed(0)
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic", num_labels=3)
     ResNetForImageClassification(config).save_pretrained(tmp_path / "models" / "resnet")
     size = {"height": tiny.SIZE, "width": tiny.SIZE}
     ViTImageProcessor(size=size).save_pretrained(tmp_path / "models" / "resnet")
-    return tiny.Places(claims, {"models": tmp_path / "models", "out": out})
+    return tiny.ClaimPaths(claims, {"models": tmp_path / "models", "out": out})
 
 
 def statistics(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -338,7 +338,7 @@ BODY = {"name": "body", "parameters": ["resnet.*"]}
     ],
 )
 def test_frozen_statistics_do_not_run(
-    spec: dict[str, Any], changed_at: int | None, resnet: tiny.Places, out: Path, kept: dict[str, Any]
+    spec: dict[str, Any], changed_at: int | None, resnet: tiny.ClaimPaths, out: Path, kept: dict[str, Any]
 ) -> None:
     start = statistics(load_file(resnet.folder("models") / "resnet" / "model.safetensors"))
     job = tiny.job("resnet", "colours", data={"validation": {"fraction": 0.3}}, checkpoint=kept, **spec)
@@ -362,7 +362,7 @@ def test_statistics_without_weights_are_frozen_with_what_is_around_them() -> Non
 def test_truncated_texts_are_counted(claims: Path, out: Path, tmp_path: Path) -> None:
     tiny.write_rows(tmp_path / "long", [{"text": "the film " * (n % 3 * 5 + 1), "label": n % 2} for n in range(12)])
     recorder = Recorder()
-    place = tiny.Places(claims, {"data": tmp_path, "out": out})
+    place = tiny.ClaimPaths(claims, {"data": tmp_path, "out": out})
     run(tiny.job("bert", "long", data={"maxLength": 8}), RunOptions(claims=place), recorder)
     assert recorder.said("8 of 12 texts are longer than 8 tokens and are truncated")
 
@@ -371,10 +371,10 @@ def test_a_plan_needs_no_weights(claims: Path, out: Path, tmp_path: Path) -> Non
     bare = tmp_path / "models" / "dual"
     bare.mkdir(parents=True)
     (bare / "config.json").write_bytes((claims / "models" / "dual" / "config.json").read_bytes())
-    place = tiny.Places(claims, {"models": bare.parent, "out": out})
+    place = tiny.ClaimPaths(claims, {"models": bare.parent, "out": out})
     without = plan(tiny.contrastive_job(), place)
-    assert without == plan(tiny.contrastive_job(), tiny.places(claims, out))
-    assert sum(module.elements for module in without.modules) == 3272 + 2920 + 1
+    assert without == plan(tiny.contrastive_job(), tiny.claim_paths(claims, out))
+    assert sum(module.numel for module in without.modules) == 3272 + 2920 + 1
     assert not list(out.iterdir())
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from finetune_api import FineTuneJob
-from finetune_api.exits import ExitCode
+from finetune_api.exit_codes import ExitCode
 from finetune_api.status import Report
-from finetune_trainer.stall import LOOKS, Watch
+from finetune_trainer.training.watchdog import LOOKS, Watch
 from harness import forkserver
 from harness.forkserver import Process
 from harness.processes import wait_until
@@ -42,9 +42,9 @@ from pathlib import Path
 import torch
 from transformers import VisionTextDualEncoderModel
 from finetune_api import FineTuneJob
-from finetune_trainer import run as whole
-from finetune_trainer.events import Listener
-from finetune_trainer.places import Places
+from finetune_trainer.training import run as whole
+from finetune_trainer.callbacks import Callback
+from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.tasks.contrastive import Contrastive
 
 claims, out, manifest, log, hang = sys.argv[1:]
@@ -60,7 +60,7 @@ def slow(*arguments):
     time.sleep(12)
     return prepare(*arguments)
 
-class Switch(Listener):
+class Switch(Callback):
     def on_step(self, record):
         if record.step == 2 and hang != "saving":
             Path(out, "hang").touch()
@@ -72,7 +72,7 @@ whole.prepare = slow
 torch.set_num_threads(1)
 job = FineTuneJob.model_validate_json(Path(manifest).read_text(), strict=True)
 options = whole.RunOptions(
-    claims=Places(Path(claims), {"out": Path(out)}), termination_log=Path(log), stall_timeout=10.0
+    claims=ClaimPaths(Path(claims), {"out": Path(out)}), termination_log=Path(log), stall_timeout=10.0
 )
 whole.run(job, options, Switch())
 """
@@ -115,7 +115,7 @@ def runs(claims: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
     }
     yield started
     for run in started.values():
-        run.process.kill()
+        run.process.kill_session()
 
 
 def report(out: Path) -> Report:

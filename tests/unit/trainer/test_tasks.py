@@ -11,13 +11,13 @@ from torch import nn
 
 from finetune_api.job import UNSUPPORTED_TASKS
 from finetune_api.job import Task as TaskName
-from finetune_trainer import models
 from finetune_trainer.data import Batch
 from finetune_trainer.errors import UserError
-from finetune_trainer.run import prepare
+from finetune_trainer.planning import model_loader
 from finetune_trainer.tasks import TASKS
 from finetune_trainer.tasks.contrastive import Contrastive, contrastive_loss
 from finetune_trainer.tasks.sequence_classification import SequenceClassification
+from finetune_trainer.training.run import prepare
 from unit.trainer import tiny
 
 
@@ -114,29 +114,29 @@ def test_each_task_of_the_language_has_an_implementation() -> None:
 def test_classes_come_from_the_data_or_from_the_head_that_knows_them(claims: Path, tmp_path: Path) -> None:
     rows = [{"text": "the film", "label": name} for name in ("sad", "glad", "mad")] * 4
     tiny.write_rows(tmp_path / "named", rows)
-    place = tiny.Places(claims, {"data": tmp_path, "out": tmp_path})
+    place = tiny.ClaimPaths(claims, {"data": tmp_path, "out": tmp_path})
     prepared = prepare(tiny.job("bert", "named", training={"batchSize": 4}), place)
     assert isinstance(prepared.task, SequenceClassification)
     assert prepared.task.classes == {"glad": 0, "mad": 1, "sad": 2}
     assert prepared.config.id2label == {0: "glad", 1: "mad", 2: "sad"}
-    known = prepare(tiny.job("bert", "reviews"), tiny.places(claims, tmp_path))
+    known = prepare(tiny.job("bert", "reviews"), tiny.claim_paths(claims, tmp_path))
     assert isinstance(known.task, SequenceClassification)
     assert known.config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
 
 
 def test_a_model_that_cannot_compare_is_refused(claims: Path, out: Path) -> None:
     with pytest.raises(UserError, match=r"Contrastive needs a model with an image and a text encoder.*bert"):
-        prepare(tiny.job("bert", "colours", task="Contrastive"), tiny.places(claims, out))
+        prepare(tiny.job("bert", "colours", task="Contrastive"), tiny.claim_paths(claims, out))
 
 
 def test_small_micro_batches_would_change_the_negatives(claims: Path, out: Path) -> None:
     with pytest.raises(UserError, match=r"microBatchSize is 3.*gradient caching is not yet supported"):
-        prepare(tiny.contrastive_job(training={"microBatchSize": 3}), tiny.places(claims, out))
+        prepare(tiny.contrastive_job(training={"microBatchSize": 3}), tiny.claim_paths(claims, out))
 
 
 def test_parameters_of_a_skeleton_are_those_of_the_model(claims: Path, out: Path) -> None:
-    prepared = prepare(tiny.contrastive_job(), tiny.places(claims, out))
-    bare = models.parameters_of(models.skeleton(prepared.task.auto_class, prepared.config))
-    model, new = models.load_model(prepared.pretrained, prepared.task, prepared.config)
-    assert bare == models.parameters_of(model)
+    prepared = prepare(tiny.contrastive_job(), tiny.claim_paths(claims, out))
+    bare = model_loader.parameters_of(model_loader.skeleton(prepared.task.auto_class, prepared.config))
+    model, new = model_loader.load_model(prepared.pretrained, prepared.task, prepared.config)
+    assert bare == model_loader.parameters_of(model)
     assert new == {}

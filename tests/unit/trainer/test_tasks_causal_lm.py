@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BertConfig, Gemma3Config
 
-from finetune_trainer import models
 from finetune_trainer.data import Batch, Row
 from finetune_trainer.errors import UserError
-from finetune_trainer.run import RunOptions, prepare, run
+from finetune_trainer.planning import model_loader
 from finetune_trainer.tasks.base import Processors
 from finetune_trainer.tasks.causal_lm import ALWAYS_DECODERS, CausalLM
 from finetune_trainer.tasks.passages import Passage, Unlearnable, conversation
+from finetune_trainer.training.run import RunOptions, prepare, run
 from unit.trainer import tiny
 
 # As Qwen3 does: an earlier answer is written otherwise than the last one.
@@ -203,10 +203,10 @@ def test_evaluation_counts_tokens_over_all_batches(language: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["chats", "completions", "texts"])
 def test_a_run_learns_and_its_result_says_what_it_learned(kind: str, language: Path, out: Path) -> None:
-    listener = tiny.Recorder()
+    callback = tiny.Recorder()
     job = tiny.job("chatty", kind, **FAST)
-    run(job, RunOptions(claims=tiny.places(language, out)), listener)
-    first, last = listener.evaluations[0].metrics, listener.evaluations[-1].metrics
+    run(job, RunOptions(claims=tiny.claim_paths(language, out)), callback)
+    first, last = callback.evaluations[0].metrics, callback.evaluations[-1].metrics
     assert last["eval/loss"] < first["eval/loss"] / 3
     assert last["eval/token_accuracy"] > first["eval/token_accuracy"]
     assert last["eval/perplexity"] == pytest.approx(math.exp(last["eval/loss"]))
@@ -225,24 +225,24 @@ def test_a_run_learns_and_its_result_says_what_it_learned(kind: str, language: P
 def test_accumulation_takes_the_same_steps(language: Path, out: Path) -> None:
     losses = []
     for size in (6, 2):
-        listener = tiny.Recorder()
+        callback = tiny.Recorder()
         training = {**FAST["training"], "epochs": 1, "microBatchSize": size}
         destination = {"destination": f"pvc://out/by-{size}"}
         job = tiny.job("chatty", "chats", **{**FAST, "training": training, "output": destination})
-        run(job, RunOptions(claims=tiny.places(language, out)), listener)
-        losses.append([step.loss for step in listener.steps])
+        run(job, RunOptions(claims=tiny.claim_paths(language, out)), callback)
+        losses.append([step.loss for step in callback.steps])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_computing_activations_again_changes_nothing(language: Path, out: Path) -> None:
     losses = []
     for again in (False, True):
-        listener = tiny.Recorder()
+        callback = tiny.Recorder()
         training = {**FAST["training"], "epochs": 1, "activationCheckpointing": again}
         destination = {"destination": f"pvc://out/again-{again}"}
         job = tiny.job("chatty", "chats", **{**FAST, "training": training, "output": destination})
-        run(job, RunOptions(claims=tiny.places(language, out)), listener)
-        losses.append([step.loss for step in listener.steps] + [it.metrics["eval/loss"] for it in listener.evaluations])
+        run(job, RunOptions(claims=tiny.claim_paths(language, out)), callback)
+        losses.append([step.loss for step in callback.steps] + [it.metrics["eval/loss"] for it in callback.evaluations])
     assert losses[0] == losses[1]
     written = [(out / f"again-{again}" / "config.json").read_text() for again in (False, True)]
     assert written[0] == written[1]
@@ -252,7 +252,7 @@ def test_activations_are_really_computed_again(language: Path) -> None:
     task, model = CausalLM(("text",)), loaded(language)
     calls = []
     model.model.layers[0].self_attn.register_forward_hook(lambda *_: calls.append(1))
-    models.make_ready(model, task, processors(), activation_checkpointing=True)
+    model_loader.make_ready(model, task, processors(), activation_checkpointing=True)
     model.train()
     task.loss(model, task.collate(tiny.texts(2), processors())).backward()
     assert len(calls) == 2
@@ -265,18 +265,18 @@ def test_activations_are_really_computed_again(language: Path) -> None:
 def test_a_model_that_cannot_compute_activations_again_is_refused(claims: Path, out: Path) -> None:
     job = tiny.contrastive_job(training={"activationCheckpointing": True})
     with pytest.raises(UserError, match=r"training\.activationCheckpointing: a vision-text-dual-encoder model cannot"):
-        run(job, RunOptions(claims=tiny.places(claims, out)), tiny.Recorder())
+        run(job, RunOptions(claims=tiny.claim_paths(claims, out)), tiny.Recorder())
 
 
 def test_conversations_need_a_chat_template(language: Path, out: Path) -> None:
     with pytest.raises(UserError, match=r"data\.columns\.messages: the tokenizer .* has no chat template"):
-        run(tiny.job("silent", "chats", **FAST), RunOptions(claims=tiny.places(language, out)), tiny.Recorder())
+        run(tiny.job("silent", "chats", **FAST), RunOptions(claims=tiny.claim_paths(language, out)), tiny.Recorder())
 
 
-def with_rows(language: Path, folder: Path, rows: Sequence[Row]) -> tiny.Places:
+def with_rows(language: Path, folder: Path, rows: Sequence[Row]) -> tiny.ClaimPaths:
     tiny.write_rows(folder / "data" / "rows", rows)
     (folder / "data-out").mkdir()
-    return tiny.Places(language, {"data": folder / "data", "out": folder / "data-out"})
+    return tiny.ClaimPaths(language, {"data": folder / "data", "out": folder / "data-out"})
 
 
 def test_a_prompt_that_leaves_no_room_is_a_bad_row(language: Path, tmp_path: Path) -> None:
@@ -284,11 +284,11 @@ def test_a_prompt_that_leaves_no_room_is_a_bad_row(language: Path, tmp_path: Pat
     place = with_rows(language, tmp_path, rows)
     with pytest.raises(UserError, match=r"row 12.*nothing is left to learn.*fills all 64 tokens.*data\.maxLength"):
         run(tiny.job("chatty", "rows"), RunOptions(claims=place), tiny.Recorder())
-    listener = tiny.Recorder()
-    run(tiny.job("chatty", "rows", data={"onBadRow": "Skip"}), RunOptions(claims=place), listener)
-    assert listener.plan is not None
-    assert listener.plan.train_samples == 12
-    assert listener.said("1 row cannot be used")
+    callback = tiny.Recorder()
+    run(tiny.job("chatty", "rows", data={"onBadRow": "Skip"}), RunOptions(claims=place), callback)
+    assert callback.plan is not None
+    assert callback.plan.train_samples == 12
+    assert callback.said("1 row cannot be used")
 
 
 def test_an_empty_text_is_a_bad_row(language: Path, tmp_path: Path) -> None:
@@ -299,9 +299,9 @@ def test_an_empty_text_is_a_bad_row(language: Path, tmp_path: Path) -> None:
 
 def test_truncated_rows_are_counted(language: Path, tmp_path: Path) -> None:
     place = with_rows(language, tmp_path, [*tiny.texts(11), {"text": "What colour is the sky? " * 20}])
-    listener = tiny.Recorder()
-    run(tiny.job("chatty", "rows", training={"epochs": 1}), RunOptions(claims=place), listener)
-    assert listener.said("1 of 12 texts are longer than 64 tokens and are truncated")
+    callback = tiny.Recorder()
+    run(tiny.job("chatty", "rows", training={"epochs": 1}), RunOptions(claims=place), callback)
+    assert callback.said("1 of 12 texts are longer than 64 tokens and are truncated")
 
 
 def test_conversations_win_over_plain_text(language: Path, tmp_path: Path) -> None:
@@ -314,13 +314,13 @@ def test_conversations_win_over_plain_text(language: Path, tmp_path: Path) -> No
 def test_weights_that_could_run_code_are_not_opened(language: Path, tmp_path: Path, out: Path) -> None:
     folder = tiny.write_language_model(tmp_path / "models" / "pickled")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    place = tiny.Places(language, {"models": tmp_path / "models", "out": out})
+    place = tiny.ClaimPaths(language, {"models": tmp_path / "models", "out": out})
     with pytest.raises(UserError, match=r"model\.source: pvc://models/pickled: cannot load the weights .* convert"):
         run(tiny.job("pickled", "texts"), RunOptions(claims=place), tiny.Recorder())
 
 
 def test_an_encoder_is_no_language_model(language: Path) -> None:
-    data = prepare(tiny.job("chatty", "texts"), tiny.places(language, language)).train
+    data = prepare(tiny.job("chatty", "texts"), tiny.claim_paths(language, language)).train
     with pytest.raises(UserError, match=r"task: CausalLM needs a model that reads from left to right.*is a bert"):
         CausalLM.fit(BertConfig(), data)
     sees = Gemma3Config(architectures=["Gemma3ForConditionalGeneration"])
@@ -335,7 +335,7 @@ def test_some_read_from_left_to_right_whatever_their_config_says(language: Path,
     model = AutoModelForCausalLM.from_config(config).eval()
     first, second = (model(torch.tensor([[1, 2, last]])).logits for last in (3, 4))
     assert torch.equal(first[:, :2], second[:, :2]) and not torch.equal(first[:, 2], second[:, 2])
-    CausalLM.fit(config, prepare(tiny.job("chatty", "texts"), tiny.places(language, language)).train)
+    CausalLM.fit(config, prepare(tiny.job("chatty", "texts"), tiny.claim_paths(language, language)).train)
 
 
 def test_a_batch_without_a_target_has_no_loss(language: Path) -> None:

@@ -12,12 +12,12 @@ from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
-from finetune_trainer import models
 from finetune_trainer.data import Dataset as Rows
 from finetune_trainer.errors import UserError
-from finetune_trainer.run import Prepared, RunOptions, prepare, run
+from finetune_trainer.planning import model_loader
 from finetune_trainer.tasks.classes import Classification
 from finetune_trainer.tasks.image_classification import ImageClassification
+from finetune_trainer.training.run import Prepared, RunOptions, prepare, run
 from unit.trainer import tiny
 
 NAMES = list(tiny.COLOURS)
@@ -47,7 +47,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prepared(pictures: Path, model: str, data: str) -> Prepared:
-    return prepare(tiny.job(model, data), tiny.places(pictures, pictures))
+    return prepare(tiny.job(model, data), tiny.claim_paths(pictures, pictures))
 
 
 def classes(found: Prepared) -> dict[Any, int]:
@@ -80,7 +80,7 @@ def test_a_head_is_kept_where_its_classes_fit(
 
 def test_a_head_that_orders_its_classes_otherwise_is_kept_in_its_order(pictures: Path, tmp_path: Path) -> None:
     tiny.write_image_classifier(tmp_path / "models" / "other", ["blue", "green", "red"])
-    place = tiny.Places(pictures, {"models": tmp_path / "models", "out": tmp_path})
+    place = tiny.ClaimPaths(pictures, {"models": tmp_path / "models", "out": tmp_path})
     found = prepare(tiny.job("other", "declared"), place)
     assert classes(found) == {0: 2, 1: 1, 2: 0}, "numbered red, green, blue in the data"
     assert list(found.config.id2label.values()) == ["blue", "green", "red"]
@@ -90,7 +90,7 @@ def heads(pictures: Path, model: str, data: str) -> tuple[torch.Tensor, torch.Te
     """The head's weights on disk, those that training begins with, and what is reported as new."""
     found = prepared(pictures, model, data)
     torch.manual_seed(1)
-    loaded, new = models.load_model(found.pretrained, found.task, found.config)
+    loaded, new = model_loader.load_model(found.pretrained, found.task, found.config)
     disk = AutoModelForImageClassification.from_pretrained(pictures / "models" / model)
     return (
         disk.classifier.weight.detach(),
@@ -121,14 +121,14 @@ def test_a_head_of_another_size_begins_anew(pictures: Path) -> None:
 
 @pytest.mark.parametrize("data", ["numbered", "named", "declared"])
 def test_a_run_learns_and_its_result_tells_images_apart(data: str, pictures: Path, out: Path) -> None:
-    listener = tiny.Recorder()
+    callback = tiny.Recorder()
     model_name = "many" if data == "numbered" else "animals"
-    report = run(tiny.job(model_name, data, **FAST), RunOptions(claims=tiny.places(pictures, out)), listener)
+    report = run(tiny.job(model_name, data, **FAST), RunOptions(claims=tiny.claim_paths(pictures, out)), callback)
     assert report.reason == "Succeeded"
-    assert listener.evaluations[-1].metrics["eval/loss"] < listener.evaluations[0].metrics["eval/loss"] / 4
-    assert listener.evaluations[-1].metrics["eval/accuracy"] == 1.0
+    assert callback.evaluations[-1].metrics["eval/loss"] < callback.evaluations[0].metrics["eval/loss"] / 4
+    assert callback.evaluations[-1].metrics["eval/accuracy"] == 1.0
     reason = "the model's classes are others than the data's"
-    assert listener.said(f"newly initialised, because {reason}: classifier.bias, classifier.weight")
+    assert callback.said(f"newly initialised, because {reason}: classifier.bias, classifier.weight")
     model = AutoModelForImageClassification.from_pretrained(out / "result")
     processor = AutoImageProcessor.from_pretrained(out / "result")
     image = Rows.__getitem__(prepared(pictures, "animals", "numbered").train, 1)["image"]
@@ -140,7 +140,7 @@ def test_a_run_learns_and_its_result_tells_images_apart(data: str, pictures: Pat
 def test_images_have_no_longest_text(pictures: Path, out: Path) -> None:
     job = tiny.job("nameless", "numbered", data={"maxLength": 64})
     with pytest.raises(UserError, match=r"data\.maxLength: 64: task ImageClassification reads no text; leave it out"):
-        run(job, RunOptions(claims=tiny.places(pictures, out)), tiny.Recorder())
+        run(job, RunOptions(claims=tiny.claim_paths(pictures, out)), tiny.Recorder())
 
 
 def labelled(folder: Path, labels: Sequence[Any], kind: pa.DataType) -> Path:
@@ -163,13 +163,13 @@ def test_labels_that_are_no_classes_are_refused(
 ) -> None:
     data = labelled(tmp_path / "data", labels, kind)
     with pytest.raises(UserError, match=message):
-        prepare(tiny.job("many", "rows"), tiny.Places(pictures, {"data": data, "out": tmp_path}))
+        prepare(tiny.job("many", "rows"), tiny.ClaimPaths(pictures, {"data": data, "out": tmp_path}))
 
 
 def test_an_unknown_label_is_a_bad_row_that_names_the_nearest(pictures: Path, tmp_path: Path) -> None:
     data = labelled(tmp_path / "data", ["rad", "red"], pa.string())
     tiny.write_rows(data / "train", [{**row, "label": NAMES[row["label"]]} for row in tiny.captioned(12)])
-    place = tiny.Places(pictures, {"data": data, "out": tmp_path})
+    place = tiny.ClaimPaths(pictures, {"data": data, "out": tmp_path})
     validation = {"source": "pvc://data/rows"}
     job = tiny.job("nameless", "train", data={"validation": validation})
     with pytest.raises(UserError, match=r"data\.validation.*row 0.*'rad' is no class of the training set.*mean 'red'"):
@@ -184,7 +184,7 @@ def test_minus_one_is_no_class_where_the_classes_have_names(pictures: Path, tmp_
     (tmp_path / "data" / "rows").mkdir(parents=True)
     held_out = Dataset.from_list([*rows, {**rows[0], "label": -1}], features=features)
     held_out.to_parquet(tmp_path / "data" / "rows" / "part.parquet")
-    place = tiny.Places(pictures, {"data": tmp_path / "data", "out": tmp_path})
+    place = tiny.ClaimPaths(pictures, {"data": tmp_path / "data", "out": tmp_path})
     with pytest.raises(UserError, match=r"row 12.*-1 is no class of the training set"):
         run(tiny.job("nameless", "rows"), RunOptions(claims=place), tiny.Recorder())
 
@@ -197,9 +197,9 @@ def test_a_language_model_becomes_a_classifier_that_finds_where_each_text_ends(t
     tiny.write_language_model(tmp_path / "models" / "llama")
     tiny.write_rows(tmp_path / "data" / "reviews", tiny.reviews(24))
     changes = tiny.merged(FAST, {"task": "SequenceClassification", "data": {"workers": 2}})
-    listener = tiny.Recorder()
-    run(tiny.job("llama", "reviews", **changes), RunOptions(claims=tiny.places(tmp_path, out)), listener)
-    assert listener.evaluations[-1].metrics["eval/accuracy"] == 1.0
-    assert listener.said("newly initialised, because the model does not hold them: score.weight")
+    callback = tiny.Recorder()
+    run(tiny.job("llama", "reviews", **changes), RunOptions(claims=tiny.claim_paths(tmp_path, out)), callback)
+    assert callback.evaluations[-1].metrics["eval/accuracy"] == 1.0
+    assert callback.said("newly initialised, because the model does not hold them: score.weight")
     config = AutoConfig.from_pretrained(out / "result")
     assert config.pad_token_id == tiny.byte_tokenizer().eos_token_id, "its tokenizer has no other to pad with"

@@ -6,8 +6,8 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from finetune_trainer import models
 from finetune_trainer.errors import UserError
+from finetune_trainer.planning import model_loader
 from finetune_trainer.tasks import auto_class, detect, find
 
 
@@ -100,8 +100,8 @@ def test_the_skeleton_of_a_vision_language_model_names_its_towers_and_the_connec
         vision_config={**small, "model_type": "clip_vision_model", "image_size": 8, "patch_size": 4},
         image_token_index=63,
     )
-    model = models.skeleton(auto_class(detect(config)), config)
-    names = [name for parameter in models.parameters_of(model) for name in parameter.names]
+    model = model_loader.skeleton(auto_class(detect(config)), config)
+    names = [name for parameter in model_loader.parameters_of(model) for name in parameter.names]
     for tower in ("vision_tower", "language_model", "multi_modal_projector"):
         assert any(tower in name for name in names), tower
     assert all(weight.is_meta for weight in model.parameters())
@@ -109,4 +109,4 @@ def test_the_skeleton_of_a_vision_language_model_names_its_towers_and_the_connec
 
 def test_a_model_that_the_task_cannot_build_is_refused() -> None:
     with pytest.raises(UserError, match=r"AutoModelForCausalLM, as the task needs it, builds no vit model"):
-        models.skeleton(auto_class("CausalLM"), config_of("vit", "ViTModel"))
+        model_loader.skeleton(auto_class("CausalLM"), config_of("vit", "ViTModel"))

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from finetune_trainer import models
-from finetune_trainer.run import Prepared, RunOptions, prepare, run
+from finetune_trainer.planning import model_loader
 from finetune_trainer.tasks.base import Processors
+from finetune_trainer.training.run import Prepared, RunOptions, prepare, run
 from unit.trainer import tiny
 
 FAST: dict[str, Any] = {
@@ -28,14 +28,14 @@ def siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prepared(siglip: Path) -> tuple[Prepared, Processors]:
-    found = prepare(tiny.job("siglip", "colours"), tiny.places(siglip, siglip))
-    return found, models.load_processors(found.pretrained, found.task, found.config, None)
+    found = prepare(tiny.job("siglip", "colours"), tiny.claim_paths(siglip, siglip))
+    return found, model_loader.load_processors(found.pretrained, found.task, found.config, None)
 
 
 def test_it_learns(siglip: Path, out: Path) -> None:
-    listener = tiny.Recorder()
-    run(tiny.job("siglip", "colours", **FAST), RunOptions(claims=tiny.places(siglip, out)), listener)
-    first, last = listener.evaluations[0].metrics, listener.evaluations[-1].metrics
+    callback = tiny.Recorder()
+    run(tiny.job("siglip", "colours", **FAST), RunOptions(claims=tiny.claim_paths(siglip, out)), callback)
+    first, last = callback.evaluations[0].metrics, callback.evaluations[-1].metrics
     assert last["eval/loss"] < first["eval/loss"] * 0.8
     assert last["eval/recall_at_1"] > first["eval/recall_at_1"]
     AutoModel.from_pretrained(out / "result")
@@ -43,7 +43,7 @@ def test_it_learns(siglip: Path, out: Path) -> None:
 
 def test_texts_mean_the_same_whatever_is_beside_them(siglip: Path) -> None:
     found, made = prepared(siglip)
-    model, _ = models.load_model(found.pretrained, found.task, found.config)
+    model, _ = model_loader.load_model(found.pretrained, found.task, found.config)
     short, long = "the red", "a photo of something good the film of something blue"
     alone, beside = made.tokenize([short]), made.tokenize([short, long])
     assert alone["input_ids"].shape[1] == beside["input_ids"].shape[1] == 16
@@ -56,7 +56,7 @@ def test_texts_mean_the_same_whatever_is_beside_them(siglip: Path) -> None:
 
 def test_the_softmax_does_not_see_the_bias(siglip: Path) -> None:
     found, made = prepared(siglip)
-    model, _ = models.load_model(found.pretrained, found.task, found.config)
+    model, _ = model_loader.load_model(found.pretrained, found.task, found.config)
     batch = found.task.collate([found.train[index] for index in range(6)], made)
     found.task.loss(model.eval(), batch).backward()
     bias, scale = model.logit_bias.grad, model.logit_scale.grad

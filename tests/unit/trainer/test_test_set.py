@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from finetune_trainer.display import PlainDisplay
+from finetune_trainer.cli.console import PlainDisplay
+from finetune_trainer.cli.summary import conclude
 from finetune_trainer.errors import Interrupted, OutOfGPUMemory
-from finetune_trainer.outcome import conclude
-from finetune_trainer.run import RunOptions, prepare, run
+from finetune_trainer.training.run import RunOptions, prepare, run
 from unit.trainer import tiny
 from unit.trainer.tiny import Recorder
 
@@ -24,7 +24,7 @@ def job_with_test(**changes: Any) -> Any:
 
 def finished(job: Any, claims: Path, out: Path) -> Recorder:
     recorder = Recorder()
-    run(job, RunOptions(claims=tiny.places(claims, out)), recorder)
+    run(job, RunOptions(claims=tiny.claim_paths(claims, out)), recorder)
     return recorder
 
 
@@ -46,7 +46,7 @@ def test_it_is_told_everywhere(claims: Path, out: Path, capsys: pytest.CaptureFi
     assert [line["metrics"] for line in lines if line["type"] == "test"] == [record.metrics]
     import sys
 
-    conclude(job, tiny.places(claims, out), recorder.report, PlainDisplay(sys.stdout))
+    conclude(job, tiny.claim_paths(claims, out), recorder.report, PlainDisplay(sys.stdout))
     shown = capsys.readouterr().out
     assert "Test set" in shown
     assert f"{record.metrics['test/recall_at_1']:.4f}" in shown
@@ -59,18 +59,18 @@ def test_it_measures_the_weights_that_are_saved(keep_best: bool, claims: Path, o
     recorder = finished(job_with_test(checkpoint={"keepBest": keep_best}, evaluation=evaluation), claims, out)
     source = {"model": {"source": "pvc://out/result"}, "data": {"validation": {"source": "pvc://data/more-colours"}}}
     job = tiny.job("dual", "colours", **source)
-    prepared = prepare(job, tiny.places(claims, out))
+    prepared = prepare(job, tiny.claim_paths(claims, out))
     assert prepared.validation is not None
     measured = _measure(prepared)
     assert measured == pytest.approx(recorder.tests[0].metrics["test/loss"], rel=1e-5)
 
 
 def _measure(prepared: Any) -> float:
-    from finetune_trainer import models
     from finetune_trainer.data import evaluation_order
+    from finetune_trainer.planning import model_loader
 
-    model, _ = models.load_model(prepared.pretrained, prepared.task, prepared.config)
-    processors = models.load_processors(prepared.pretrained, prepared.task, prepared.config, None)
+    model, _ = model_loader.load_model(prepared.pretrained, prepared.task, prepared.config)
+    processors = model_loader.load_processors(prepared.pretrained, prepared.task, prepared.config, None)
     model.eval()
     data = prepared.validation
     order = evaluation_order(len(data), 6, 0)
@@ -109,10 +109,10 @@ class StopsInTheTest(Recorder):
 def test_interrupted_in_the_test(claims: Path, out: Path, tmp_path: Path) -> None:
     job = job_with_test(checkpoint={"everyEpochs": 100})
     with pytest.raises(Interrupted):
-        run(job, RunOptions(claims=tiny.places(claims, out)), first := StopsInTheTest())
+        run(job, RunOptions(claims=tiny.claim_paths(claims, out)), first := StopsInTheTest())
     assert first.tests == []
     second = Recorder()
-    run(job, RunOptions(claims=tiny.places(claims, out), attempt=2), second)
+    run(job, RunOptions(claims=tiny.claim_paths(claims, out), attempt=2), second)
     assert second.steps == []
     assert len(second.tests) == 1
     (tmp_path / "whole").mkdir()
@@ -126,7 +126,7 @@ def test_a_gpu_that_is_too_small_for_the_test_set_is_told_as_that(
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
 
-    monkeypatch.setattr("finetune_trainer.loop.Loop.test", full)
+    monkeypatch.setattr("finetune_trainer.training.trainer.Loop.test", full)
     with pytest.raises(OutOfGPUMemory):
         finished(job_with_test(), claims, out)
 
@@ -134,11 +134,11 @@ def test_a_gpu_that_is_too_small_for_the_test_set_is_told_as_that(
 def test_it_is_not_done_twice(claims: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = job_with_test()
     with monkeypatch.context() as patch:
-        patch.setattr("finetune_trainer.output.publish", _no_space)
+        patch.setattr("finetune_trainer.training.export.publish", _no_space)
         with pytest.raises(OSError, match="No space"):
-            run(job, RunOptions(claims=tiny.places(claims, out)), first := Recorder())
+            run(job, RunOptions(claims=tiny.claim_paths(claims, out)), first := Recorder())
     second = Recorder()
-    run(job, RunOptions(claims=tiny.places(claims, out), attempt=2), second)
+    run(job, RunOptions(claims=tiny.claim_paths(claims, out), attempt=2), second)
     assert (len(first.tests), len(second.tests)) == (1, 0)
     assert second.report is not None
     reported = {metric.name: metric.value for metric in second.report.metrics}

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.text import Text
 
-from finetune_trainer.display import rendered
-from finetune_trainer.modules import Parameter
-from finetune_trainer.trees import LINES, OVERVIEW, Anatomy, Leaf, fold, grow, numbers, ownership_tree
+from finetune_trainer.cli.console import rendered
+from finetune_trainer.cli.parameter_tree import LINES, OVERVIEW, Anatomy, Leaf, fold, grow, numbers, ownership_tree
+from finetune_trainer.planning.modules import Parameter
 
 Owners = tuple[str, ...]
 

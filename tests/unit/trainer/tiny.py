@@ -30,15 +30,9 @@ from transformers import (
 
 from finetune_api import FineTuneJob
 from finetune_api.status import Report
-from finetune_trainer.events import (
-    CheckpointRecord,
-    EvaluationRecord,
-    Listener,
-    RunPlan,
-    StepRecord,
-    TestRecord,
-)
-from finetune_trainer.places import Places
+from finetune_trainer.callbacks import Callback, CheckpointRecord, EvaluationRecord, StepRecord, TestRecord
+from finetune_trainer.claims import ClaimPaths
+from finetune_trainer.plan import RunPlan
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *COLOURS, "a", "photo", "of", "something", "the", "good", "bad", "film"]
@@ -262,11 +256,11 @@ def contrastive_job(**changes: Any) -> FineTuneJob:
     return job("dual", "colours", **merged(base, changes))
 
 
-def places(claims: Path, out: Path) -> Places:
-    return Places(claims, {"out": out})
+def claim_paths(claims: Path, out: Path) -> ClaimPaths:
+    return ClaimPaths(claims, {"out": out})
 
 
-class Recorder(Listener):
+class Recorder(Callback):
     """Remembers everything it hears."""
 
     def __init__(self) -> None:

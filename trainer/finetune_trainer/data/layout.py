@@ -32,9 +32,9 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from finetune_api.data import DataSource, Validation
 from finetune_api.sources import locate
 from finetune_trainer import hub
+from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.data.inside import is_inside, refusal
 from finetune_trainer.errors import RunError, UserError
-from finetune_trainer.places import Places
 
 TABLES: Mapping[str, str] = {
     ".parquet": "parquet",
@@ -98,7 +98,7 @@ class Layout:
         return kind(f"{self.said}: {self.source}: {problem}")
 
 
-def find(source: DataSource | Validation, field: str, places: Places) -> Layout:
+def find(source: DataSource | Validation, field: str, claim_paths: ClaimPaths) -> Layout:
     """The files of the split that is asked for.
 
     Raises:
@@ -112,8 +112,8 @@ def find(source: DataSource | Validation, field: str, places: Places) -> Layout:
         folder = _download(source, field, _wanted(configured, source, field) if configured else ANY)
         root = Path(constants.HF_HUB_CACHE).resolve()
     else:
-        folder = places.existing(source.source, f"{field}.source")
-        root = places.folder(locate(source.source).name).resolve()
+        folder = claim_paths.existing(source.source, f"{field}.source")
+        root = claim_paths.folder(locate(source.source).name).resolve()
         _check_inside([folder, *(folder / name for name in ABOUT)], root, source, field)
         configured = None if folder.is_file() else _configured(folder, source, field)
     if configured is not None:

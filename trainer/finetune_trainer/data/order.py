@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from finetune_trainer.data.dataset import Dataset, Row
 from finetune_trainer.errors import RunError, UserError
-from finetune_trainer.stop import in_worker
+from finetune_trainer.training.signals import in_worker
 
 Batch = dict[str, torch.Tensor]
 

@@ -84,7 +84,7 @@ def _column(dataset: Dataset, table: Table, name: str | None, field: str) -> lis
     values = table.data.column(name).to_pylist()
     for row in dataset.rows:
         if values[row] is None:
-            place = table.places.where(int(row))
+            place = table.row_locations.where(int(row))
             raise UserError(f"data.fold.{field}: column {name!r} of {place}: the value is missing")
     return [repr(values[row]) for row in dataset.rows]
 

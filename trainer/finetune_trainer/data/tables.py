@@ -65,13 +65,13 @@ class Table:
         layout: the files.
         data: what they hold.
         features: what the files and the data set's card say of the columns.
-        places: where the rows are in the files.
+        row_locations: where the rows are in the files.
     """
 
     layout: Layout
     data: pa.Table
     features: datasets.Features
-    places: RowPlaces
+    row_locations: RowLocations
 
     @property
     def columns(self) -> list[str]:
@@ -85,7 +85,7 @@ class Table:
         untyped = {"label"} & columns.keys() if self.layout.format == "csv" else set()
         numbers = {role: as_number for role in untyped if _are_numbers(columns[role])}
         return Dataset(
-            Files(self.layout.said, self.layout.folder, self.layout.root, self.places.where),
+            Files(self.layout.said, self.layout.folder, self.layout.root, self.row_locations.where),
             columns,
             names,
             np.arange(self.data.num_rows),
@@ -97,7 +97,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class RowPlaces:
+class RowLocations:
     """Where rows are in their files.
 
     Args:
@@ -193,14 +193,14 @@ def _read_parquet(layout: Layout, _: BadRows) -> Table:
     filled = [file for file, rows in zip(layout.files, footers, strict=True) if rows]  # the library fails on others
     if not filled:
         raise _empty(layout)
-    return Table(layout, *_built(replace(layout, files=tuple(filled))), RowPlaces(layout, lambda: footers))
+    return Table(layout, *_built(replace(layout, files=tuple(filled))), RowLocations(layout, lambda: footers))
 
 
 def _read_arrow(layout: Layout, _: BadRows) -> Table:
     layout = _filled(layout)
     data, features = _built(layout)
     whole = replace(layout, files=(layout.folder,))
-    return Table(layout, data, features, RowPlaces(whole, lambda: [range(data.num_rows)]))
+    return Table(layout, data, features, RowLocations(whole, lambda: [range(data.num_rows)]))
 
 
 def _read_images(layout: Layout, _: BadRows) -> Table:
@@ -208,7 +208,7 @@ def _read_images(layout: Layout, _: BadRows) -> Table:
     paths = [file.relative_to(layout.folder).as_posix() for file in layout.files]  # as any data set names its images
     data = data.drop_columns(["image"]).append_column("image", pa.array(paths, pa.string()))
     features = datasets.Features({**features, "image": datasets.Value("string")})
-    return Table(layout, data, features, RowPlaces(layout, lambda: [range(1)] * len(layout.files)))
+    return Table(layout, data, features, RowLocations(layout, lambda: [range(1)] * len(layout.files)))
 
 
 def _read_json(layout: Layout, bad_rows: BadRows) -> Table:
@@ -218,16 +218,16 @@ def _read_json(layout: Layout, bad_rows: BadRows) -> Table:
     def lines() -> list[np.ndarray]:
         return list(map(_lines_of_rows, layout.files))
 
-    places = RowPlaces(layout, lambda: lines(), "line")  # noqa: PLW0108 - mypy knows a cached function as no function
+    row_locations = RowLocations(layout, lambda: lines(), "line")  # noqa: PLW0108 - mypy knows a cached function as no function
     try:
-        return Table(layout, *_build(layout), places)
+        return Table(layout, *_build(layout), row_locations)
     except _Unreadable as error:
         torn = [(file, line) for file in layout.files for line in _torn_lines(file)]
         if not torn:
             raise _culprit(layout, error) from error
         for file, (number, problem) in torn:
             bad_rows.meet(layout.said, f"{layout.said}: {layout.show(file)}, line {number}: {problem}")
-    return Table(layout, *_built(layout, _cleaned(layout)), places)
+    return Table(layout, *_built(layout, _cleaned(layout)), row_locations)
 
 
 class _Unreadable(Exception):  # noqa: N818
@@ -438,7 +438,7 @@ def _read_csv(layout: Layout, bad_rows: BadRows) -> Table:
             raise layout.error(f"{layout.show(layout.files[0])} {difference}")
         data = datasets.table.table_cast(data.select(list(kinds)), kinds.arrow_schema)
     features = kinds or datasets.Features.from_arrow_schema(data.schema)
-    return Table(layout, data, features, RowPlaces(layout, lambda: numbers))
+    return Table(layout, data, features, RowLocations(layout, lambda: numbers))
 
 
 def _one_table(layout: Layout, tables: Sequence[pa.Table]) -> pa.Table:
@@ -525,7 +525,7 @@ def _read_metadata(layout: Layout, bad_rows: BadRows) -> Table:
         shown = layout.show(layout.files[0])
         raise layout.error(f"{shown} has no column 'file_name', which names the images; it has {table.columns}")
     names = table.data.column("file_name").to_pylist()
-    folders = [file.parent.relative_to(layout.folder) for file in table.places.files()]
+    folders = [file.parent.relative_to(layout.folder) for file in table.row_locations.files()]
     if len(folders) != len(names):
         raise layout.error(f"{layout.show(layout.files[0])} cannot be read: expected an object on each line")
     pairs = zip(folders, names, strict=True)

@@ -1,0 +1,1 @@
+"""The running operator: watches, cache, work queue, workers, scraper."""

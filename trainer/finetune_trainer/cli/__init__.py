@@ -1,0 +1,1 @@
+"""The `finetune` command: what a user types and what a terminal shows."""

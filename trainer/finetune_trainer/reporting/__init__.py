@@ -1,0 +1,1 @@
+"""Progress of a run for machines: Prometheus, metrics.jsonl, the termination message."""

@@ -1,0 +1,1 @@
+"""The training run: trainer loop, optimizers, checkpoints, export."""
