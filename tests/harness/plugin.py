@@ -20,6 +20,7 @@ from harness.external import ExternalCluster
 from harness.forkserver import ForkServer
 from harness.node import Node
 
+MOST_WORKERS = 6
 CANNOT_RUN = pytest.StashKey[dict[str, str]]()
 
 
@@ -33,6 +34,11 @@ def pytest_configure(config: pytest.Config) -> None:
         stack = ExitStack()
         config.add_cleanup(stack.close)
         stack.enter_context(ForkServer())
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than cores, because tests also wait; each takes 1 GB of memory."""
+    return min(len(os.sched_getaffinity(0)) + 1, MOST_WORKERS)
 
 
 @pytest.hookimpl(tryfirst=True)
