@@ -113,7 +113,7 @@ class Tracker(Callback):
                 if measured and math.isfinite(value):
                     yield Metric(name=name, value=value, step=measured.step)
         if self.best is not None and self.plan is not None:
-            metric = self.plan.job.spec.evaluation.metric or ""
+            metric = self.plan.job.spec.evaluation.metric
             yield Metric(name=f"best/{short(metric)}", value=self.best.metrics[metric], step=self.best.step)
 
     def _module(self, module: ModulePlan) -> ModuleStatus:
@@ -192,7 +192,7 @@ class Exporter(Collector):
                 latest.add_metric([short(name)], value)
             yield latest
         if (best := self.tracker.best) is not None:
-            metric = plan.job.spec.evaluation.metric or ""
+            metric = plan.job.spec.evaluation.metric
             family = GaugeMetricFamily(names.BEST_EVALUATION, "Best evaluation.", labels=[names.METRIC_LABEL])
             family.add_metric([short(metric)], best.metrics[metric])
             yield family
