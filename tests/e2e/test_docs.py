@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from e2e.world import ROOT
+from harness import forkserver
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -48,11 +46,16 @@ def desk(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_command_works(words: list[str], desk: Path, tmp_path: Path) -> None:
     is_run = words[:2] == ["finetune", "run"]
     argv = [*words, "--claim", f"models={tmp_path}", *SHORT.get(words[2], ())] if is_run else words
-    path = f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}"
-    done = subprocess.run(argv, cwd=desk, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False)
+    done = forkserver.run(arguments(argv), cwd=desk)
     assert done.returncode == 0, done.stderr
     if is_run:
         assert learned(next(tmp_path.glob("*/run.json")).parent), done.stdout
+
+
+def arguments(words: list[str]) -> list[str]:
+    """What the interpreter is told, for a command that starts it."""
+    program, *rest = words
+    return rest if program == "python" else [str(forkserver.script(program)), *rest]
 
 
 def learned(output: Path) -> bool:

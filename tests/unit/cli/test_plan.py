@@ -151,6 +151,7 @@ def test_a_model_that_is_not_where_it_should_be_still_shows_the_modules(look: Lo
     assert re.search(r"head +\? +SGD", result.stdout)
 
 
+@pytest.mark.usefixtures("empty_hub")
 def test_a_schedule_longer_than_the_data_is_a_mistake_without_the_model_too(look: Look) -> None:
     modules = MODULES.replace("learningRate: 1e-4}", "learningRate: 1e-4}, schedule: [{type: Constant, steps: 500}]")
     result = look(None, modules, source="hf://nobody/nothing")

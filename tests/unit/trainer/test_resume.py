@@ -5,8 +5,6 @@ import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +16,7 @@ from finetune_api import FineTuneJob
 from finetune_trainer.callbacks import StepRecord
 from finetune_trainer.errors import Interrupted, RunError, UserError
 from finetune_trainer.training.run import RunOptions, run
+from harness import forkserver
 from unit.trainer import tiny
 from unit.trainer.tiny import Recorder
 
@@ -326,18 +325,14 @@ run(job, RunOptions(claims=ClaimPaths(Path(sys.argv[1]), {"out": Path(sys.argv[2
 """
 
 
-def started(claims: Path, out: Path, manifest: Path) -> tuple["subprocess.Popen[bytes]", Path]:
-    heartbeat = out / "step"
-    arguments = [sys.executable, "-c", SCRIPT, str(claims), str(out), str(heartbeat), str(manifest)]
-    return subprocess.Popen(arguments, env={**os.environ, "HF_HUB_OFFLINE": "1"}), heartbeat
-
-
 @pytest.mark.parametrize("workers", [2])
 def test_kill_9_at_a_random_step(workers: int, claims: Path, out: Path, tmp_path: Path, whole: tuple[str, Any]) -> None:
     spec = job(data={"workers": workers})
     manifest = tmp_path / "job.json"
     manifest.write_text(json.dumps(spec.model_dump(mode="json", by_alias=True, exclude_none=True)))
-    process, heartbeat = started(claims, out, manifest)
+    heartbeat = out / "step"
+    arguments = ["-c", SCRIPT, claims, out, heartbeat, manifest]
+    process = forkserver.start(arguments, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     step = random.randint(1, 5)
     deadline = time.monotonic() + 120
     while not (heartbeat.exists() and heartbeat.read_text() and int(heartbeat.read_text()) >= step):
