@@ -16,7 +16,7 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.data import BadRows, Batch, batches, find, read, tables
 from finetune_trainer.errors import RunError, UserError
-from finetune_trainer.hub import may_pass
+from finetune_trainer.hub import is_transient
 from unit.trainer import tiny
 from unit.trainer.reading import opened, spec
 from unit.trainer.test_data_formats import ROWS, WRITERS
@@ -95,10 +95,10 @@ def test_a_cache_without_space(
 
 
 def test_a_file_that_is_closed_to_us_is_no_passing_trouble() -> None:
-    assert not may_pass(PermissionError(errno.EACCES, "Permission denied"))
-    assert not may_pass(OSError("image file is truncated"))
-    assert may_pass(OSError(errno.ESTALE, "Stale file handle"))
-    assert may_pass(TimeoutError("timed out"))
+    assert not is_transient(PermissionError(errno.EACCES, "Permission denied"))
+    assert not is_transient(OSError("image file is truncated"))
+    assert is_transient(OSError(errno.ESTALE, "Stale file handle"))
+    assert is_transient(TimeoutError("timed out"))
 
 
 def test_a_failure_of_a_worker_is_its_own(folder: Path, tmp_path: Path) -> None:

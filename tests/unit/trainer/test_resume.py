@@ -31,8 +31,8 @@ class Struck(Recorder):
         super().__init__()
         self.strike_step, self.strike = step, strike
 
-    def on_step(self, record: StepRecord) -> None:
-        super().on_step(record)
+    def on_step_end(self, record: StepRecord) -> None:
+        super().on_step_end(record)
         if record.step == self.strike_step:
             self.strike()
 
@@ -44,7 +44,7 @@ class StruckInEvaluation(Recorder):
         super().__init__()
         self.strike_step = step
 
-    def on_evaluation_progress(self, done: int, total: int) -> None:
+    def on_prediction_step(self, done: int, total: int) -> None:
         if self.steps and self.steps[-1].step == self.strike_step and done == 0:
             terminate()
 
@@ -316,7 +316,7 @@ from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.training.run import RunOptions, run
 
 class Slow(Callback):
-    def on_step(self, record):
+    def on_step_end(self, record):
         Path(sys.argv[3]).write_text(str(record.step))
         time.sleep(0.05)
 

@@ -90,15 +90,15 @@ def test_without_a_validation_set(claims: Path, out: Path) -> None:
 class StopsInTheTest(Recorder):
     """Asks the run to stop in the middle of the test."""
 
-    def on_step(self, record: Any) -> None:
-        super().on_step(record)
+    def on_step_end(self, record: Any) -> None:
+        super().on_step_end(record)
         self.is_last = record.step == record.planned_steps
 
     def on_message(self, text: str) -> None:
         super().on_message(text)
         self.is_saving = text.startswith("saving the weights")
 
-    def on_evaluation_progress(self, done: int, total: int) -> None:
+    def on_prediction_step(self, done: int, total: int) -> None:
         if getattr(self, "is_saving", False):
             import os
             import signal

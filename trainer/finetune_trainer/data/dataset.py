@@ -17,7 +17,7 @@ from PIL import Image
 
 from finetune_trainer.data.inside import refusal
 from finetune_trainer.errors import RunError, UserError
-from finetune_trainer.hub import may_pass
+from finetune_trainer.hub import is_transient
 
 Row = Mapping[str, Any]
 
@@ -207,7 +207,7 @@ def decode_image(value: Any, folder: Path, root: Path) -> Image.Image:
         with Image.open(io.BytesIO(value) if isinstance(value, bytes) else folder / value) as image:
             return image.convert("RGB")
     except Exception as error:  # what a decoder meets in a corrupt file, it raises as it comes
-        if may_pass(error) or isinstance(error, MemoryError):
+        if is_transient(error) or isinstance(error, MemoryError):
             raise
         raise UnreadableImage(f"not an image that can be opened: {error}") from error
 

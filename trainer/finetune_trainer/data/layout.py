@@ -94,7 +94,7 @@ class Layout:
 
     def error(self, problem: str, cause: BaseException | None = None) -> RunError:
         """What is wrong with the files; or, if the cause may pass, with the disk or the machine."""
-        kind = RunError if cause is not None and hub.may_pass(cause) else UserError
+        kind = RunError if cause is not None and hub.is_transient(cause) else UserError
         return kind(f"{self.said}: {self.source}: {problem}")
 
 
@@ -200,7 +200,7 @@ def _configured(folder: Path, source: DataSource | Validation, field: str) -> Me
         data = DatasetCard.load(card).data if card.is_file() else DatasetCardData()
         configs = MetadataConfigs.from_dataset_card_data(data)
     except Exception as error:
-        end = RunError if hub.may_pass(error) else UserError
+        end = RunError if hub.is_transient(error) else UserError
         raise end(f"{field}.source: {source.source}: its README.md cannot be read: {hub.first_line(error)}") from error
     described = {name: config for name, config in configs.items() if config.get("data_files") or config.get("data_dir")}
     return MetadataConfigs(described) if described else None
@@ -254,7 +254,7 @@ def _from_card(
         found = DataFilesDict.from_patterns(patterns, base_path=base)
         splits = {str(split): [folder / Path(it).relative_to(resolved) for it in its] for split, its in found.items()}
     except Exception as error:  # whatever the library makes of what somebody wrote
-        end = RunError if hub.may_pass(error) else UserError
+        end = RunError if hub.is_transient(error) else UserError
         raise end(f"{field}.source: {source.source}: its README.md: {hub.first_line(error)}") from error
     split = _choose(splits, source, field)
     kind = _format(splits[split])
@@ -272,7 +272,7 @@ def _from_files(folder: Path, root: Path, source: DataSource | Validation, field
     try:
         splits = {"train": [folder]} if folder.is_file() else _splits(folder)
     except (ValueError, OSError) as error:
-        end = RunError if hub.may_pass(error) else UserError
+        end = RunError if hub.is_transient(error) else UserError
         raise end(f"{field}.source: {source.source}: {hub.first_line(error)}") from error
     everything = [file for files in splits.values() for file in files]
     kind = _format(everything)

@@ -35,7 +35,7 @@ from finetune_trainer.data.bad_rows import BadRows
 from finetune_trainer.data.dataset import ROWS, Dataset, Files
 from finetune_trainer.data.layout import TABLES, Layout
 from finetune_trainer.errors import RunError
-from finetune_trainer.hub import causes, first_line, may_pass
+from finetune_trainer.hub import exception_chain, first_line, is_transient
 
 BUILDERS: Mapping[str, tuple[Any, Mapping[str, Any]]] = {
     "parquet": (Parquet, {}),
@@ -263,8 +263,11 @@ def _build(layout: Layout, copies: Sequence[Path] = ()) -> tuple[pa.Table, datas
             return pa.table({}), datasets.Features()
         built = builder.as_dataset(split=layout.split)
     except Exception as error:  # whatever the library makes of files that somebody wrote
-        if may_pass(error) or isinstance(error, OSError):
-            into, trouble = datasets.config.HF_DATASETS_CACHE, [it for it in causes(error) if isinstance(it, OSError)]
+        if is_transient(error) or isinstance(error, OSError):
+            into, trouble = (
+                datasets.config.HF_DATASETS_CACHE,
+                [it for it in exception_chain(error) if isinstance(it, OSError)],
+            )
             raise layout.error(f"cannot be read into {into}: {first_line([error, *trouble][-1])}", error) from error
         raise _Unreadable(_reason(error)) from error
     return built.data.table, built.features

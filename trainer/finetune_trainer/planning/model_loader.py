@@ -57,7 +57,7 @@ class Pretrained:
         except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             if locate(self.source).scheme == "hf" and (told := hub.explain(error, self._repository)):
                 raise told from error
-            kind = RunError if hub.may_pass(error) else UserError
+            kind = RunError if hub.is_transient(error) else UserError
             reason = hub.first_line(error)
             raise kind(f"model.source: {self.source}: cannot load the {what} from {self.name}: {reason}") from error
 

@@ -186,7 +186,7 @@ class Loop:
             self.callback.on_message(
                 f"step {progress.step} was skipped for all modules: {_culprits(values[0], measured)}"
             )
-        self.callback.on_step(
+        self.callback.on_step_end(
             StepRecord(
                 step=progress.step,
                 planned_steps=plan.planned_steps,
@@ -249,7 +249,7 @@ class Loop:
         seconds = time.perf_counter() - started
         is_best = best is not None and best.step == progress.step
         epoch = progress.step / self.plan.steps_per_epoch
-        self.callback.on_evaluation(EvaluationRecord(progress.step, epoch, metrics, is_best, seconds))
+        self.callback.on_evaluate(EvaluationRecord(progress.step, epoch, metrics, is_best, seconds))
 
     def test(self) -> TestRecord:
         """Evaluate the test set on the weights that the model has now.
@@ -278,9 +278,9 @@ class Loop:
             for done, batch in enumerate(stream):
                 if self.stop.requested:
                     self._interrupt()
-                self.callback.on_evaluation_progress(done, len(order))
+                self.callback.on_prediction_step(done, len(order))
                 yield self.setup.compute.move(batch)
-        self.callback.on_evaluation_progress(len(order), len(order))
+        self.callback.on_prediction_step(len(order), len(order))
 
     # -- checkpoints
 
@@ -303,7 +303,7 @@ class Loop:
         record = self.checkpoints.save(self.checkpoint())
         self.checkpoints.prune(best.step if best else None)
         self.saved = record.step
-        self.callback.on_checkpoint(record)
+        self.callback.on_save(record)
 
     def _interrupt(self) -> None:
         step = self.progress.step
