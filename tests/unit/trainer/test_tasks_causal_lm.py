@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BertConfig, Gemma3Config
 
-from finetune_trainer.data import Batch, Row
+from finetune_trainer.data import Batch, Sample
 from finetune_trainer.errors import UserError
 from finetune_trainer.planning import model_loader
 from finetune_trainer.tasks.base import Processors
@@ -56,7 +56,7 @@ def learned(batch: Batch, words: Any) -> str:
     return str(words.decode(batch["targets"]))
 
 
-def say(*turns: tuple[str, str]) -> Row:
+def say(*turns: tuple[str, str]) -> Sample:
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
@@ -273,7 +273,7 @@ def test_conversations_need_a_chat_template(language: Path, out: Path) -> None:
         run(tiny.job("silent", "chats", **FAST), RunOptions(claims=tiny.claim_paths(language, out)), tiny.Recorder())
 
 
-def with_rows(language: Path, folder: Path, rows: Sequence[Row]) -> tiny.ClaimPaths:
+def with_rows(language: Path, folder: Path, rows: Sequence[Sample]) -> tiny.ClaimPaths:
     tiny.write_rows(folder / "data" / "rows", rows)
     (folder / "data-out").mkdir()
     return tiny.ClaimPaths(language, {"data": folder / "data", "out": folder / "data-out"})
@@ -288,7 +288,7 @@ def test_a_prompt_that_leaves_no_room_is_a_bad_row(language: Path, tmp_path: Pat
     run(tiny.job("chatty", "rows", data={"onBadRow": "Skip"}), RunOptions(claims=place), callback)
     assert callback.plan is not None
     assert callback.plan.train_samples == 12
-    assert callback.said("1 row cannot be used")
+    assert callback.said("skipping 1 bad row ")
 
 
 def test_an_empty_text_is_a_bad_row(language: Path, tmp_path: Path) -> None:

@@ -66,14 +66,14 @@ def test_it_measures_the_weights_that_are_saved(keep_best: bool, claims: Path, o
 
 
 def _measure(prepared: Any) -> float:
-    from finetune_trainer.data import evaluation_order
+    from finetune_trainer.data import evaluation_batches
     from finetune_trainer.planning import model_loader
 
     model, _ = model_loader.load_model(prepared.pretrained, prepared.task, prepared.config)
     processors = model_loader.load_processors(prepared.pretrained, prepared.task, prepared.config, None)
     model.eval()
     data = prepared.validation
-    order = evaluation_order(len(data), 6, 0)
+    order = evaluation_batches(len(data), 6, 0)
     with torch.no_grad():
         collated = [prepared.task.collate([data[index] for index in batch], processors) for batch in order]
         return float(prepared.task.evaluate(model, collated)["eval/loss"])

@@ -84,7 +84,7 @@ def count_samples(job: FineTuneJob, claim_paths: ClaimPaths) -> int:
         raise UserError(f"how long the run is depends on its data. {gap}. Or say --samples N")
     from finetune_trainer import data
 
-    rows = data.count(data.find(spec.train, "data.train", claim_paths), data.BadRows.of(spec))
+    rows = data.count_rows(data.resolve_files(spec.train, "data.train", claim_paths), data.BadRowPolicy.from_spec(spec))
     train, _ = data.split_sizes(spec, rows)
     return train
 

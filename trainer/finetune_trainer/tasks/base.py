@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from finetune_trainer.data import Batch, Dataset, Problem, Row
+from finetune_trainer.data import Batch, Dataset, RowProblem, Sample
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Task(ABC):
         """Names of the evaluation metrics."""
 
     @abstractmethod
-    def problems(self, data: Dataset, processors: Processors) -> Iterator[Problem]:
+    def problems(self, data: Dataset, processors: Processors) -> Iterator[RowProblem]:
         """Rows that would fail in the middle of the run, or teach nothing.
 
         Raises:
@@ -109,7 +109,7 @@ class Task(ABC):
         """How many rows are longer than the model takes."""
 
     @abstractmethod
-    def collate(self, rows: Sequence[Row], processors: Processors) -> Batch:
+    def collate(self, rows: Sequence[Sample], processors: Processors) -> Batch:
         """Make one micro-batch."""
 
     @abstractmethod

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from finetune_trainer.data import Batch, Dataset, Problem, Row, in_order
+from finetune_trainer.data import Batch, Dataset, RowProblem, Sample, merge_problems
 from finetune_trainer.errors import UserError
 from finetune_trainer.tasks.base import Processors, Task
 from finetune_trainer.tasks.detection import obvious
@@ -66,20 +66,20 @@ class CausalLM(Task):
     def metrics(self) -> tuple[str, ...]:
         return ("eval/loss", "eval/perplexity", "eval/token_accuracy")
 
-    def problems(self, data: Dataset, processors: Processors) -> Iterator[Problem]:
+    def problems(self, data: Dataset, processors: Processors) -> Iterator[RowProblem]:
         check_tokenizer(processors.tokenizer, "messages" in self.reads)
-        return in_order(self._malformed(data), self._useless(data, processors))
+        return merge_problems(self._malformed(data), self._useless(data, processors))
 
-    def _useless(self, data: Dataset, processors: Processors) -> Iterator[Problem]:
+    def _useless(self, data: Dataset, processors: Processors) -> Iterator[RowProblem]:
         for index, found in self._tokens(data, processors):
             if text := _why_useless(found, processors.longest):
-                yield Problem(index, self.reads[-1], text)
+                yield RowProblem(index, self.reads[-1], text)
 
     def count_truncated(self, data: Dataset, processors: Processors) -> int:
         encoded = (found for _, found in self._tokens(data, processors) if isinstance(found, Tokens))
         return sum(len(tokens.ids) > processors.longest for tokens in encoded)
 
-    def collate(self, rows: Sequence[Row], processors: Processors) -> Batch:
+    def collate(self, rows: Sequence[Sample], processors: Processors) -> Batch:
         passages = [self._passage(row, processors.tokenizer) for row in rows]
         tokens = [it.cut(processors.longest) for it in encode(passages, processors.tokenizer)]
         ids = [torch.tensor(it.ids) for it in tokens]
@@ -125,22 +125,24 @@ class CausalLM(Task):
             return conversation(row["messages"], tokenizer)
         return completed(row["prompt"], row["completion"]) if "prompt" in self.reads else completed("", row["text"])
 
-    def _malformed(self, data: Dataset) -> Iterator[Problem]:
+    def _malformed(self, data: Dataset) -> Iterator[RowProblem]:
         if "messages" in self.reads:
-            return data.missing("messages")
-        return in_order(*(data.text_problems(role, may_be_blank=True) for role in self.reads))
+            return data.missing_values("messages")
+        return merge_problems(*(data.invalid_texts(role, allow_blank=True) for role in self.reads))
 
     def _tokens(self, data: Dataset, processors: Processors) -> Iterator[tuple[int, Tokens | Unlearnable]]:
         """Every row in tokens, but those that have holes or are no text."""
         bad = {problem.index for problem in self._malformed(data)}
         first = 0
-        for parts in zip(*map(data.parts, self.reads), strict=True):
+        for parts in zip(*map(data.iter_chunks, self.reads), strict=True):
             rows = enumerate(zip(*parts, strict=True), start=first)
             whole = {index: dict(zip(self.reads, row, strict=True)) for index, row in rows if index not in bad}
             yield from self._encoded(whole, processors)
             first += len(parts[0])
 
-    def _encoded(self, rows: Mapping[int, Row], processors: Processors) -> Iterator[tuple[int, Tokens | Unlearnable]]:
+    def _encoded(
+        self, rows: Mapping[int, Sample], processors: Processors
+    ) -> Iterator[tuple[int, Tokens | Unlearnable]]:
         passages: dict[int, Passage] = {}
         found: dict[int, Tokens | Unlearnable] = {}
         for index, row in rows.items():

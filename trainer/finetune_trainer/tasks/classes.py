@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PretrainedConfig
 
-from finetune_trainer.data import Batch, Dataset, Problem, Row, in_order
+from finetune_trainer.data import Batch, Dataset, RowProblem, Sample, merge_problems
 from finetune_trainer.errors import UserError
 from finetune_trainer.tasks.base import Processors, Task
 
@@ -41,7 +41,7 @@ class Classification(Task):
         kept = _classes_of_head(config, labels, names) if has_head else None
         classes = kept or _numbered(labels, names)
         if len(classes) < 2:
-            column = f"{data.files.said}: column {data.names['label']!r}"
+            column = f"{data.origin.field_path}: column {data.column_names['label']!r}"
             raise UserError(f"{column} has one class only: {next(iter(classes), None)!r}")
         if kept is None or (names and _is_nameless(config)):
             _name_classes(config, names or [str(label) for label in classes])
@@ -52,23 +52,23 @@ class Classification(Task):
     def metrics(self) -> tuple[str, ...]:
         return ("eval/loss", "eval/accuracy")
 
-    def problems(self, data: Dataset, processors: Processors) -> Iterator[Problem]:
-        return in_order(self.input_problems(data), data.missing("label"), self._unknown_labels(data))
+    def problems(self, data: Dataset, processors: Processors) -> Iterator[RowProblem]:
+        return merge_problems(self.input_problems(data), data.missing_values("label"), self._unknown_labels(data))
 
-    def _unknown_labels(self, data: Dataset) -> Iterator[Problem]:
+    def _unknown_labels(self, data: Dataset) -> Iterator[RowProblem]:
         for index, label in enumerate(data.values("label")):
             if label is not None and not (isinstance(label, Label) and label in self.classes):
-                yield Problem(index, "label", self._unknown(label))
+                yield RowProblem(index, "label", self._unknown(label))
 
     @abstractmethod
-    def input_problems(self, data: Dataset) -> Iterator[Problem]:
+    def input_problems(self, data: Dataset) -> Iterator[RowProblem]:
         """What is wrong with what is classified."""
 
     @abstractmethod
-    def inputs(self, rows: Sequence[Row], processors: Processors) -> Batch:
+    def inputs(self, rows: Sequence[Sample], processors: Processors) -> Batch:
         """What the model takes."""
 
-    def collate(self, rows: Sequence[Row], processors: Processors) -> Batch:
+    def collate(self, rows: Sequence[Sample], processors: Processors) -> Batch:
         return {
             **self.inputs(rows, processors),
             "labels": torch.tensor([self.classes[row["label"]] for row in rows]),
@@ -103,7 +103,7 @@ def _labels(data: Dataset) -> list[Label]:
     values = [label for label in data.values("label") if label is not None]
     odd = [label for label in values if not isinstance(label, Label)]
     if odd:
-        column = f"{data.files.said}: column {data.names['label']!r}"
+        column = f"{data.origin.field_path}: column {data.column_names['label']!r}"
         raise UserError(f"{column}: expected a whole number or text, found {odd[0]!r}")
     return sorted(set(values), key=lambda label: (isinstance(label, str), label))
 

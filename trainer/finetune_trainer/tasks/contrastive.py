@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, normalize
 from transformers import AutoModel, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-from finetune_trainer.data import Batch, Dataset, Problem, Row, in_order
+from finetune_trainer.data import Batch, Dataset, RowProblem, Sample, merge_problems
 from finetune_trainer.errors import UserError
 from finetune_trainer.tasks.base import Processors, Task
 
@@ -58,14 +58,14 @@ class Contrastive(Task):
         labelled = ("eval/zero_shot_accuracy",) if self.has_labels else ()
         return ("eval/loss", "eval/recall_at_1", "eval/recall_at_5", *labelled)
 
-    def problems(self, data: Dataset, processors: Processors) -> Iterator[Problem]:
-        labels = [data.missing("label")] if self.has_labels else []
-        return in_order(data.text_problems("text"), data.image_problems(), *labels)
+    def problems(self, data: Dataset, processors: Processors) -> Iterator[RowProblem]:
+        labels = [data.missing_values("label")] if self.has_labels else []
+        return merge_problems(data.invalid_texts("text"), data.invalid_images(), *labels)
 
     def count_truncated(self, data: Dataset, processors: Processors) -> int:
-        return processors.count_longer(data.parts("text"))
+        return processors.count_longer(data.iter_chunks("text"))
 
-    def collate(self, rows: Sequence[Row], processors: Processors) -> Batch:
+    def collate(self, rows: Sequence[Sample], processors: Processors) -> Batch:
         texts = [row["text"] for row in rows]
         batch = processors.tokenize(texts) | processors.pixels([row["image"] for row in rows])
         batch["text_id"] = _identities(texts)

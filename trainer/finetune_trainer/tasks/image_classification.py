@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from transformers import AutoModelForImageClassification
 
-from finetune_trainer.data import Batch, Dataset, Problem, Row
+from finetune_trainer.data import Batch, Dataset, RowProblem, Sample
 from finetune_trainer.tasks.base import Processors
 from finetune_trainer.tasks.classes import Classification
 
@@ -23,11 +23,11 @@ class ImageClassification(Classification):
     reads_text: ClassVar[bool] = False
     reads_images: ClassVar[bool] = True
 
-    def input_problems(self, data: Dataset) -> Iterator[Problem]:
-        return data.image_problems()
+    def input_problems(self, data: Dataset) -> Iterator[RowProblem]:
+        return data.invalid_images()
 
     def count_truncated(self, data: Dataset, processors: Processors) -> int:
         return 0
 
-    def inputs(self, rows: Sequence[Row], processors: Processors) -> Batch:
+    def inputs(self, rows: Sequence[Sample], processors: Processors) -> Batch:
         return processors.pixels([row["image"] for row in rows])

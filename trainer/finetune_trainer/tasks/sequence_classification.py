@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from transformers import AutoModelForSequenceClassification
 
-from finetune_trainer.data import Batch, Dataset, Problem, Row
+from finetune_trainer.data import Batch, Dataset, RowProblem, Sample
 from finetune_trainer.tasks.base import Processors
 from finetune_trainer.tasks.classes import Classification
 
@@ -22,11 +22,11 @@ class SequenceClassification(Classification):
     head: ClassVar[str] = "ForSequenceClassification"
     pads_by_config: ClassVar[bool] = True
 
-    def input_problems(self, data: Dataset) -> Iterator[Problem]:
-        return data.text_problems("text")
+    def input_problems(self, data: Dataset) -> Iterator[RowProblem]:
+        return data.invalid_texts("text")
 
     def count_truncated(self, data: Dataset, processors: Processors) -> int:
-        return processors.count_longer(data.parts("text"))
+        return processors.count_longer(data.iter_chunks("text"))
 
-    def inputs(self, rows: Sequence[Row], processors: Processors) -> Batch:
+    def inputs(self, rows: Sequence[Sample], processors: Processors) -> Batch:
         return processors.tokenize([row["text"] for row in rows])

@@ -18,7 +18,7 @@ from finetune_api.status import Report
 from finetune_trainer import data
 from finetune_trainer.callbacks import Callback, CallbackList, TestRecord
 from finetune_trainer.claims import ClaimPaths
-from finetune_trainer.data import BadRows, Dataset
+from finetune_trainer.data import BadRowPolicy, Dataset
 from finetune_trainer.errors import RunError, UserError
 from finetune_trainer.plan import RunPlan
 from finetune_trainer.planning import model_loader
@@ -129,47 +129,47 @@ def prepare(job: FineTuneJob, claim_paths: ClaimPaths) -> Prepared:
     kind.check_batches(training.batch_size, training.micro_batch_size or training.batch_size)
     job = with_defaults(job, task_name)
     spec = job.spec
-    bad_rows = data.BadRows.of(spec.data)
+    bad_rows = data.BadRowPolicy.from_spec(spec.data)
     whole, train, validation, test = _open_data(job, kind, claim_paths, bad_rows)
     task = kind.fit(config, whole)
     check_metric(Judge(spec.evaluation), task.metrics)
     if bad_rows.skip:  # before anything is counted; otherwise the first one ends the run, once the processors are there
         processors = model_loader.load_processors(pretrained, task, config, spec.data.max_length)
-        train = bad_rows.drop(train, task.problems(train, processors))
-        validation = bad_rows.drop(validation, task.problems(validation, processors)) if validation else None
-        test = bad_rows.drop(test, task.problems(test, processors)) if test else None
+        train = bad_rows.drop_rows(train, task.problems(train, processors))
+        validation = bad_rows.drop_rows(validation, task.problems(validation, processors)) if validation else None
+        test = bad_rows.drop_rows(test, task.problems(test, processors)) if test else None
     parameters = model_loader.parameters_of(model_loader.skeleton(task.auto_class, config))
     decided = plan_run(job, parameters, len(train), len(validation) if validation else 0)
     return Prepared(task, pretrained, config, train, validation, test, decided, tuple(bad_rows.notes()))
 
 
 def _open_data(
-    job: FineTuneJob, kind: type[Task], claim_paths: ClaimPaths, bad_rows: BadRows
+    job: FineTuneJob, kind: type[Task], claim_paths: ClaimPaths, bad_rows: BadRowPolicy
 ) -> tuple[Dataset, Dataset, Dataset | None, Dataset | None]:
     """All of `data.train`, then training, validation and test set, with the columns that the task needs."""
     spec = job.spec.data
-    layout = data.find(spec.train, "data.train", claim_paths)
-    table = data.read(layout, bad_rows)
-    names = data.name_columns(table.columns, spec.columns, kind.needs, kind.optional, table.layout.said)
+    layout = data.resolve_files(spec.train, "data.train", claim_paths)
+    table = data.read_table(layout, bad_rows)
+    names = data.resolve_columns(table.columns, spec.columns, kind.needs, kind.optional, table.data_files.field_path)
     whole = _present(table, names, bad_rows)
-    train, validation = data.split(whole, spec, table)
+    train, validation = data.train_validation_split(whole, spec, table)
 
     def other(source: DataSource | Validation | None, field: str) -> Dataset | None:
         if source is None or source.source is None:
             return None
-        found = data.find(source, field, claim_paths)
-        data.check_apart(found, layout)
-        table = data.read(found, bad_rows)
-        named = data.name_columns(table.columns, Columns(**names), [list(names)], (), table.layout.said)
-        return data.same_classes(_present(table, named, bad_rows), train)
+        found = data.resolve_files(source, field, claim_paths)
+        data.check_no_overlap(found, layout)
+        table = data.read_table(found, bad_rows)
+        named = data.resolve_columns(table.columns, Columns(**names), [list(names)], (), table.data_files.field_path)
+        return data.align_labels(_present(table, named, bad_rows), train)
 
     return whole, train, validation or other(spec.validation, "data.validation"), other(spec.test, "data.test")
 
 
-def _present(table: data.Table, names: Mapping[str, str], bad_rows: BadRows) -> Dataset:
+def _present(table: data.Table, names: Mapping[str, str], bad_rows: BadRowPolicy) -> Dataset:
     """The rows in which nothing is missing that the task makes use of."""
-    found = table.dataset(names, every_image=bad_rows.skip)
-    return bad_rows.drop(found, data.in_order(*map(found.missing, names)))
+    found = table.to_dataset(names, verify_all_images=bad_rows.skip)
+    return bad_rows.drop_rows(found, data.merge_problems(*map(found.missing_values, names)))
 
 
 @dataclass(frozen=True)

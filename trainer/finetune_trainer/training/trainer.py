@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from finetune_api.evaluation import Every
 from finetune_trainer.callbacks import Callback, EvaluationRecord, StepRecord, TestRecord
-from finetune_trainer.data import Batch, Dataset, TrainingOrder, batches, evaluation_order
+from finetune_trainer.data import Batch, Dataset, TrainBatchSampler, evaluation_batches, load_batches
 from finetune_trainer.errors import Interrupted, UserError
 from finetune_trainer.plan import RunPlan
 from finetune_trainer.tasks import Processors, Task
@@ -215,7 +215,7 @@ class Loop:
 
     def _micro_batches(self) -> Generator[Batch]:
         training = self.spec.training
-        order = TrainingOrder(
+        order = TrainBatchSampler(
             len(self.setup.train),
             training.batch_size,
             self._micro_batch_size,
@@ -228,7 +228,7 @@ class Loop:
     def _batches(self, data: Dataset, order: Iterable[list[int]]) -> Generator[Batch]:
         task, processors = self.setup.task, self.setup.processors
         workers, pin = self.spec.data.workers, self.setup.compute.is_gpu
-        return batches(data, order, lambda rows: task.collate(rows, processors), workers, pin)
+        return load_batches(data, order, lambda rows: task.collate(rows, processors), workers, pin)
 
     # -- evaluation
 
@@ -273,7 +273,7 @@ class Loop:
 
     def _watched(self, data: Dataset) -> Iterator[Batch]:
         """A data set's batches; a long evaluation can be interrupted too, and is done again on resume."""
-        order = evaluation_order(len(data), self._micro_batch_size, self.spec.data.split_seed)
+        order = evaluation_batches(len(data), self._micro_batch_size, self.spec.data.split_seed)
         with closing(self._batches(data, order)) as stream:
             for done, batch in enumerate(stream):
                 if self.stop.requested:

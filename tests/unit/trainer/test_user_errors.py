@@ -139,7 +139,7 @@ def test_a_file_cut_in_half(claims: Path, out: Path, tmp_path: Path) -> None:
     file = tiny.write_rows(tmp_path / "data" / "colours", tiny.captioned(9)) / "part-0.parquet"
     file.write_bytes(file.read_bytes()[:500])
     message = refused(tiny.contrastive_job(), tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out}))
-    assert f"{file} is not a parquet file that can be read" in message
+    assert f"{file} is not a valid parquet file" in message
 
 
 def test_no_rows(claims: Path, out: Path, tmp_path: Path) -> None:
@@ -187,8 +187,8 @@ def test_data_that_were_learned_by_heart(field: str, way: str, claims: Path, out
     job = tiny.job("dual", "colours", data={field: other})
     message = refused(job, tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out}))
     assert f"data.{field}.source: {other['source']} reads" in message
-    assert f"that is {folder}/train.parquet of data.train.source (pvc://data/colours)" in message
-    assert "what was learned by heart would look good" in message
+    assert f"which is also training data: {folder}/train.parquet of data.train.source (pvc://data/colours)" in message
+    assert "evaluating on training data overestimates quality" in message
 
 
 def test_an_image_folder_that_was_learned_by_heart(claims: Path, out: Path, tmp_path: Path) -> None:
@@ -207,18 +207,18 @@ def test_a_corrupt_image(refusal: Callable[[Rows], str], tmp_path: Path) -> None
     rows[7]["image"]["bytes"] = rows[7]["image"]["bytes"][:40]
     message = refusal(rows)
     file = tmp_path / "data" / "colours" / "part-0.parquet"
-    assert f"data.train.source: column 'image' of {file}, row 7: not an image that can be opened" in message
+    assert f"data.train.source: column 'image' of {file}, row 7: cannot decode the image" in message
 
 
 def test_a_corrupt_image_that_is_only_met_in_training(
     refusal: Callable[[Rows], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finetune_trainer.data.dataset.VERIFIED_IMAGES", 0)
+    monkeypatch.setattr("finetune_trainer.data.dataset.MAX_VERIFIED_IMAGES", 0)
     rows = tiny.captioned(12)
     for row in rows[2:]:
         row["image"]["bytes"] = b"GIF89a nothing"
     message = refusal(rows)
-    assert "not an image that can be opened" in message
+    assert "cannot decode the image" in message
     assert "Traceback" not in message
 
 
@@ -230,7 +230,7 @@ def test_an_image_that_is_missing(refusal: Callable[[Rows], str]) -> None:
 
 def test_an_image_file_that_is_missing(refusal: Callable[[Rows], str]) -> None:
     rows = [row | {"image": "gone.png"} for row in tiny.captioned(12)]
-    assert "row 0: not an image that can be opened" in refusal(rows)
+    assert "row 0: cannot decode the image" in refusal(rows)
 
 
 def test_a_text_that_is_no_text(refusal: Callable[[Rows], str]) -> None:
