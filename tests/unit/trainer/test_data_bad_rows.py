@@ -145,8 +145,8 @@ def test_run_skips_bad_rows(
     monkeypatch.setattr("finetune_trainer.data.dataset.MAX_VERIFIED_IMAGES", 1)  # Skip verifies all images
     message = write_bad_rows(kind, tmp_path)
     recorder = Recorder()
-    place = tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out})
-    run(make_job(kind, onBadRow="Skip"), RunOptions(claims=place), recorder)
+    claim_paths = tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out})
+    run(make_job(kind, onBadRow="Skip"), RunOptions(claims=claim_paths), recorder)
     assert recorder.plan is not None
     assert (recorder.plan.train_samples, recorder.plan.planned_steps) == (samples, samples // 4)
     assert len(recorder.steps) == samples // 4
@@ -160,17 +160,17 @@ def test_run_skips_blank_texts(text: str, kind: str, claims: Path, out: Path, tm
     rows: list[dict[str, Any]] = tiny.reviews(26) if kind == "reviews" else tiny.captioned(26)
     rows[4]["text"] = text
     tiny.write_rows(tmp_path / "data" / "set", rows)
-    place = tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out})
+    claim_paths = tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out})
     with pytest.raises(UserError, match=r"column 'text' of .*, row 4: the text is empty"):
-        run(make_job(kind), RunOptions(claims=place), Recorder())
+        run(make_job(kind), RunOptions(claims=claim_paths), Recorder())
     recorder = Recorder()
-    run(make_job(kind, onBadRow="Skip"), RunOptions(claims=place), recorder)
+    run(make_job(kind, onBadRow="Skip"), RunOptions(claims=claim_paths), recorder)
     assert recorder.plan is not None
     assert recorder.plan.train_samples == 25
 
 
 def test_first_bad_row_is_the_first_in_the_files(claims: Path, out: Path, tmp_path: Path) -> None:
-    place = tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out})
+    claim_paths = tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out})
 
     def run_error(*bad_values: tuple[int, str, Any]) -> str:
         rows: list[dict[str, Any]] = tiny.captioned(30)
@@ -178,7 +178,7 @@ def test_first_bad_row_is_the_first_in_the_files(claims: Path, out: Path, tmp_pa
             rows[index][role] = value
         tiny.write_rows(tmp_path / "data" / "set", rows)
         with pytest.raises(UserError) as raised:
-            run(make_job("captions"), RunOptions(claims=place), Recorder())
+            run(make_job("captions"), RunOptions(claims=claim_paths), Recorder())
         return str(raised.value)
 
     corrupt = {"bytes": b"GIF89a nothing", "path": None}
@@ -190,18 +190,18 @@ def test_first_bad_row_is_the_first_in_the_files(claims: Path, out: Path, tmp_pa
 
 def test_run_with_too_many_bad_rows_fails(claims: Path, out: Path, tmp_path: Path) -> None:
     write_bad_rows("captions", tmp_path)
-    place = tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out})
+    claim_paths = tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out})
     with pytest.raises(UserError, match=r"at least 3 bad rows, but data\.maxBadRows is 2"):
-        run(make_job("captions", onBadRow="Skip", maxBadRows=2), RunOptions(claims=place), Recorder())
+        run(make_job("captions", onBadRow="Skip", maxBadRows=2), RunOptions(claims=claim_paths), Recorder())
 
 
 def test_label_missing_in_the_training_set_is_skipped(claims: Path, out: Path, tmp_path: Path) -> None:
     tiny.write_rows(tmp_path / "data" / "set", tiny.reviews(12))
     tiny.write_rows(tmp_path / "data" / "check", [*tiny.reviews(5), {"text": "a film", "label": 5}])
-    place = tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out})
+    claim_paths = tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out})
     recorder = Recorder()
     job = make_job("reviews", validation={"source": "pvc://data/check"}, onBadRow="Skip")
-    run(job, RunOptions(claims=place), recorder)
+    run(job, RunOptions(claims=claim_paths), recorder)
     assert recorder.plan is not None
     assert recorder.plan.validation_samples == 5
-    assert recorder.said("5 is no class of the training set")
+    assert recorder.said("unknown class 5; the training set has")

@@ -41,7 +41,9 @@ def test_sample_is_read(tmp_path: Path, name: str, task: str, text: str) -> None
         (folder / path).parent.mkdir(exist_ok=True)
         Image.new("RGB", (8, 8)).save(folder / path)
     table, task_class = load_table(tmp_path), TASKS[task]
-    names = resolve_columns(table.columns, Columns(), task_class.needs, task_class.optional, "data.train.source")
+    names = resolve_columns(
+        table.columns, Columns(), task_class.required_roles, task_class.optional_roles, "data.train.source"
+    )
     data = table.to_dataset(names)
     assert len(data) == len(rows)
     for role in names.keys() & rows[0].keys() - {"image"}:

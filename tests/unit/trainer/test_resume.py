@@ -281,12 +281,12 @@ def test_what_changed_in_the_spec_is_reported_and_taken_from_it(claims: Path, ou
 
 def test_other_data_cannot_be_resumed(claims: Path, out: Path, tmp_path: Path) -> None:
     tiny.write_rows(tmp_path / "data" / "colours", tiny.captioned(30))
-    place = tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out})
+    claim_paths = tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out})
     with pytest.raises(CrashError):
-        run(job(), RunOptions(claims=place), Struck(5, crash))
+        run(job(), RunOptions(claims=claim_paths), Struck(5, crash))
     tiny.write_rows(tmp_path / "data" / "colours", tiny.captioned(30, seed=2), "part-1.parquet")
     with pytest.raises(UserError, match="the training set has 42 samples, but had 21"):
-        run(job(), RunOptions(claims=place), Recorder())
+        run(job(), RunOptions(claims=claim_paths), Recorder())
 
 
 def test_an_older_attempt_may_not_begin_after_a_newer_one(claims: Path, out: Path) -> None:

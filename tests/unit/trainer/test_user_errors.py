@@ -17,11 +17,11 @@ from unit.trainer.tiny import Recorder
 Rows = list[dict[str, Any]]
 
 
-def refused(job: Any, place: tiny.ClaimPaths) -> str:
+def refused(job: Any, claim_paths: tiny.ClaimPaths) -> str:
     """The message that this job is refused with, before its first step."""
     recorder = Recorder()
     with pytest.raises(UserError) as raised:
-        run(job, RunOptions(claims=place), recorder)
+        run(job, RunOptions(claims=claim_paths), recorder)
     assert raised.value.exit_code == 2
     assert recorder.report is not None
     assert recorder.report.reason == "InvalidJob"
@@ -35,8 +35,8 @@ def refusal(claims: Path, out: Path, tmp_path: Path) -> Callable[[Rows], str]:
 
     def of(rows: Rows) -> str:
         tiny.write_rows(tmp_path / "data" / "colours", rows)
-        place = tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out})
-        return refused(tiny.contrastive_job(data={"workers": 2}), place)
+        claim_paths = tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out})
+        return refused(tiny.contrastive_job(data={"workers": 2}), claim_paths)
 
     return of
 
@@ -129,10 +129,10 @@ def test_a_model_on_the_hub_that_is_not_cached(claims: Path, out: Path, monkeypa
 
 def test_an_empty_folder_and_one_with_other_files(claims: Path, out: Path, tmp_path: Path) -> None:
     (tmp_path / "data" / "colours").mkdir(parents=True)
-    place = tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out})
-    assert "it is empty" in refused(tiny.contrastive_job(), place)
+    claim_paths = tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out})
+    assert "it is empty" in refused(tiny.contrastive_job(), claim_paths)
     (tmp_path / "data" / "colours" / "rows.xlsx").write_text("a,b")
-    assert "or a folder of images, found .xlsx files" in refused(tiny.contrastive_job(), place)
+    assert "or a folder of images, found .xlsx files" in refused(tiny.contrastive_job(), claim_paths)
 
 
 def test_a_file_cut_in_half(claims: Path, out: Path, tmp_path: Path) -> None:
@@ -256,13 +256,13 @@ def test_a_class_that_training_does_not_know(claims: Path, out: Path, tmp_path: 
     job = tiny.job("bert", "train", data={"validation": {"source": "pvc://data/check"}})
     message = refused(job, tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out}))
     assert "data.validation.source: column 'label'" in message
-    assert "5 is no class of the training set, which has 0, 1" in message
+    assert "unknown class 5; the training set has 0, 1" in message
 
 
 def test_labels_that_are_no_classes(claims: Path, out: Path, tmp_path: Path) -> None:
     tiny.write_rows(tmp_path / "data" / "train", [{"text": "a film", "label": 0.5 + n} for n in range(12)])
     message = refused(tiny.job("bert", "train"), tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out}))
-    assert "column 'label': expected a whole number or text, found" in message
+    assert "column 'label': expected an integer or a string, found" in message
 
 
 def test_a_metric_that_is_not_measured(claims: Path, out: Path) -> None:

@@ -134,16 +134,16 @@ def _gaps(no_model: str | None, no_data: str | None) -> tuple[str, ...]:
 
 def _task(job: FineTuneJob, config: PretrainedConfig) -> tuple[str | None, UserError | None]:
     """What the model is to learn, and why a run would refuse that."""
-    from finetune_trainer.tasks import detect, find
+    from finetune_trainer.tasks import get_task, infer_task
 
     if job.spec.task is not None:
         return job.spec.task, None
     try:
-        task = detect(config)
+        task = infer_task(config)
     except UserError as unclear:
         return None, unclear
     try:
-        find(task)
+        get_task(task)
     except UserError as unsupported:
         return task, unsupported
     return task, None
@@ -172,9 +172,9 @@ def _skeleton(subject: _Subject) -> PreTrainedModel:
     from transformers import AutoModel
 
     from finetune_trainer.planning import model_loader
-    from finetune_trainer.tasks import auto_class
+    from finetune_trainer.tasks import get_auto_class
 
-    return model_loader.skeleton(auto_class(subject.task) if subject.task else AutoModel, subject.config)
+    return model_loader.skeleton(get_auto_class(subject.task) if subject.task else AutoModel, subject.config)
 
 
 def _anatomy(job: FineTuneJob, model: PreTrainedModel) -> Anatomy:

@@ -26,7 +26,7 @@ from finetune_trainer.planning.modules import plan_run
 from finetune_trainer.reporting.metrics_jsonl import METRICS_FILE, MetricsWriter, find_test_record, truncate
 from finetune_trainer.reporting.prometheus import serve_metrics
 from finetune_trainer.reporting.tracker import StatusTracker
-from finetune_trainer.tasks import Processors, Task, detect, find
+from finetune_trainer.tasks import Processors, Task, get_task, infer_task
 from finetune_trainer.training import checkpoint as saved
 from finetune_trainer.training import device, export, optimizers, rng
 from finetune_trainer.training.checkpoint import Checkpoint, Checkpoints
@@ -123,21 +123,21 @@ def prepare(job: FineTuneJob, claim_paths: ClaimPaths) -> Prepared:
     """
     pretrained = model_loader.find(job.spec.model, claim_paths)
     config = model_loader.load_config(pretrained)
-    task_name = job.spec.task or detect(config)
-    kind = find(task_name)
+    task_name = job.spec.task or infer_task(config)
+    kind = get_task(task_name)
     training = job.spec.training
-    kind.check_batches(training.batch_size, training.micro_batch_size or training.batch_size)
+    kind.check_batch_size(training.batch_size, training.micro_batch_size or training.batch_size)
     job = with_defaults(job, task_name)
     spec = job.spec
     bad_rows = data.BadRowPolicy.from_spec(spec.data)
     whole, train, validation, test = _open_data(job, kind, claim_paths, bad_rows)
-    task = kind.fit(config, whole)
-    check_metric(Judge(spec.evaluation), task.metrics)
+    task = kind.build(config, whole)
+    check_metric(Judge(spec.evaluation), task.metric_names)
     if bad_rows.skip:  # before anything is counted; otherwise the first one ends the run, once the processors are there
         processors = model_loader.load_processors(pretrained, task, config, spec.data.max_length)
-        train = bad_rows.drop_rows(train, task.problems(train, processors))
-        validation = bad_rows.drop_rows(validation, task.problems(validation, processors)) if validation else None
-        test = bad_rows.drop_rows(test, task.problems(test, processors)) if test else None
+        train = bad_rows.drop_rows(train, task.find_problems(train, processors))
+        validation = bad_rows.drop_rows(validation, task.find_problems(validation, processors)) if validation else None
+        test = bad_rows.drop_rows(test, task.find_problems(test, processors)) if test else None
     parameters = model_loader.parameters_of(model_loader.skeleton(task.auto_class, config))
     decided = plan_run(job, parameters, len(train), len(validation) if validation else 0)
     return Prepared(task, pretrained, config, train, validation, test, decided, tuple(bad_rows.notes()))
@@ -150,7 +150,9 @@ def _open_data(
     spec = job.spec.data
     layout = data.resolve_files(spec.train, "data.train", claim_paths)
     table = data.read_table(layout, bad_rows)
-    names = data.resolve_columns(table.columns, spec.columns, kind.needs, kind.optional, table.data_files.field_path)
+    names = data.resolve_columns(
+        table.columns, spec.columns, kind.required_roles, kind.optional_roles, table.data_files.field_path
+    )
     whole = _present(table, names, bad_rows)
     train, validation = data.train_validation_split(whole, spec, table)
 
@@ -214,7 +216,7 @@ def _set_up(prepared: Prepared, callback: Callback) -> Setup:
     processors = model_loader.load_processors(prepared.pretrained, task, prepared.config, spec.data.max_length)
     if spec.data.on_bad_row == "Fail":
         for part in filter(None, (prepared.train, prepared.validation, prepared.test)):
-            for problem in task.problems(part, processors):
+            for problem in task.find_problems(part, processors):
                 raise UserError(part.describe(problem))
     callback.on_message(f"loading {prepared.pretrained.source}")
     model, new = model_loader.load_model(prepared.pretrained, task, prepared.config)

@@ -146,7 +146,7 @@ class Loop:
     def _backward(self, micro_batches: list[Batch]) -> Tensor:
         """Accumulate the gradients of one optimizer step; its loss is the mean over the terms of all micro-batches."""
         setup = self.setup
-        terms = max(1, sum(map(setup.task.terms, micro_batches)))  # a loss over nothing is zero
+        terms = max(1, sum(map(setup.task.num_items, micro_batches)))  # a loss over nothing is zero
         total = torch.zeros((), device=setup.compute.device)
         for batch in micro_batches:
             with setup.compute.autocast():
