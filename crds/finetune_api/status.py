@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 
-from finetune_api.base import Model, UniqueBy
+from finetune_api.base import ListMapKey, Model
 
 Name = Annotated[str, StringConstraints(max_length=316)]
 Message = Annotated[str, StringConstraints(max_length=32_768)]
@@ -141,7 +141,7 @@ class JobStatus(Observed):
 
     observed_generation: Number = -1
     """The generation the operator has seen; -1 before it has seen any."""
-    conditions: Annotated[list[Condition], UniqueBy("type"), Field(max_length=8)] = []
+    conditions: Annotated[list[Condition], ListMapKey("type"), Field(max_length=8)] = []
     """Succeeded, Reconciling, Stalled, Suspended."""
     attempt: Annotated[int, Field(ge=0, le=100_000)] | None = None
     """The current attempt; written before its Job is created."""

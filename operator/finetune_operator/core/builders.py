@@ -35,7 +35,7 @@ from finetune_api.names import (
     attempt_name,
     output_claim,
 )
-from finetune_api.sources import claims
+from finetune_api.sources import claim_names
 from finetune_operator.config import Config
 from finetune_operator.core.actions import Create, Manifest
 from finetune_operator.core.observed import ObservedJob
@@ -286,7 +286,7 @@ def _claims(document: FineTuneJob) -> dict[str, str]:
 
 def _mounts(document: FineTuneJob) -> list[Manifest]:
     """Of the job's own claims only the one that takes the result can be written to."""
-    written = claims([document.destination])
+    written = claim_names([document.destination])
     volumes, runtime = _claims(document), document.spec.runtime
     mounts: list[Manifest] = [
         {"name": "job", "mountPath": SPEC_DIR, "readOnly": True},

@@ -64,7 +64,7 @@ def test_a_good_job_is_read_and_its_numbers_are_numbers(tmp_path: Path) -> None:
         ("- name: visual", "- name: text model", "'text model' is not a name of letters, digits, '-' and '_'"),
         ("pvc://captions/train", "pvc://a..b/train", "is not of the form hf://org/repo or pvc://claim/path"),
         ("{source: pvc://models/clip}", "{source: pvc://models/clip, revision: v2}", "spec.model.revision: revision "
-         "belongs to a hub repository"),
+         "requires a Hugging Face Hub repository"),
         ("metadata: {name: good}", "metadata: {generateName: good-}", "metadata.name: is required: generateName works "
          "with `kubectl create` only"),
         ("  modules:", "  suspend: yes\n  modules:", "write true, or quote it: 'yes'"),

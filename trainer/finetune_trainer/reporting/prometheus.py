@@ -86,7 +86,7 @@ class StatusCollector(Collector):
                 latest.add_metric([strip_eval_prefix(name)], value)
             yield latest
         if (best := self.tracker.best) is not None:
-            metric = plan.job.spec.evaluation.metric or ""
+            metric = plan.job.spec.evaluation.metric
             family = GaugeMetricFamily(
                 names.BEST_EVALUATION, "Best value of evaluation.metric.", labels=[names.METRIC_LABEL]
             )

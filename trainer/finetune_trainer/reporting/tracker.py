@@ -107,7 +107,7 @@ class StatusTracker(Callback):
                 if record and math.isfinite(value):
                     yield Metric(name=name, value=value, step=record.step)
         if self.best is not None and self.plan is not None:
-            metric = self.plan.job.spec.evaluation.metric or ""
+            metric = self.plan.job.spec.evaluation.metric
             yield Metric(name=f"best/{strip_eval_prefix(metric)}", value=self.best.metrics[metric], step=self.best.step)
 
     def _module(self, module: ModulePlan) -> ModuleStatus:
