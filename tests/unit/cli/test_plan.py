@@ -188,7 +188,7 @@ def test_a_task_that_nobody_does_yet_still_shows_the_model(look: Look) -> None:
 def test_an_unclear_task_still_shows_the_model_and_says_what_to_do(look: Look) -> None:
     result = look(unclear())
     assert result.exit_code == 2
-    assert "task: not clear from the model's config" in result.stderr
+    assert "task: cannot be inferred from the model's config" in result.stderr
     assert re.search(r"BertModel  39 tensors", result.stdout)
     assert "no preset is known for this model" in result.stdout
 

@@ -30,8 +30,8 @@ class Struck(Recorder):
         super().__init__()
         self.strike_step, self.strike = step, strike
 
-    def on_step(self, record: StepRecord) -> None:
-        super().on_step(record)
+    def on_step_end(self, record: StepRecord) -> None:
+        super().on_step_end(record)
         if record.step == self.strike_step:
             self.strike()
 
@@ -43,7 +43,7 @@ class StruckInEvaluation(Recorder):
         super().__init__()
         self.strike_step = step
 
-    def on_evaluation_progress(self, done: int, total: int) -> None:
+    def on_prediction_step(self, done: int, total: int) -> None:
         if self.steps and self.steps[-1].step == self.strike_step and done == 0:
             terminate()
 
@@ -280,12 +280,12 @@ def test_what_changed_in_the_spec_is_reported_and_taken_from_it(claims: Path, ou
 
 def test_other_data_cannot_be_resumed(claims: Path, out: Path, tmp_path: Path) -> None:
     tiny.write_rows(tmp_path / "data" / "colours", tiny.captioned(30))
-    place = tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out})
+    claim_paths = tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out})
     with pytest.raises(CrashError):
-        run(job(), RunOptions(claims=place), Struck(5, crash))
+        run(job(), RunOptions(claims=claim_paths), Struck(5, crash))
     tiny.write_rows(tmp_path / "data" / "colours", tiny.captioned(30, seed=2), "part-1.parquet")
     with pytest.raises(UserError, match="the training set has 42 samples, but had 21"):
-        run(job(), RunOptions(claims=place), Recorder())
+        run(job(), RunOptions(claims=claim_paths), Recorder())
 
 
 def test_an_older_attempt_may_not_begin_after_a_newer_one(claims: Path, out: Path) -> None:
@@ -315,7 +315,7 @@ from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.training.run import RunOptions, run
 
 class Slow(Callback):
-    def on_step(self, record):
+    def on_step_end(self, record):
         Path(sys.argv[3]).write_text(str(record.step))
         time.sleep(0.05)
 

@@ -61,7 +61,7 @@ def slow(*arguments):
     return prepare(*arguments)
 
 class Switch(Callback):
-    def on_step(self, record):
+    def on_step_end(self, record):
         if record.step == 2 and hang != "saving":
             Path(out, "hang").touch()
 
