@@ -7,6 +7,7 @@ controller's UID tells; a status is written only over the very version it was co
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,9 +17,11 @@ from finetune_operator.core.actions import Create, Delete, Event, Plan
 from finetune_operator.core.children import controller_uid
 from finetune_operator.core.observed import ObservedJob
 from finetune_operator.core.status import merge_patch
-from finetune_operator.runtime.cache import Cache
 
 REPORTER = "finetune.dev/operator"
+
+OnWrite = Callable[[str, dict[str, Any]], object]
+"""Called with the resource and the object as the API server returned it."""
 
 
 class RefusedError(Exception):
@@ -33,7 +36,7 @@ class InTheWayError(Exception):
     """An object of an earlier job of the same name is not gone yet."""
 
 
-async def apply(plan: Plan, job: ObservedJob, cluster: Cluster, cache: Cache) -> None:
+async def apply(plan: Plan, job: ObservedJob, cluster: Cluster, on_write: OnWrite) -> None:
     """Carry out a plan.
 
     Raises:
@@ -43,16 +46,16 @@ async def apply(plan: Plan, job: ObservedJob, cluster: Cluster, cache: Cache) ->
         ApiError: anything else; the plan may be carried out in part, and reconciling again goes on from there.
     """
     for create in plan.creates:
-        await _create(create, job, cluster, cache)
+        await _create(create, job, cluster, on_write)
     if plan.status is not None:
-        await _write_status(plan, job, cluster, cache)
+        await _write_status(plan, job, cluster, on_write)
     for delete in plan.deletes:
         await _delete(delete, job, cluster)
     for event in plan.events:
         await _tell(event, job, cluster)
 
 
-async def _create(create: Create, job: ObservedJob, cluster: Cluster, cache: Cache) -> None:
+async def _create(create: Create, job: ObservedJob, cluster: Cluster, on_write: OnWrite) -> None:
     try:
         made = await cluster.post(path_of(create.resource, job.key.namespace), create.manifest)
     except ApiError as error:
@@ -63,7 +66,7 @@ async def _create(create: Create, job: ObservedJob, cluster: Cluster, cache: Cac
         else:
             raise
     if create.resource == "jobs":
-        cache.put("jobs", made)
+        on_write("jobs", made)
 
 
 async def _existing(create: Create, job: ObservedJob, cluster: Cluster) -> dict[str, Any]:
@@ -77,14 +80,14 @@ async def _existing(create: Create, job: ObservedJob, cluster: Cluster) -> dict[
     raise RefusedError(f"{_named(create)} exists and belongs to somebody else: delete it, or name the job differently")
 
 
-async def _write_status(plan: Plan, job: ObservedJob, cluster: Cluster, cache: Cache) -> None:
+async def _write_status(plan: Plan, job: ObservedJob, cluster: Cluster, on_write: OnWrite) -> None:
     assert plan.status is not None
     patch = merge_patch(job.status, plan.status)
     if not patch:
         return
     body = {"metadata": {"resourceVersion": job.resource_version, "uid": job.uid}, "status": patch}
     try:
-        cache.put(JOB_PLURAL, await cluster.merge(f"{job_path(job.key)}/status", body))
+        on_write(JOB_PLURAL, await cluster.merge(f"{job_path(job.key)}/status", body))
     except ApiError as error:
         if error.conflict or error.not_found:
             raise OutdatedError from error

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import dataclass
 
 from finetune_api.names import JOB_LABEL
 from finetune_operator.client.cluster import ApiError, Cluster, Document, path_of
 from finetune_operator.core.actions import Look
-from finetune_operator.core.children import Children, Leaving, controller_uid
+from finetune_operator.core.children import Leaving, controller_uid
 from finetune_operator.core.observed import Key
-from finetune_operator.runtime.cache import Cache
 
 
-async def look(wanted: Look, key: Key, cluster: Cluster, cache: Cache) -> Children:
+@dataclass(frozen=True)
+class Seen:
     """The children of a job as they are now, what of its references is missing, and what attempts have left."""
+
+    jobs: list[Document]
+    pods: list[Document]
+    missing: tuple[str, ...]
+    leavings: tuple[Leaving, ...]
+
+
+async def look(wanted: Look, key: Key, cluster: Cluster) -> Seen:
+    """Ask the API server."""
     jobs, pods, missing, leavings = await asyncio.gather(
         _labelled("jobs", key, cluster),
         _labelled("pods", key, cluster),
         _missing(wanted, key.namespace, cluster),
         _leavings(wanted, key.namespace, cluster),
     )
-    cache.replace_children(key, jobs, pods)
-    return replace(cache.children(key), missing=tuple(missing), leavings=tuple(leavings))
+    return Seen(jobs, pods, tuple(missing), tuple(leavings))
 
 
 async def _labelled(resource: str, key: Key, cluster: Cluster) -> list[Document]:

@@ -1,25 +1,21 @@
-"""What the trainer says while it runs: its Prometheus page, read with limits on time, bytes and names.
+"""Parses the Prometheus page of a trainer into the progress fields of status.
 
-A trainer pod runs a user's image, so its page is not trusted: what is too long, not understood or not on the list is
-left out, and a pod that answers slowly or never delays no other.
+A trainer pod runs a user's image, so its page is not trusted: metrics that are not on the allow-list, values that are
+not finite and rows beyond the limits are dropped.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
-import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from finetune_api import trainer_metrics as names
 from finetune_api.status import CheckpointStatus, Metric, ModuleStatus, Progress
 
-TIMEOUT_SECONDS = 2.0
-MAX_BYTES = 256 * 1024
 MAX_ROWS = 64
 MAX_LABEL = 63
 
@@ -37,43 +33,6 @@ class Reading:
     modules: tuple[ModuleStatus, ...] = ()
     checkpoint: CheckpointStatus | None = None
     attempt: int = 0
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where rank 0 of an attempt answers."""
-
-    attempt: int
-    address: str
-    port: int
-
-    @property
-    def url(self) -> str:
-        host = f"[{self.address}]" if ":" in self.address else self.address
-        return f"http://{host}:{self.port}/metrics"
-
-
-async def read(session: aiohttp.ClientSession, target: Target) -> Reading | None:
-    """Ask one trainer; None when it does not answer in time, says too much, or nothing of use."""
-    try:
-        async with asyncio.timeout(TIMEOUT_SECONDS):
-            text = await _fetch(session, target.url)
-    except (aiohttp.ClientError, TimeoutError, OSError, UnicodeDecodeError):
-        return None
-    reading = parse(text, datetime.now(UTC)) if text is not None else None
-    return replace(reading, attempt=target.attempt) if reading else None
-
-
-async def _fetch(session: aiohttp.ClientSession, url: str) -> str | None:
-    async with session.get(url, allow_redirects=False) as response:
-        if response.status != 200:
-            return None
-        body = bytearray()
-        async for chunk in response.content.iter_chunked(16 * 1024):
-            body += chunk
-            if len(body) > MAX_BYTES:
-                return None
-        return body.decode()
 
 
 def parse(text: str, now: datetime) -> Reading | None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from finetune_api.names import JOB_PLURAL
 from finetune_operator.core.children import AttemptJob, Children, TrainerPod, attempt_job, owner_key, trainer_pod
 from finetune_operator.core.observed import Key, ObservedJob, observe
-from finetune_operator.core.progress import Reading, Target
+from finetune_operator.core.progress import Reading
 
 logger = logging.getLogger(__name__)
 
@@ -91,16 +91,6 @@ class Cache:
             }
         for key, pods in self._pods.items():
             self._pods[key] = {name: it for name, it in pods.items() if (key.namespace, name) not in lost["pods"]}
-
-    def targets(self) -> dict[Key, Target]:
-        """Where rank 0 of every running job answers."""
-        found = {}
-        for key, job in self.jobs.items():
-            number = job.status.attempt or 0
-            pod = next((it for it in self.children(key).pods_of(number) if it.rank == 0 and it.running), None)
-            if pod and pod.alive and pod.address and pod.port and not job.finished:
-                found[key] = Target(number, pod.address, pod.port)
-        return found
 
     def _put(self, resource: str, raw: Raw) -> Key | None:
         if resource == JOB_PLURAL:

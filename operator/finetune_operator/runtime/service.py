@@ -16,8 +16,9 @@ from finetune_operator.client.cluster import Cluster
 from finetune_operator.client.lease import Lease
 from finetune_operator.config import Config
 from finetune_operator.health import Health, serving
-from finetune_operator.metrics import REGISTRY, JobCollector
+from finetune_operator.metrics import REGISTRY
 from finetune_operator.runtime.cache import Cache
+from finetune_operator.runtime.job_metrics import JobCollector
 from finetune_operator.runtime.queue import WorkQueue
 from finetune_operator.runtime.resync import EVERY_SECONDS, Lister, until_served
 from finetune_operator.runtime.scraper import Poller

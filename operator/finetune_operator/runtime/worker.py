@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from finetune_api.names import JOB_PLURAL
@@ -50,7 +51,7 @@ class Worker:
             return
         plan = await self._decide(job)
         try:
-            await apply(plan, job, self._cluster, self._cache)
+            await apply(plan, job, self._cluster, self._cache.put)
         except RefusedError as error:
             await self._report_refusal(job, error)
         except InTheWayError as error:
@@ -76,7 +77,9 @@ class Worker:
         now = datetime.now(UTC)
         plan = reconcile(job, self._cache.children(job.key), now, self._config)
         if plan.look is not None:
-            children = await look(plan.look, job.key, self._cluster, self._cache)
+            seen = await look(plan.look, job.key, self._cluster)
+            self._cache.replace_children(job.key, seen.jobs, seen.pods)
+            children = replace(self._cache.children(job.key), missing=seen.missing, leavings=seen.leavings)
             plan = reconcile(job, children, now, self._config)
         return plan
 
@@ -91,7 +94,7 @@ class Worker:
 
     async def _report_refusal(self, job: ObservedJob, error: RefusedError) -> None:
         logger.warning("%s: %s", job.key, error)
-        await apply(refused(job, str(error), datetime.now(UTC)), job, self._cluster, self._cache)
+        await apply(refused(job, str(error), datetime.now(UTC)), job, self._cluster, self._cache.put)
         self._queue.add_after(job.key, self._config.recheck_interval_seconds)
 
     def _stumble(self, key: Key, error: Exception) -> None:

@@ -12,8 +12,8 @@ import pytest
 from finetune_operator.config import Config, ConfigError, load
 from finetune_operator.core.children import attempt_job
 from finetune_operator.core.observed import Key
-from finetune_operator.metrics import JobCollector
 from finetune_operator.runtime.cache import Cache
+from finetune_operator.runtime.job_metrics import JobCollector
 from finetune_operator.runtime.queue import WorkQueue
 
 A, B = Key("default", "a"), Key("default", "b")
