@@ -21,13 +21,13 @@ Rounded = Annotated[float, AfterValidator(lambda value: float(f"{value:.5g}"))]
 Number = Annotated[int, Field(ge=-1, le=9_007_199_254_740_991)]
 
 
-class Observed(Model):
+class StatusModel(Model):
     """A piece of status: written by the operator, so read leniently and dated."""
 
     model_config = ConfigDict(strict=False, extra="ignore", validate_by_name=True)
 
 
-class Condition(Observed):
+class Condition(StatusModel):
     """A Kubernetes condition (`metav1.Condition`)."""
 
     type: Literal["Succeeded", "Reconciling", "Stalled", "Suspended"]
@@ -44,7 +44,7 @@ class Condition(Observed):
     """The generation it speaks of."""
 
 
-class Progress(Observed):
+class Progress(StatusModel):
     """How far rank 0 has come; kept after the end."""
 
     step: Number = 0
@@ -63,7 +63,7 @@ class Progress(Observed):
     """When this was read."""
 
 
-class Metric(Observed):
+class Metric(StatusModel):
     """The latest value of a metric."""
 
     name: Name
@@ -74,7 +74,7 @@ class Metric(Observed):
     """The step it belongs to."""
 
 
-class ModuleStatus(Observed):
+class ModuleStatus(StatusModel):
     """One module, now."""
 
     name: Name
@@ -93,7 +93,7 @@ class ModuleStatus(Observed):
     """Whether it is frozen now."""
 
 
-class CheckpointStatus(Observed):
+class CheckpointStatus(StatusModel):
     """The last checkpoint."""
 
     step: Number
@@ -104,7 +104,7 @@ class CheckpointStatus(Observed):
     """When it was complete."""
 
 
-class OutputStatus(Observed):
+class OutputStatus(StatusModel):
     """The result."""
 
     destination: Text
@@ -113,7 +113,7 @@ class OutputStatus(Observed):
     """SHA-256 of the weights."""
 
 
-class Attempt(Observed):
+class AttemptStatus(StatusModel):
     """One attempt: one Kubernetes Job."""
 
     number: Number
@@ -136,7 +136,7 @@ class Attempt(Observed):
     """What the trainer said at the end, or the end of its log."""
 
 
-class JobStatus(Observed):
+class JobStatus(StatusModel):
     """Status of a FineTuneJob."""
 
     observed_generation: Number = -1
@@ -169,14 +169,14 @@ class JobStatus(Observed):
     """The last checkpoint."""
     output: OutputStatus | None = None
     """The result."""
-    attempts: Annotated[list[Attempt], Field(max_length=10)] | None = None
+    attempts: Annotated[list[AttemptStatus], Field(max_length=10)] | None = None
     """The last 10 attempts."""
 
 
 TERMINATION_MESSAGE_BYTES = 4096
 
 
-class Report(Observed):
+class Report(StatusModel):
     """The trainer's last word, written to the termination message of its container."""
 
     reason: Reason

@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 
 from finetune_operator import config as configuration
-from finetune_operator.client.cluster import ApiError, NoClusterError
+from finetune_operator.client.cluster import ApiError, KubeconfigError
 from finetune_operator.client.lease import LeaseLostError
 from finetune_operator.logs import LogFormat, configure
-from finetune_operator.runtime.service import Options, serve
+from finetune_operator.runtime.service import Options, run_operator
 
 OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -20,7 +20,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-def operate(  # noqa: PLR0917 typer calls it by name
+def run(  # noqa: PLR0917 typer calls it by name
     config: Annotated[Path | None, typer.Option(help="Configuration file (YAML).")] = None,
     namespace: Annotated[
         list[str] | None, typer.Option(help="Namespace to serve; may be repeated. Default: watchNamespaces, else all.")
@@ -49,11 +49,11 @@ def operate(  # noqa: PLR0917 typer calls it by name
             metrics_port=metrics_port,
             health_port=health_port,
         )
-        asyncio.run(serve(settings, options))
+        asyncio.run(run_operator(settings, options))
     except configuration.ConfigError as error:
-        _end(str(error), 2)
-    except (NoClusterError, LeaseLostError, ApiError, OSError) as error:
-        _end(str(error), 1)
+        _exit(str(error), 2)
+    except (KubeconfigError, LeaseLostError, ApiError, OSError) as error:
+        _exit(str(error), 1)
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def _own_namespace() -> str:
     return OWN_NAMESPACE.read_text() if OWN_NAMESPACE.exists() else "default"
 
 
-def _end(message: str, code: int) -> None:
+def _exit(message: str, code: int) -> None:
     typer.echo(f"finetune-operator: {message}", err=True)
     raise typer.Exit(code)
 

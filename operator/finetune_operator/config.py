@@ -21,13 +21,13 @@ class ConfigError(ValueError):
     """A configuration file that cannot be used; the message names the file, the field and what was expected."""
 
 
-class Settings(BaseModel):
+class ConfigModel(BaseModel):
     """A piece of the configuration: camelCase outside, unknown fields and other types refused, as the chart does."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, strict=True)
 
 
-class TrainerResources(Settings):
+class TrainerResources(ConfigModel):
     """What a trainer pod gets where the job does not say; none means that no request or limit is set."""
 
     cpu: Quantity | None = None
@@ -36,7 +36,7 @@ class TrainerResources(Settings):
     shared_memory: Quantity | None = None
 
 
-class AdminEnv(Settings):
+class EnvVar(ConfigModel):
     """An environment variable, as in a container; any source that Kubernetes knows will do."""
 
     name: EnvName
@@ -50,7 +50,7 @@ class AdminEnv(Settings):
         return self
 
 
-class Trainer(Settings):
+class TrainerConfig(ConfigModel):
     """How trainer pods are made.
 
     Image, pull policy, resources, user and group are defaults, which a job may override. Of the rest the administrator
@@ -64,7 +64,7 @@ class Trainer(Settings):
     fs_group: Id = 65532
     image_pull_deadline_seconds: Annotated[int, Field(ge=1)] = 600
     termination_grace_period_seconds: Annotated[int, Field(ge=1)] = 120
-    env: list[AdminEnv] = []
+    env: list[EnvVar] = []
     """They win over the job's."""
     env_from: list[EnvFrom] = []
     image_pull_secrets: list[PullSecret] = []
@@ -80,7 +80,7 @@ class Trainer(Settings):
         return [it.model_dump(by_alias=True, exclude_none=True) for it in self.env]
 
 
-class OutputClaim(Settings):
+class OutputClaimConfig(ConfigModel):
     """The claim that is made for a job without `output.destination`."""
 
     size: Quantity = "20Gi"
@@ -90,11 +90,11 @@ class OutputClaim(Settings):
     ] = ["ReadWriteOnce"]
 
 
-class Config(Settings):
+class Config(ConfigModel):
     """The whole file; every field has a default, so an empty file is a valid one."""
 
-    trainer: Trainer = Trainer()
-    output_claim: OutputClaim = OutputClaim()
+    trainer: TrainerConfig = TrainerConfig()
+    output_claim: OutputClaimConfig = OutputClaimConfig()
     watch_namespaces: list[Namespace] = []
     """Namespaces to serve; none means all."""
     progress_interval_seconds: Annotated[float, Field(gt=0)] = 15
@@ -121,10 +121,10 @@ def load(path: Path | None) -> Config:
     except YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     except ValidationError as error:
-        raise ConfigError(f"{path}: {explain(error)}") from None
+        raise ConfigError(f"{path}: {describe_errors(error)}") from None
 
 
-def explain(error: ValidationError) -> str:
+def describe_errors(error: ValidationError) -> str:
     """Pydantic's findings in one line: field, then what was expected."""
     return "; ".join(f"{_field(item['loc'], item.get('ctx', {}))}: {item['msg']}" for item in error.errors()[:5])
 

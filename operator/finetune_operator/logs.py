@@ -16,7 +16,7 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
-class _Json(logging.Formatter):
+class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
@@ -33,7 +33,7 @@ def configure(style: LogFormat, *, debug: bool) -> None:
     """Log to standard error; Kopf, which tells of every event it sees, only speaks up when something is wrong."""
     handler = logging.StreamHandler(sys.stderr)
     plain = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
-    handler.setFormatter(_Json() if style is LogFormat.JSON else plain)
+    handler.setFormatter(JsonFormatter() if style is LogFormat.JSON else plain)
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler], force=True)
     for noisy in ("kopf", "aiohttp", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.INFO if debug else logging.WARNING)

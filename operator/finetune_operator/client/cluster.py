@@ -1,7 +1,7 @@
-"""The API server in plain JSON: paths in, documents out, errors that say what the server said.
+"""A client of the API server that sends and receives plain JSON.
 
-The official client does connection, credentials and TLS; its models are not used, for reading a Job as a model costs
-six times as much as reading it as JSON. Every call names its content type and has a deadline of its own.
+Connection, credentials and TLS come from the official client. Its models are not used: parsing a Job into a model
+takes six times as long as parsing JSON. Every request names its content type and has a timeout.
 """
 
 from __future__ import annotations
@@ -9,20 +9,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import AsyncIterator
-from typing import Any
 
 import aiohttp
-from kubernetes.aio import config as kubernetes_config
+from kubernetes.aio import config as kube_config
 from kubernetes.aio.client import ApiClient, Configuration
 
 from finetune_api.names import GROUP, JOB_PLURAL, VERSION
-from finetune_operator.core.observed import Key
+from finetune_operator.core.objects import JsonObject, NamespacedName
 from finetune_operator.metrics import API_CALLS
 
-REQUEST_SECONDS = 30.0
-PAGE = 500
+REQUEST_TIMEOUT_SECONDS = 30.0
+LIST_PAGE_SIZE = 500
 
-_GROUPS = {
+_API_PATHS = {
     JOB_PLURAL: f"apis/{GROUP}/{VERSION}",
     "jobs": "apis/batch/v1",
     "pods": "api/v1",
@@ -32,11 +31,9 @@ _GROUPS = {
     "leases": "apis/coordination.k8s.io/v1",
 }
 
-Document = dict[str, Any]
-
 
 class ApiError(Exception):
-    """The API server said no, or nothing at all (status 0)."""
+    """The API server returned an error, or could not be reached (status 0)."""
 
     def __init__(self, status: int, reason: str, message: str) -> None:
         super().__init__(message or reason)
@@ -44,25 +41,30 @@ class ApiError(Exception):
         self.reason = reason
 
     @property
-    def not_found(self) -> bool:
+    def is_not_found(self) -> bool:
         return self.status == 404
 
     @property
-    def conflict(self) -> bool:
+    def is_conflict(self) -> bool:
+        """Also true if the object already exists: both have status 409."""
         return self.status == 409
 
     @property
-    def forbidden(self) -> bool:
+    def is_already_exists(self) -> bool:
+        return self.status == 409 and self.reason == "AlreadyExists"
+
+    @property
+    def is_forbidden(self) -> bool:
         return self.status == 403
 
     @property
-    def refusal(self) -> bool:
-        """Whether asking again the same way is pointless until somebody changes something."""
+    def is_rejection(self) -> bool:
+        """Whether the same request will fail until someone changes the object, a policy or a quota."""
         return self.status in (400, 403, 422)
 
 
-class NoClusterError(Exception):
-    """It is not said which cluster to talk to."""
+class KubeconfigError(Exception):
+    """There is no usable kubeconfig and no service account."""
 
 
 class Cluster:
@@ -73,40 +75,47 @@ class Cluster:
 
     @classmethod
     async def connect(cls) -> Cluster:
-        """Connect to the cluster of `$KUBECONFIG`, else to the one this pod runs in; never to a default context."""
+        """Connect to the cluster of `$KUBECONFIG`, else to the one this pod runs in; never to a default context.
+
+        Raises:
+            KubeconfigError: neither can be loaded.
+        """
         configuration = Configuration()
-        file = os.environ.get("KUBECONFIG")
+        path = os.environ.get("KUBECONFIG")
         try:
-            if file:
-                await kubernetes_config.load_kube_config(file, client_configuration=configuration)
+            if path:
+                await kube_config.load_kube_config(path, client_configuration=configuration)
             else:
-                kubernetes_config.load_incluster_config(configuration)
-        except kubernetes_config.ConfigException as error:
-            where = f"KUBECONFIG={file}" if file else "no KUBECONFIG, and no service account of a pod"
-            raise NoClusterError(f"{where}: {error}") from error
+                kube_config.load_incluster_config(configuration)
+        except kube_config.ConfigException as error:
+            source = f"KUBECONFIG={path}" if path else "no KUBECONFIG, and no service account of a pod"
+            raise KubeconfigError(f"{source}: {error}") from error
         return cls(ApiClient(configuration))
 
     async def close(self) -> None:
         await self._client.close()
 
-    async def get(self, path: str, **query: str | int) -> Document:
-        return await self._call("GET", path, query=query)
+    async def get(self, path: str, **query: str | int) -> JsonObject:
+        return await self._request("GET", path, query=query)
 
-    async def post(self, path: str, body: Document) -> Document:
-        return await self._call("POST", path, body, "application/json")
+    async def create(self, path: str, body: JsonObject) -> JsonObject:
+        return await self._request("POST", path, body, "application/json")
 
-    async def put(self, path: str, body: Document) -> Document:
-        return await self._call("PUT", path, body, "application/json")
+    async def update(self, path: str, body: JsonObject) -> JsonObject:
+        return await self._request("PUT", path, body, "application/json")
 
-    async def merge(self, path: str, body: Document) -> Document:
-        return await self._call("PATCH", path, body, "application/merge-patch+json")
+    async def patch(self, path: str, body: JsonObject) -> JsonObject:
+        """Apply a JSON merge patch (RFC 7396)."""
+        return await self._request("PATCH", path, body, "application/merge-patch+json")
 
-    async def delete(self, path: str, body: Document) -> Document:
-        return await self._call("DELETE", path, body, "application/json")
+    async def delete(self, path: str, options: JsonObject) -> JsonObject:
+        return await self._request("DELETE", path, options, "application/json")
 
-    async def items(self, path: str, selector: str = "") -> AsyncIterator[Document]:
-        """Every object of a list, page by page."""
-        query: dict[str, str | int] = {"limit": PAGE} | ({"labelSelector": selector} if selector else {})
+    async def list_items(self, path: str, label_selector: str = "") -> AsyncIterator[JsonObject]:
+        """Every object of a list, which is requested page by page."""
+        query: dict[str, str | int] = {"limit": LIST_PAGE_SIZE}
+        if label_selector:
+            query["labelSelector"] = label_selector
         while True:
             page = await self.get(path, **query)
             for item in page.get("items") or []:
@@ -116,50 +125,50 @@ class Cluster:
                 return
             query["continue"] = token
 
-    async def _call(
+    async def _request(
         self,
         verb: str,
         path: str,
-        body: Document | None = None,
+        body: JsonObject | None = None,
         content_type: str = "",
         query: dict[str, str | int] | None = None,
-    ) -> Document:
+    ) -> JsonObject:
         headers = {"Accept": "application/json"} | ({"Content-Type": content_type} if content_type else {})
         request = await self._client.param_serialize(
             verb, path, query_params=list((query or {}).items()), header_params=headers, body=body,
             auth_settings=["BearerToken"],
         )  # fmt: skip
         try:
-            response = await self._client.call_api(*request, _request_timeout=REQUEST_SECONDS)
+            response = await self._client.call_api(*request, _request_timeout=REQUEST_TIMEOUT_SECONDS)
             content = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            API_CALLS.labels(verb, _resource(path), "0").inc()
+            API_CALLS.labels(verb, _resource_of(path), "0").inc()
             raise ApiError(0, "Unreachable", f"the API server cannot be reached: {error}") from error
-        API_CALLS.labels(verb, _resource(path), str(response.status)).inc()
-        document = _json(content)
+        API_CALLS.labels(verb, _resource_of(path), str(response.status)).inc()
+        answer = _parse_json(content)
         if not 200 <= response.status < 300:
-            raise ApiError(response.status, document.get("reason", ""), document.get("message", ""))
-        return document
+            raise ApiError(response.status, answer.get("reason", ""), answer.get("message", ""))
+        return answer
 
 
-def path_of(resource: str, namespace: str | None = None, name: str | None = None) -> str:
-    """The path of a resource: of all namespaces, of one, or of one object."""
-    parts = [_GROUPS[resource], *(["namespaces", namespace] if namespace else []), resource, *([name] if name else [])]
-    return "/" + "/".join(parts)
+def resource_path(resource: str, namespace: str | None = None, name: str | None = None) -> str:
+    """The URL path of a resource: in all namespaces, in one, or of one object."""
+    namespaces = ["namespaces", namespace] if namespace else []
+    return "/" + "/".join([_API_PATHS[resource], *namespaces, resource, *([name] if name else [])])
 
 
-def job_path(key: Key) -> str:
-    """The path of a FineTuneJob."""
-    return path_of(JOB_PLURAL, key.namespace, key.name)
+def job_path(key: NamespacedName) -> str:
+    """The URL path of a FineTuneJob."""
+    return resource_path(JOB_PLURAL, key.namespace, key.name)
 
 
-def _resource(path: str) -> str:
-    return next((part for part in path.split("/") if part in _GROUPS), "discovery")
+def _resource_of(path: str) -> str:
+    return next((part for part in path.split("/") if part in _API_PATHS), "discovery")
 
 
-def _json(content: bytes) -> Document:
+def _parse_json(content: bytes) -> JsonObject:
     try:
-        document = json.loads(content)
+        answer = json.loads(content)
     except ValueError:
         return {"message": content[:200].decode(errors="replace")}
-    return document if isinstance(document, dict) else {}
+    return answer if isinstance(answer, dict) else {}

@@ -6,8 +6,8 @@ and a restart of the operator.
 
 from __future__ import annotations
 
-from collections import Counter as Tally
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -18,9 +18,12 @@ from finetune_operator.runtime.queue import WorkQueue
 
 JOB_LABELS = ("namespace", "name")
 
+Sample = tuple[tuple[str, ...], float]
+"""Label values and value."""
+
 
 class JobCollector(Collector):
-    """Gauges about jobs, computed when somebody scrapes."""
+    """Gauges of the work queue and of all jobs."""
 
     def __init__(self, cache: Cache, queue: WorkQueue) -> None:
         self._cache = cache
@@ -28,56 +31,64 @@ class JobCollector(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         jobs = list(self._cache.jobs.values())
-        yield _gauge("finetune_queue_depth", "Jobs waiting for a worker.", (), [((), float(self._queue.depth))])
-        yield _gauge("finetune_queue_age_seconds", "How long the first has waited.", (), [((), self._queue.age)])
-        states = Tally(job.state for job in jobs if job.state)
-        counts: list[Row] = [((state,), float(count)) for state, count in states.items()]
-        yield _gauge("finetune_jobs", "Jobs, by state.", ("state",), counts)
+        yield _gauge("finetune_queue_depth", "Jobs waiting for a worker.", (), [((), self._queue.depth)])
+        yield _gauge(
+            "finetune_queue_age_seconds", "How long the first has waited.", (), [((), self._queue.age_seconds)]
+        )
+        states = Counter(job.state for job in jobs if job.state)
+        yield _gauge("finetune_jobs", "Jobs, by state.", ("state",), [((it,), count) for it, count in states.items()])
         yield _info(jobs)
         yield _conditions(jobs)
-        yield from _mirror(jobs)
+        # Until the job is cleaned up; then there is nothing left to look into.
+        yield from _training(job for job in jobs if job.status.cleanup_time is None)
 
 
-Row = tuple[tuple[str, ...], float]
-
-
-def _gauge(name: str, text: str, labels: tuple[str, ...], rows: list[Row]) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(name, text, labels=labels)
-    for values, number in rows:
+def _gauge(name: str, documentation: str, labels: tuple[str, ...], samples: Iterable[Sample]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, documentation, labels=labels)
+    for values, number in samples:
         family.add_metric(values, number)
     return family
 
 
 def _info(jobs: list[ObservedJob]) -> GaugeMetricFamily:
-    rows: list[Row] = []
+    samples: list[Sample] = []
     for job in jobs:
         model = str((job.spec.get("model") or {}).get("source", ""))
-        rows.append(((*job.key, model, str(job.status.attempt or 0)), 1.0))
-    return _gauge("finetune_job_info", "Always 1.", (*JOB_LABELS, "model", "attempt"), rows)
+        samples.append(((*job.key, model, str(job.status.attempt or 0)), 1.0))
+    return _gauge("finetune_job_info", "Always 1.", (*JOB_LABELS, "model", "attempt"), samples)
 
 
 def _conditions(jobs: list[ObservedJob]) -> GaugeMetricFamily:
-    rows: list[Row] = [((*job.key, it.type, it.status), 1.0) for job in jobs for it in job.status.conditions]
-    return _gauge("finetune_job_condition", "1 for the present status.", (*JOB_LABELS, "condition", "status"), rows)
+    samples: list[Sample] = [((*job.key, it.type, it.status), 1.0) for job in jobs for it in job.status.conditions]
+    return _gauge("finetune_job_condition", "1 for the present status.", (*JOB_LABELS, "condition", "status"), samples)
 
 
-def _mirror(jobs: list[ObservedJob]) -> Iterator[GaugeMetricFamily]:
-    """What the trainers said last, until nothing of the job is left to look into."""
-    jobs = [job for job in jobs if job.status.cleanup_time is None]
-    told = [(job, job.status.progress) for job in jobs]
-    steps: list[Row] = [((*job.key,), float(it.step)) for job, it in told if it]
-    planned: list[Row] = [((*job.key,), float(it.planned_steps)) for job, it in told if it]
-    metrics = [(job, it) for job in jobs for it in job.status.metrics or []]
-    losses: list[Row] = [((*job.key,), it.value) for job, it in metrics if it.name == "train/loss"]
-    evaluations: list[Row] = [
-        ((*job.key, it.name.removeprefix("eval/")), it.value) for job, it in metrics if it.name.startswith("eval/")
-    ]
-    modules = [(job, it) for job in jobs for it in job.status.modules or []]
-    rates: list[Row] = [((*job.key, it.name), it.learning_rate) for job, it in modules if it.learning_rate is not None]
-    norms: list[Row] = [((*job.key, it.name), it.gradient_norm) for job, it in modules if it.gradient_norm is not None]
+def _training(jobs: Iterable[ObservedJob]) -> Iterator[GaugeMetricFamily]:
+    """What the trainers reported last."""
+    steps: list[Sample] = []
+    planned_steps: list[Sample] = []
+    losses: list[Sample] = []
+    evaluations: list[Sample] = []
+    learning_rates: list[Sample] = []
+    gradient_norms: list[Sample] = []
+    for job in jobs:
+        if progress := job.status.progress:
+            steps.append((job.key, progress.step))
+            planned_steps.append((job.key, progress.planned_steps))
+        for metric in job.status.metrics or []:
+            if metric.name == "train/loss":
+                losses.append((job.key, metric.value))
+            elif metric.name.startswith("eval/"):
+                evaluations.append(((*job.key, metric.name.removeprefix("eval/")), metric.value))
+        for module in job.status.modules or []:
+            if module.learning_rate is not None:
+                learning_rates.append(((*job.key, module.name), module.learning_rate))
+            if module.gradient_norm is not None:
+                gradient_norms.append(((*job.key, module.name), module.gradient_norm))
+    by_metric, by_module = (*JOB_LABELS, "metric"), (*JOB_LABELS, "module")
     yield _gauge("finetune_job_step", "Optimizer steps done.", JOB_LABELS, steps)
-    yield _gauge("finetune_job_planned_steps", "Optimizer steps planned.", JOB_LABELS, planned)
+    yield _gauge("finetune_job_planned_steps", "Optimizer steps planned.", JOB_LABELS, planned_steps)
     yield _gauge("finetune_job_loss", "Latest training loss.", JOB_LABELS, losses)
-    yield _gauge("finetune_job_evaluation", "Latest evaluation.", (*JOB_LABELS, "metric"), evaluations)
-    yield _gauge("finetune_job_learning_rate", "Learning rate of a module.", (*JOB_LABELS, "module"), rates)
-    yield _gauge("finetune_job_gradient_norm", "Gradient norm of a module.", (*JOB_LABELS, "module"), norms)
+    yield _gauge("finetune_job_evaluation", "Latest evaluation.", by_metric, evaluations)
+    yield _gauge("finetune_job_learning_rate", "Learning rate of a module.", by_module, learning_rates)
+    yield _gauge("finetune_job_gradient_norm", "Gradient norm of a module.", by_module, gradient_norms)

@@ -12,7 +12,7 @@ from finetune_api.base import Model
 from finetune_api.resources import Resources
 from finetune_api.runtime import Runtime
 from finetune_operator.config import Config
-from finetune_operator.core.builders import prepare_attempt, prepare_configmap, prepare_job, prepare_output_claim
+from finetune_operator.core.builders import build_attempt, build_config_map, build_job, build_output_claim
 from finetune_operator.core.observed import ObservedJob
 from unit.operator.model import make_job
 
@@ -21,8 +21,8 @@ LABEL = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
 
 
 def pod_of(job: ObservedJob, config: Config | None = None) -> dict[str, Any]:
-    assert job.document
-    spec: dict[str, Any] = prepare_job(job, job.document, 1, config or Config())["spec"]["template"]["spec"]
+    assert job.parsed
+    spec: dict[str, Any] = build_job(job, job.parsed, 1, config or Config())["spec"]["template"]["spec"]
     return spec
 
 
@@ -47,17 +47,17 @@ def test_trainer_pods_are_restricted() -> None:
 
 def test_every_derived_name_of_the_longest_job_is_a_dns_label() -> None:
     job = make_job(name=LONGEST)
-    assert job.document
-    creates = prepare_attempt(job, job.document, 100_000, Config())
+    assert job.parsed
+    creates = build_attempt(job, job.parsed, 100_000, Config())
     assert [it.resource for it in creates] == ["persistentvolumeclaims", "configmaps", "jobs"]
     for create in creates:
-        name = create.manifest["metadata"]["name"]
+        name = create.body["metadata"]["name"]
         assert len(name) <= 63 - len("-0-abcde") and LABEL.match(name)
 
 
 def test_the_trainer_gets_the_spec_as_the_user_wrote_it() -> None:
     job = make_job()
-    configmap = prepare_configmap(job, 2)
+    configmap = build_config_map(job, 2)
     assert configmap["immutable"] is True and configmap["metadata"]["name"] == "job-a2"
     written = json.loads(configmap["data"]["job.json"])
     assert written["spec"] == job.spec
@@ -77,12 +77,12 @@ def test_only_the_outputs_claim_can_be_written_to() -> None:
 
 def test_a_job_with_a_destination_gets_no_claim_of_its_own() -> None:
     job = make_job(output={"destination": "pvc://models/tuned"})
-    assert job.document
-    assert [it.resource for it in prepare_attempt(job, job.document, 1, Config())] == ["configmaps", "jobs"]
+    assert job.parsed
+    assert [it.resource for it in build_attempt(job, job.parsed, 1, Config())] == ["configmaps", "jobs"]
 
 
 def test_the_output_claim_outlives_the_job() -> None:
-    claim = prepare_output_claim(make_job(), Config())
+    claim = build_output_claim(make_job(), Config())
     assert "ownerReferences" not in claim["metadata"] and claim["metadata"]["name"] == "job-output"
     assert claim["spec"] == {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "20Gi"}}}
 
@@ -135,8 +135,8 @@ DEFAULTS = {"trainer": {"resources": {"cpu": "4", "memory": "16Gi", "ephemeralSt
 
 def test_interruptions_stay_out_of_the_rule_for_crashes() -> None:
     job = make_job()
-    assert job.document
-    spec = prepare_job(job, job.document, 1, Config())["spec"]
+    assert job.parsed
+    spec = build_job(job, job.parsed, 1, Config())["spec"]
     disruption, permanent, crash = spec["podFailurePolicy"]["rules"]
     assert disruption["onPodConditions"][0]["type"] == "DisruptionTarget"
     assert permanent["onExitCodes"]["values"] == [2, 77]
@@ -274,7 +274,7 @@ def test_the_chart_says_how_long_an_interrupted_trainer_has_and_what_claim_it_ge
     claim = {"size": "5Gi", "storageClassName": "fast", "accessModes": ["ReadWriteMany"]}
     config = Config.model_validate({"trainer": {"terminationGracePeriodSeconds": 7}, "outputClaim": claim})
     assert pod_of(make_job(), config)["terminationGracePeriodSeconds"] == 7
-    assert prepare_output_claim(make_job(), config)["spec"] == {
+    assert build_output_claim(make_job(), config)["spec"] == {
         "accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "5Gi"}}, "storageClassName": "fast",
     }  # fmt: skip
 
@@ -321,12 +321,12 @@ def test_downloads_go_to_the_cache_where_there_is_one(runtime: dict[str, Any], h
 
 def test_a_queue_is_told_of_the_job_alone_and_decides_when_it_begins() -> None:
     job = make_job(queueName="team", workloadPriorityClassName="urgent")
-    assert job.document
-    made = prepare_job(job, job.document, 1, Config())
+    assert job.parsed
+    made = build_job(job, job.parsed, 1, Config())
     asked = {"kueue.x-k8s.io/queue-name": "team", "kueue.x-k8s.io/priority-class": "urgent"}
     assert asked.items() <= made["metadata"]["labels"].items() and made["spec"]["suspend"] is True
     assert not asked.keys() & made["spec"]["template"]["metadata"]["labels"].keys()
     plain = make_job()
-    assert plain.document
-    made = prepare_job(plain, plain.document, 1, Config())
+    assert plain.parsed
+    made = build_job(plain, plain.parsed, 1, Config())
     assert made["spec"]["suspend"] is False and not asked.keys() & made["metadata"]["labels"].keys()

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_operator.core.progress import MAX_ROWS, Reading, parse
+from finetune_operator.core.progress import MAX_ROWS, ProgressSnapshot, parse_metrics_page
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def page(*lines: str) -> Reading | None:
-    return parse("\n".join(("finetune_step 5", *lines)) + "\n", NOW)
+def page(*lines: str) -> ProgressSnapshot | None:
+    return parse_metrics_page("\n".join(("finetune_step 5", *lines)) + "\n", 1, NOW)
 
 
 def test_a_page_is_understood() -> None:
@@ -47,7 +47,7 @@ def test_what_is_not_a_number_is_left_out(value: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "no metrics here", "finetune_step", "finetune_step 1e300", '{"json": 1}', "\0"])
 def test_what_is_no_page_is_no_reading(text: str) -> None:
-    assert parse(text, NOW) is None
+    assert parse_metrics_page(text, 1, NOW) is None
 
 
 def test_names_that_are_not_on_the_list_and_rows_beyond_the_limit_are_left_out() -> None:
@@ -59,5 +59,5 @@ def test_names_that_are_not_on_the_list_and_rows_beyond_the_limit_are_left_out()
 
 @given(st.text())
 def test_nothing_that_a_pod_says_is_an_error(text: str) -> None:
-    parse("finetune_step 1\nfinetune_loss" + text, NOW)
-    parse(text, NOW)
+    parse_metrics_page("finetune_step 1\nfinetune_loss" + text, 1, NOW)
+    parse_metrics_page(text, 1, NOW)

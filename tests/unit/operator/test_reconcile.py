@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from finetune_api.status import CheckpointStatus, Metric, Progress
 from finetune_operator.config import Config
-from finetune_operator.core.actions import Look
-from finetune_operator.core.children import Children, Leaving, Said
-from finetune_operator.core.progress import Reading
+from finetune_operator.core.actions import Lookup
+from finetune_operator.core.children import Children, LeftoverConfigMap
+from finetune_operator.core.objects import ReasonMessage
+from finetune_operator.core.progress import ProgressSnapshot
 from finetune_operator.core.reconcile import reconcile
 from unit.operator.model import START, Model, ended, make_attempt, make_job, make_pod, running
 
@@ -43,16 +44,20 @@ def started() -> Model:
 
 def test_an_attempt_is_announced_before_it_is_created() -> None:
     model = Model()
-    plan = model.step()
-    assert plan.status and plan.status.attempt == 1 and not plan.creates
-    plan = model.step()
-    assert [it.resource for it in plan.creates] == ["persistentvolumeclaims", "configmaps", "jobs"] and not plan.status
+    actions = model.step()
+    assert actions.status and actions.status.attempt == 1 and not actions.creates
+    actions = model.step()
+    assert [it.resource for it in actions.creates] == [
+        "persistentvolumeclaims",
+        "configmaps",
+        "jobs",
+    ] and not actions.status
 
 
 def test_nothing_is_created_before_somebody_has_looked() -> None:
     job = make_job(data={"train": {"source": "pvc://captions"}})
-    plan = reconcile(job, Children(), START, Config())
-    assert plan.look == Look(claims=("captions",)) and not plan.creates and not plan.status
+    actions = reconcile(job, Children(), START, Config())
+    assert actions.lookup == Lookup(claims=("captions",)) and not actions.creates and not actions.status
 
 
 def test_optional_and_secret_references_are_not_looked_for() -> None:
@@ -61,8 +66,8 @@ def test_optional_and_secret_references_are_not_looked_for() -> None:
         {"name": "B", "valueFrom": {"secretKeyRef": {"name": "b", "key": "k"}}},
         {"name": "C", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "k"}}},
     ]
-    plan = reconcile(make_job(runtime={"env": env}), Children(), START, Config())
-    assert plan.look == Look(keys=(("c", "k"),))
+    actions = reconcile(make_job(runtime={"env": env}), Children(), START, Config())
+    assert actions.lookup == Lookup(config_map_keys=(("c", "k"),))
 
 
 def test_everything_that_a_pod_mounts_or_reads_is_looked_for() -> None:
@@ -76,8 +81,8 @@ def test_everything_that_a_pod_mounts_or_reads_is_looked_for() -> None:
         ],
     }
     data = {"train": {"source": "hf://org/data"}, "test": {"source": "pvc://held-out/test"}}
-    plan = reconcile(make_job(runtime=runtime, data=data), Children(), START, Config())
-    assert plan.look == Look(claims=("held-out", "more", "downloads"), configmaps=("settings",))
+    actions = reconcile(make_job(runtime=runtime, data=data), Children(), START, Config())
+    assert actions.lookup == Lookup(claims=("held-out", "more", "downloads"), config_maps=("settings",))
 
 
 def test_a_job_that_runs_is_in_progress_for_everyone() -> None:
@@ -107,8 +112,8 @@ def test_a_crash_waits_and_resumes_as_a_new_attempt() -> None:
     model = started()
     model.end(1, message="ValueError: boom")
     model.judge()
-    plan = model.settle()
-    assert model.job.state == "Restarting" and plan.requeue_after == 10
+    actions = model.settle()
+    assert model.job.state == "Restarting" and actions.requeue_after == 10
     assert "boom" in message(model)
     model.wait(10)
     model.settle()
@@ -132,7 +137,7 @@ def test_the_waiting_doubles_and_a_long_attempt_resets_it() -> None:
 
 def test_no_attempt_follows_while_a_pod_of_the_last_still_runs() -> None:
     model = started()
-    model.attempts[1] = replace(model.attempts[1], failed=Said("PodFailurePolicy", "x"))
+    model.attempts[1] = replace(model.attempts[1], failed=ReasonMessage("PodFailurePolicy", "x"))
     model.wait(1000)
     model.settle()
     assert model.job.state == "Restarting" and model.created == ["job-a1"]
@@ -142,7 +147,7 @@ def test_a_disruption_uses_up_no_retry_even_if_only_the_job_tells_of_it() -> Non
     model = started()
     model.pods.clear()
     text = "Pod default/job-a1-0 has condition DisruptionTarget matching FailJob rule at index 0"
-    model.attempts[1] = replace(model.attempts[1], failed=Said("PodFailurePolicy", text))
+    model.attempts[1] = replace(model.attempts[1], failed=ReasonMessage("PodFailurePolicy", text))
     model.settle()
     model.wait(10)
     model.settle()
@@ -154,15 +159,15 @@ def test_the_exit_code_is_read_from_the_job_when_the_pod_has_vanished() -> None:
     model = started()
     model.pods.clear()
     text = "Container trainer for pod default/job-a1-0 failed with exit code 2 matching FailJob rule at index 1"
-    model.attempts[1] = replace(model.attempts[1], failed=Said("PodFailurePolicy", text))
+    model.attempts[1] = replace(model.attempts[1], failed=ReasonMessage("PodFailurePolicy", text))
     model.settle()
     assert model.job.state == "Failed" and stalled_reason(model) == "InvalidJob"
 
 
 def test_an_eviction_for_a_full_disk_counts_although_the_trainer_left_in_order() -> None:
     model = started()
-    evicted = Said("Evicted", "Usage of EmptyDir volume exceeds the limit")
-    model.end(75, evicted=evicted)
+    evicted = ReasonMessage("Evicted", "Usage of EmptyDir volume exceeds the limit")
+    model.end(75, status_reason=evicted)
     model.judge()
     model.settle()
     assert (model.job.status.attempts or [])[0].reason == "Evicted"
@@ -202,8 +207,8 @@ def test_a_job_that_is_created_suspended_waits() -> None:
 def test_what_is_missing_is_named_and_looked_for_again() -> None:
     model = Model()
     model.missing = ("PersistentVolumeClaim a does not exist",)
-    plan = model.settle()
-    assert model.job.state == "Stalled" and plan.requeue_after == 10
+    actions = model.settle()
+    assert model.job.state == "Stalled" and actions.requeue_after == 10
     assert "PersistentVolumeClaim a does not exist" in message(model)
     model.missing = ()
     model.settle()
@@ -212,9 +217,9 @@ def test_what_is_missing_is_named_and_looked_for_again() -> None:
 
 def test_a_spec_that_the_language_refuses_stalls_and_says_why() -> None:
     job = make_job(training={"batchSize": "many"})
-    plan = reconcile(job, Children(), START, Config())
-    assert plan.status and "spec.training.batchSize" in plan.status.conditions[0].message
-    assert plan.events[0].reason == "InvalidJob" and plan.events[0].kind == "Warning"
+    actions = reconcile(job, Children(), START, Config())
+    assert actions.status and "spec.training.batchSize" in actions.status.conditions[0].message
+    assert actions.events[0].reason == "InvalidJob" and actions.events[0].type == "Warning"
 
 
 def test_an_image_that_cannot_be_pulled_is_told_steadily_then_fails() -> None:
@@ -222,17 +227,17 @@ def test_an_image_that_cannot_be_pulled_is_told_steadily_then_fails() -> None:
     model.settle()
     cause = "rpc error: trainer:1 not found"
     said = [
-        Said("ErrImagePull", cause),
-        Said("ImagePullBackOff", f'Back-off pulling image "trainer:1": ErrImagePull: {cause}'),
+        ReasonMessage("ErrImagePull", cause),
+        ReasonMessage("ImagePullBackOff", f'Back-off pulling image "trainer:1": ErrImagePull: {cause}'),
     ]
     for each in said * 2:
         model.pods[1] = replace(model.pods[1], waiting=each)
         model.settle()
         assert model.job.state == "Pending" and message(model) == f"image trainer:1 cannot be pulled: {cause}"
     model.wait(600)
-    plan = model.step()
+    actions = model.step()
     assert model.job.state == "Failed" and stalled_reason(model) == "ImagePullFailed"
-    assert plan.deletes and not model.attempts
+    assert actions.deletes and not model.attempts
 
 
 def test_a_job_suspended_by_a_queue_is_queued_and_keeps_its_attempt() -> None:
@@ -240,8 +245,8 @@ def test_a_job_suspended_by_a_queue_is_queued_and_keeps_its_attempt() -> None:
     model.settle()
     model.attempts[1] = replace(model.attempts[1], suspended=True)
     model.pods.clear()
-    plan = model.settle()
-    assert model.job.state == "Queued" and not plan.deletes
+    actions = model.settle()
+    assert model.job.state == "Queued" and not actions.deletes
 
 
 def test_a_pod_that_its_node_turned_away_is_retried_up_to_the_limit() -> None:
@@ -249,7 +254,9 @@ def test_a_pod_that_its_node_turned_away_is_retried_up_to_the_limit() -> None:
     for _ in range(6):
         model.settle()
         if pod := model.live_pod():
-            model.pods[pod.number] = replace(pod, phase="Failed", evicted=Said("OutOfcpu", "no CPU left"))
+            model.pods[pod.attempt_number] = replace(
+                pod, phase="Failed", status_reason=ReasonMessage("OutOfcpu", "no CPU left")
+            )
         model.judge()
         model.settle()
         model.wait(60)
@@ -284,8 +291,8 @@ def test_waiting_for_a_node_does_not_use_up_the_time_to_pull() -> None:
     model = Model()
     model.settle()
     model.wait(3600)
-    refused = Said("ErrImagePull", "rpc error: try again")
-    model.pods[1] = replace(model.pods[1], waiting=refused, scheduled=model.now)
+    refused = ReasonMessage("ErrImagePull", "rpc error: try again")
+    model.pods[1] = replace(model.pods[1], waiting=refused, scheduled_at=model.now)
     model.settle()
     assert model.job.state == "Pending"
 
@@ -304,13 +311,13 @@ def test_the_trainers_last_word_becomes_status() -> None:
     assert model.job.status.completion_time
 
 
-def reading(step: int, seconds: float) -> Reading:
+def reading(step: int, seconds: float) -> ProgressSnapshot:
     at = START + timedelta(seconds=seconds)
-    return Reading(
+    return ProgressSnapshot(
+        1,
         Progress(step=step, planned_steps=100, observed_time=at),
         (Metric(name="train/loss", value=1.0 / step, step=step),),
         checkpoint=CheckpointStatus(step=step, time=START),
-        attempt=1,
     )
 
 
@@ -319,13 +326,13 @@ def test_progress_alone_is_written_only_now_and_then() -> None:
     children = Children(tuple(model.attempts.values()), tuple(model.pods.values()))
 
     def at(seconds: float, step: int) -> Any:
-        seen = replace(children, reading=reading(step, seconds))
+        seen = replace(children, snapshot=reading(step, seconds))
         return reconcile(model.job, seen, START + timedelta(seconds=seconds), model.config)
 
-    plan = at(0, 1)
-    assert plan.status and plan.status.checkpoint
-    assert plan.status.checkpoint.path == "pvc://job-output/.checkpoints/uid-1"
-    model.job = replace(model.job, status=plan.status)
+    actions = at(0, 1)
+    assert actions.status and actions.status.checkpoint
+    assert actions.status.checkpoint.path == "pvc://job-output/.checkpoints/uid-1"
+    model.job = replace(model.job, status=actions.status)
     later = at(5, 2)
     assert later.status is None and later.requeue_after == 10 and not later.events
     assert at(15, 3).status
@@ -333,16 +340,19 @@ def test_progress_alone_is_written_only_now_and_then() -> None:
 
 def test_a_reading_of_an_earlier_attempt_is_not_believed() -> None:
     model = started()
-    stale = replace(reading(9, 0), attempt=7)
-    children = Children(tuple(model.attempts.values()), tuple(model.pods.values()), reading=stale)
+    stale = replace(reading(9, 0), attempt_number=7)
+    children = Children(tuple(model.attempts.values()), tuple(model.pods.values()), snapshot=stale)
     assert reconcile(model.job, children, START, model.config).status is None
 
 
 def test_a_new_job_waits_for_what_is_left_of_its_namesake() -> None:
     old = make_attempt(owner_uid="another")
-    for left in (Children(jobs=(old,), missing=()), Children(pods=(running(make_pod(3)),), missing=())):
-        plan = reconcile(make_job(), left, START, Config())
-        assert plan.status and plan.status.attempt is None and plan.requeue_after and not plan.creates
+    for left in (
+        Children(jobs=(old,), missing_references=()),
+        Children(pods=(running(make_pod(3)),), missing_references=()),
+    ):
+        actions = reconcile(make_job(), left, START, Config())
+        assert actions.status and actions.status.attempt is None and actions.requeue_after and not actions.creates
 
 
 def test_a_dead_pod_of_a_namesake_says_nothing_about_this_job() -> None:
@@ -356,8 +366,8 @@ def test_a_dead_pod_of_a_namesake_says_nothing_about_this_job() -> None:
 def test_a_deleted_job_is_left_to_the_garbage_collector() -> None:
     model = started()
     model.job = replace(model.job, deleting=True)
-    plan = model.plan()
-    assert not plan.status and not plan.creates and not plan.deletes
+    actions = model.reconcile()
+    assert not actions.status and not actions.creates and not actions.deletes
 
 
 def test_the_first_cause_is_not_forgotten_when_other_pods_die_of_it() -> None:
@@ -385,7 +395,7 @@ def test_a_trainer_that_stalled_is_retried_and_counted() -> None:
 def test_what_a_container_that_cannot_be_created_says_is_shown() -> None:
     model = Model()
     model.settle()
-    model.pods[1] = replace(model.pods[1], waiting=Said("CreateContainerError", "no such device"))
+    model.pods[1] = replace(model.pods[1], waiting=ReasonMessage("CreateContainerError", "no such device"))
     model.settle()
     assert model.job.state == "Stalled" and "no such device" in message(model)
 
@@ -420,8 +430,8 @@ def test_a_job_that_has_run_for_too_long_has_failed_and_is_stopped() -> None:
     model.settle()
     assert model.job.state == "Running"
     model.wait(1)
-    plan = model.step()
-    assert model.job.state == "Failed" and stalled_reason(model) == "DeadlineExceeded" and plan.deletes
+    actions = model.step()
+    assert model.job.state == "Failed" and stalled_reason(model) == "DeadlineExceeded" and actions.deletes
     assert "spec.activeDeadlineSeconds" in message(model) and not model.attempts
     assert (model.job.status.attempts or [])[0].reason == "DeadlineExceeded"
     assert model.job.status.active_seconds == 100 and model.job.status.active_since is None
@@ -497,7 +507,9 @@ def test_the_time_an_operator_was_away_is_nobodys(code: int, state: str) -> None
     model.end(code)
     model.judge()
     if code:
-        said = Said("PodFailurePolicy", f"Container trainer for pod default/job-a1-0 failed with exit code {code}")
+        said = ReasonMessage(
+            "PodFailurePolicy", f"Container trainer for pod default/job-a1-0 failed with exit code {code}"
+        )
         model.attempts[1] = replace(model.attempts[1], failed=said)
     model.lose_pods()
     model.wait(10_000)
@@ -505,7 +517,7 @@ def test_the_time_an_operator_was_away_is_nobodys(code: int, state: str) -> None
     status = model.job.status
     assert model.job.state == state
     assert ((status.attempts or [])[0].end_time, status.completion_time, status.active_seconds) == (end, end, 40)
-    assert model.plan().requeue_after == 10_000
+    assert model.reconcile().requeue_after == 10_000
 
 
 def test_a_job_deleted_while_the_operator_was_away_ran_until_it_was_last_seen() -> None:
@@ -540,7 +552,7 @@ def test_a_stretch_is_counted_once_however_a_queue_takes_its_pods() -> None:
     model.settle()
     model.wait(500)
     model.queue(takes=True)
-    model.attempts[1] = replace(model.attempts[1], started=None, suspended_at=model.now)
+    model.attempts[1] = replace(model.attempts[1], started_at=None, suspended_at=model.now)
     model.settle()
     assert model.job.status.active_seconds == 30
 
@@ -615,12 +627,12 @@ def finished(**spec: Any) -> Model:
 
 def test_what_a_job_leaves_is_deleted_after_its_time_and_the_job_stays() -> None:
     model = finished(ttlSecondsAfterFinished=60)
-    assert model.attempts and model.configmaps == {"job-a1", "job-a2"} and model.plan().requeue_after == 60
+    assert model.attempts and model.configmaps == {"job-a1", "job-a2"} and model.reconcile().requeue_after == 60
     model.wait(60)
     model.settle()
     assert not model.attempts and not model.configmaps and model.job.status.cleanup_time == model.now
     assert model.job.state == "Succeeded"
-    assert not model.plan().look, "what is gone is not looked for again"
+    assert not model.reconcile().lookup, "what is gone is not looked for again"
 
 
 def test_without_a_time_it_stays_until_one_is_given() -> None:
@@ -637,27 +649,30 @@ def test_what_belongs_to_somebody_else_is_not_cleaned_up() -> None:
     model = finished(ttlSecondsAfterFinished=0)
     model.job = replace(model.job, status=model.job.status.model_copy(update={"cleanup_time": None}))
     foreign = Children(
-        jobs=(make_attempt(1, owner_uid="another"),), leavings=(Leaving("job-a1", "uid", "another"),)
-    )  # fmt: skip
-    plan = reconcile(model.job, foreign, model.now, model.config)
-    assert not plan.deletes and plan.status and plan.status.cleanup_time
+        jobs=(make_attempt(1, owner_uid="another"),),
+        leftover_config_maps=(LeftoverConfigMap("job-a1", "uid", "another"),),
+    )
+    actions = reconcile(model.job, foreign, model.now, model.config)
+    assert not actions.deletes and actions.status and actions.status.cleanup_time
 
 
 def test_cleaning_up_is_done_when_the_pods_of_this_job_are_gone() -> None:
     model = finished(ttlSecondsAfterFinished=0)
     model.job = replace(model.job, status=model.job.status.model_copy(update={"cleanup_time": None}))
-    own = Children(pods=(running(make_pod(2, created=START)),), leavings=())
+    own = Children(pods=(running(make_pod(2, created_at=START)),), leftover_config_maps=())
     assert not reconcile(model.job, own, model.now, model.config).status
-    earlier = Children(pods=(running(make_pod(1, created=START - timedelta(days=1))),), leavings=())
-    plan = reconcile(model.job, earlier, model.now, model.config)
-    assert plan.status and plan.status.cleanup_time
+    earlier = Children(pods=(running(make_pod(1, created_at=START - timedelta(days=1))),), leftover_config_maps=())
+    actions = reconcile(model.job, earlier, model.now, model.config)
+    assert actions.status and actions.status.cleanup_time
 
 
 def test_what_is_looked_for_has_a_bound() -> None:
     model = finished(ttlSecondsAfterFinished=0)
     status = model.job.status.model_copy(update={"cleanup_time": None, "attempt": 100_000})
-    plan = reconcile(replace(model.job, status=status), Children(), model.now, model.config)
-    assert plan.look and plan.look.leavings[-1] == "job-a100000" and len(plan.look.leavings) == 500
+    actions = reconcile(replace(model.job, status=status), Children(), model.now, model.config)
+    assert actions.lookup
+    names = actions.lookup.leftover_config_maps
+    assert names[-1] == "job-a100000" and len(names) == 500
 
 
 EVENTS = st.lists(
@@ -699,7 +714,7 @@ def happen(model: Model, what: str, *arguments: Any) -> None:
         model.missing = ("a claim",) if arguments[0] else ()
     elif what == "cannot_pull":
         if (pod := model.live_pod()) and not pod.running:
-            model.pods[pod.number] = replace(pod, waiting=Said("ErrImagePull", "not found"))
+            model.pods[pod.attempt_number] = replace(pod, waiting=ReasonMessage("ErrImagePull", "not found"))
     elif what == "die":
         model.step(writes=arguments[0])
     else:
@@ -718,7 +733,7 @@ def test_whatever_happens(events: list[tuple[Any, ...]]) -> None:
             model.step()
         repeated = {name for name, count in Counter(model.created).items() if count > 1}
         assert not repeated
-        assert sum(pod.alive for pod in model.pods.values()) <= 1
+        assert sum(not pod.terminal for pod in model.pods.values()) <= 1
         found = truths(model)
         assert not (found.get("Reconciling") == "True" and found.get("Stalled") == "True")
         assert verdict in ("", found.get("Succeeded"))
@@ -727,8 +742,8 @@ def test_whatever_happens(events: list[tuple[Any, ...]]) -> None:
         running = (model.now - status.active_since).total_seconds() if status.active_since else 0
         assert (status.active_seconds or 0) + running <= model.ran
     model.settle()
-    plan = model.plan()
-    assert not plan.creates and not plan.status and not plan.deletes and not plan.events
+    actions = model.reconcile()
+    assert not actions.creates and not actions.status and not actions.deletes and not actions.events
     assert not (model.job.status.cleanup_time and (model.attempts or model.configmaps))
     status, limit = model.job.status, model.job.spec.get("activeDeadlineSeconds")
     assert not (model.job.finished and status.active_since)

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from finetune_operator.config import Config, ConfigError, load
-from finetune_operator.core.children import attempt_job
-from finetune_operator.core.observed import Key
+from finetune_operator.core.children import AttemptJob
+from finetune_operator.core.objects import NamespacedName
 from finetune_operator.runtime.cache import Cache
 from finetune_operator.runtime.job_metrics import JobCollector
 from finetune_operator.runtime.queue import WorkQueue
 
-A, B = Key("default", "a"), Key("default", "b")
+A, B = NamespacedName("default", "a"), NamespacedName("default", "b")
 
 
 async def test_a_key_waits_once_and_comes_back_if_it_changed_meanwhile() -> None:
@@ -35,9 +35,9 @@ async def test_the_earliest_wish_counts_and_failures_wait_longer() -> None:
     queue.add_after(A, 60)
     queue.add_after(A, 0.01)
     assert await asyncio.wait_for(queue.get(), 5) == A
-    assert queue.retry(B) < queue.retry(B) < queue.retry(B)
-    queue.forgive(B)
-    assert queue.retry(B) < 1
+    assert queue.add_rate_limited(B) < queue.add_rate_limited(B) < queue.add_rate_limited(B)
+    queue.forget(B)
+    assert queue.add_rate_limited(B) < 1
 
 
 def raw(kind: str, name: str, version: int = 1, **status: Any) -> dict[str, Any]:
@@ -63,18 +63,18 @@ def test_the_last_words_of_a_deleted_pod_are_kept_until_a_list_does_not_show_it(
     terminated = {"terminated": {"exitCode": 3}}
     pod = raw("pod", "p", phase="Failed", containerStatuses=[{"name": "trainer", "state": terminated}])
     cache.put("pods", pod)
-    assert cache.drop("pods", pod) == A
+    assert cache.delete("pods", pod) == A
     (kept,) = cache.children(A).pods
-    assert kept.gone and not kept.alive and kept.end and kept.end.exit_code == 3
-    cache.forget(cache.known())
+    assert kept.deleted and kept.terminal and kept.terminated and kept.terminated.exit_code == 3
+    cache.purge(cache.names())
     assert not cache.children(A).pods
 
 
 @pytest.mark.parametrize(("suspended", "started"), [("True", None), ("False", datetime(2026, 1, 2, tzinfo=UTC))])
 def test_a_job_that_a_queue_has_just_let_go_on_has_not_started_yet(suspended: str, started: datetime | None) -> None:
     condition = {"type": "Suspended", "status": suspended, "lastTransitionTime": "2026-01-02T01:00:00Z"}
-    found = attempt_job(raw("attempt", "a-a1", startTime="2026-01-02T00:00:00Z", conditions=[condition]))
-    assert found.started == started and not found.suspended
+    found = AttemptJob.from_object(raw("attempt", "a-a1", startTime="2026-01-02T00:00:00Z", conditions=[condition]))
+    assert found.started_at == started and not found.suspended
 
 
 def test_metrics_tell_of_a_job_after_it_has_ended() -> None:

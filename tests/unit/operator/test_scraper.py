@@ -10,14 +10,14 @@ from contextlib import asynccontextmanager
 import aiohttp
 from aiohttp import web
 
-from finetune_operator.core.progress import Reading
-from finetune_operator.runtime.scraper import MAX_BYTES, Target, read
+from finetune_operator.core.progress import ProgressSnapshot
+from finetune_operator.runtime.scraper import MAX_PAGE_BYTES, ScrapeTarget, scrape
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @asynccontextmanager
-async def answering(handler: Handler) -> AsyncIterator[Target]:
+async def answering(handler: Handler) -> AsyncIterator[ScrapeTarget]:
     app = web.Application()
     app.router.add_get("/metrics", handler)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -25,21 +25,21 @@ async def answering(handler: Handler) -> AsyncIterator[Target]:
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     try:
-        yield Target(1, "127.0.0.1", int(runner.addresses[0][1]))
+        yield ScrapeTarget(1, "127.0.0.1", int(runner.addresses[0][1]))
     finally:
         await runner.cleanup()
 
 
-async def ask(handler: Handler) -> Reading | None:
+async def ask(handler: Handler) -> ProgressSnapshot | None:
     async with answering(handler) as target, aiohttp.ClientSession() as session:
-        return await read(session, target)
+        return await scrape(session, target)
 
 
 async def test_a_page_that_is_too_long_is_not_read() -> None:
     async def endless(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
-        for _ in range(MAX_BYTES // 1024 + 64):
+        for _ in range(MAX_PAGE_BYTES // 1024 + 64):
             await response.write(b"finetune_step 1\n" * 64)
         return response
 
@@ -68,4 +68,4 @@ async def test_a_page_is_fetched() -> None:
         return web.Response(text="finetune_step 3\n")
 
     reading = await ask(fine)
-    assert reading and reading.progress.step == 3 and reading.attempt == 1
+    assert reading and reading.progress.step == 3 and reading.attempt_number == 1

@@ -7,8 +7,15 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_api.status import Attempt, JobStatus, Metric, Progress
-from finetune_operator.core.status import Standing, merge_patch, only_progress, standing, transition, with_record
+from finetune_api.status import AttemptStatus, JobStatus, Metric, Progress
+from finetune_operator.core.status import (
+    ConditionUpdate,
+    build_status,
+    is_progress_only,
+    merge_patch,
+    transition_events,
+    with_attempt,
+)
 from unit.operator.model import START, make_job
 
 
@@ -42,35 +49,35 @@ def test_a_patch_leads_from_one_status_to_the_other(old: JobStatus, new: JobStat
 
 def test_progress_is_told_from_news() -> None:
     old = JobStatus(progress=Progress(step=1))
-    assert only_progress(merge_patch(old, JobStatus(progress=Progress(step=2))))
-    assert not only_progress(merge_patch(old, JobStatus(progress=Progress(step=2), attempt=1)))
-    assert not only_progress({})
+    assert is_progress_only(merge_patch(old, JobStatus(progress=Progress(step=2))))
+    assert not is_progress_only(merge_patch(old, JobStatus(progress=Progress(step=2), attempt=1)))
+    assert not is_progress_only({})
 
 
 def test_a_transition_time_stays_until_the_answer_changes() -> None:
     job = make_job()
-    first = standing(job, Standing("Pending", "a"), START)
+    first = build_status(job, ConditionUpdate("Pending", "a"), START)
     later = START.replace(year=2027)
     job = make_job(status=first.manifest())
-    second = standing(job, Standing("Running", "b"), later)
+    second = build_status(job, ConditionUpdate("Running", "b"), later)
     times = {it.type: it.last_transition_time for it in second.conditions}
     assert set(times.values()) == {START}
-    third = standing(job, Standing("Failed", "c", "Crashed"), later)
+    third = build_status(job, ConditionUpdate("Failed", "c", "Crashed"), later)
     assert {it.type: it.last_transition_time for it in third.conditions}["Reconciling"] == later
     assert third.completion_time == later
 
 
 def test_an_event_is_told_once_and_warns_of_trouble() -> None:
     job = make_job()
-    failed = standing(job, Standing("Failed", "out of memory", "OutOfMemory"), START)
-    (event,) = transition(job.status, failed)
-    assert (event.kind, event.reason, event.message) == ("Warning", "OutOfMemory", "out of memory")
-    assert not transition(failed, failed)
+    failed = build_status(job, ConditionUpdate("Failed", "out of memory", "OutOfMemory"), START)
+    (event,) = transition_events(job.status, failed)
+    assert (event.type, event.reason, event.message) == ("Warning", "OutOfMemory", "out of memory")
+    assert not transition_events(failed, failed)
 
 
 def test_only_the_last_attempts_are_kept() -> None:
     status = JobStatus()
     for number in range(1, 14):
-        records = with_record(status, Attempt(number=number, job=f"job-a{number}"))
+        records = with_attempt(status, AttemptStatus(number=number, job=f"job-a{number}"))
         status = status.model_copy(update={"attempts": records})
     assert [it.number for it in status.attempts or []] == list(range(4, 14))
