@@ -1,4 +1,4 @@
-# What people do here, one word each; `make` alone lists them.
+# `make` without a target lists the targets.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .ONESHELL:
@@ -15,10 +15,10 @@ CLAIMS := .finetune/claims
 
 .PHONY: help setup run test lint types unit cluster e2e demo demo-down generate format clean
 
-help: ## list what can be done
+help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  \033[1mmake %-10s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(VENV) ## the Python environment (installs uv next to the project when it is missing)
+setup: $(VENV) ## install the locked Python environment (and uv, if missing)
 
 $(VENV): pyproject.toml uv.lock
 	@if [ ! -x "$(UV)" ] && ! command -v uv >/dev/null; then
@@ -29,45 +29,45 @@ $(VENV): pyproject.toml uv.lock
 	"$(UV)" sync --frozen --all-extras
 	touch $(VENV)
 
-run: $(VENV) ## the main job on this machine, without a cluster
+run: $(VENV) ## train the example on this machine, without a cluster
 	@$(BIN)/python $(EXAMPLE)/prepare.py $(CLAIMS)/digits
 	$(BIN)/finetune run $(EXAMPLE)/job.yaml --set output.ifExists=Overwrite --fresh
 
-test: lint types ## everything: lint, types, unit, cluster (real API server), e2e (real node)
+test: lint types ## lint, types, unit, cluster (real API server) and e2e (real node) tests
 	@$(HARNESS) setup
 	$(BIN)/pytest tests/unit tests/cluster tests/e2e
 
-lint: $(VENV) ## ruff and the import contracts
+lint: $(VENV) ## ruff and import-linter
 	@$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache | tail -n 4
 
-types: $(VENV) ## mypy, strict
+types: $(VENV) ## mypy --strict
 	@$(BIN)/mypy
 
-unit: $(VENV) ## unit tests: seconds, no cluster
+unit: $(VENV) ## unit tests
 	@$(BIN)/pytest tests/unit
 
-cluster: $(VENV) ## tests against a real API server; builds Kubernetes once (minutes)
+cluster: $(VENV) ## tests on a real API server; compiles Kubernetes once (minutes)
 	@$(BIN)/pytest tests/cluster
 
 e2e: $(VENV) ## tests on a real node; as root on Debian or Ubuntu
 	@$(HARNESS) setup
 	$(BIN)/pytest tests/e2e
 
-demo: $(VENV) ## the main job on Kubernetes: a node of its own, or the cluster named by CONTEXT=
+demo: $(VENV) ## train the example on Kubernetes: on a new node, or on the cluster CONTEXT=
 	@$(HARNESS) setup
 	PYTHONPATH=tests $(BIN)/python tests/demo.py up $(if $(CONTEXT),--context $(CONTEXT))
 
-demo-down: $(VENV) ## take the demo down
+demo-down: $(VENV) ## remove the demo
 	@PYTHONPATH=tests $(BIN)/python tests/demo.py down $(if $(CONTEXT),--context $(CONTEXT))
 
-generate: $(VENV) ## write what is generated: the CRD and its reference
+generate: $(VENV) ## generate the CRD and docs/reference.md
 	@$(BIN)/python -m finetune_api.crd crds helm/finetune-operator/files/crds
 	$(BIN)/python -m finetune_api.reference docs/reference.md
 
-format: $(VENV) ## format and fix what ruff can fix
+format: $(VENV) ## format, and apply ruff's fixes
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-clean: ## remove what was built here (not the cache shared between checkouts)
+clean: ## remove build products (not the cache in ~/.cache)
 	rm -rf .venv .tools .finetune .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

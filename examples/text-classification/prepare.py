@@ -1,11 +1,11 @@
-"""Make the inputs of the text-classification example: a real text encoder, and sentences people really wrote.
+"""Prepare the inputs of the text-classification example without network access: a pretrained encoder and real text.
 
-The sentences are the first ones of the docstrings of four libraries that are here anyway; the class is the library.
-The encoder comes inside a Python package, so no model hub is needed. The folder is the claim `docstrings`:
+The texts are the first sentences of docstrings of four installed libraries; the label is the library. The encoder is
+shipped in a Python package. The output folder is the claim `docstrings`:
 
-    DIR/model        a transformers BertModel with its tokenizer; it has no classifier yet
+    DIR/model        a transformers BertModel with its tokenizer, without a classifier
     DIR/train.jsonl  {"text": ..., "label": ...}
-    DIR/test.jsonl   the same, other sentences
+    DIR/test.jsonl   the same format, other sentences
 """
 
 import importlib
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is on this machine already
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all inputs are local
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import typer
@@ -44,68 +44,66 @@ LIBRARIES = {
 }
 
 
-def sentences(places: tuple[str, ...]) -> Iterator[str]:
-    """The first sentence of everything public that is documented in these modules and classes, each once."""
+def sentences(paths: tuple[str, ...]) -> Iterator[str]:
+    """Yield the unique first docstring sentences of the public members of these modules and classes."""
     seen: set[str] = set()
-    for place in places:
-        for name, member in sorted(vars(found(place)).items()):
+    for path in paths:
+        for name, member in sorted(vars(resolve(path)).items()):
             sentence = "" if name.startswith("_") else first_sentence(inspect.getdoc(member) or "")
             if 30 <= len(sentence) <= 200 and sentence not in seen:
                 seen.add(sentence)
                 yield sentence
 
 
-def found(place: str) -> object:
-    """A module, or a class of one."""
+def resolve(path: str) -> object:
+    """Import a module, or a class from its module."""
     try:
-        return importlib.import_module(place)
+        return importlib.import_module(path)
     except ModuleNotFoundError:
-        module, _, name = place.rpartition(".")
+        module, _, name = path.rpartition(".")
         member: object = getattr(importlib.import_module(module), name)
         return member
 
 
 def first_sentence(doc: str) -> str:
-    """Without the signature that some begin with, without markup, and in one line."""
+    """First sentence of a docstring on one line, without a leading signature and without markup."""
     paragraphs = [text for text in re.split(r"\n\s*\n", doc) if text and not re.match(r"[\w.]+\(", text)]
     words = re.sub(r":\w+:|[`*_|]", "", " ".join(paragraphs[0].split())) if paragraphs else ""
     return words.split(". ")[0].strip()
 
 
-def rows() -> list[dict[str, str]]:
-    drawn = random.Random(SEED)
-    labelled = []
-    for label, places in LIBRARIES.items():
-        texts = list(sentences(places))
-        labelled += [{"text": text, "label": label} for text in drawn.sample(texts, min(PER_CLASS, len(texts)))]
-    drawn.shuffle(labelled)
-    return labelled
+def labeled_sentences() -> list[dict[str, str]]:
+    rng = random.Random(SEED)
+    labeled = []
+    for label, paths in LIBRARIES.items():
+        texts = list(sentences(paths))
+        labeled += [{"text": text, "label": label} for text in rng.sample(texts, min(PER_CLASS, len(texts)))]
+    rng.shuffle(labeled)
+    return labeled
 
 
-def write(file: Path, some: list[dict[str, str]]) -> None:
-    file.write_text("".join(json.dumps(row) + "\n" for row in some), encoding="utf-8")
+def write(file: Path, rows: list[dict[str, str]]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def prepare(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write.")] = Path(
-        ".finetune/claims/docstrings"
-    ),
-    force: Annotated[bool, typer.Option("--force", help="Write again what is already there.")] = False,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Output folder.")] = Path(".finetune/claims/docstrings"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
 ) -> None:
-    """Write the model and the sentences of this example to DIR, unless they are there already."""
+    """Write the model and the sentences of this example to DIR, unless they exist."""
     if (folder / "test.jsonl").is_file() and not force:
-        typer.echo(f"{folder} is prepared already; --force makes it anew")
+        typer.echo(f"{folder} exists; use --force to overwrite")
         return
     transformers_logging.disable_progress_bar()
     BertModel.from_pretrained(TEXT_ENCODER).save_pretrained(folder / "model")
     AutoTokenizer.from_pretrained(TEXT_ENCODER).save_pretrained(folder / "model")
     for file in (folder / "model").iterdir():
-        file.chmod(0o644)  # safetensors writes for its owner alone, and the pod that reads this is somebody else
-    labelled = rows()
-    held_out = round(TEST_PART * len(labelled))
-    write(folder / "train.jsonl", labelled[held_out:])
-    write(folder / "test.jsonl", labelled[:held_out])
-    typer.echo(f"{folder}: a text encoder, {len(labelled) - held_out} sentences to train on and {held_out} to test on")
+        file.chmod(0o644)  # safetensors writes mode 0600; the trainer pod runs as another user
+    labeled = labeled_sentences()
+    held_out = round(TEST_PART * len(labeled))
+    write(folder / "train.jsonl", labeled[held_out:])
+    write(folder / "test.jsonl", labeled[:held_out])
+    typer.echo(f"{folder}: a text encoder, {len(labeled) - held_out} training and {held_out} test sentences")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Make the inputs of the tiny-chat example: conversations about numbers, and a language model of laptop size.
+"""Prepare the inputs of the tiny-chat example without network access: conversations about numbers and a small model.
 
-The model is a Llama of a million weights that knows nothing yet; the point is the shape of the thing: a chat
-template, a `messages` column, a loss on the assistant's words only. The folder is the claim `numbers` of `job.yaml`:
+The model is a randomly initialized Llama with one million parameters. The example shows a chat template, a `messages`
+column, and a loss that covers the assistant's messages only. The output folder is the claim `numbers`:
 
-    DIR/model             a transformers LlamaForCausalLM, its tokenizer and its chat template
+    DIR/model             a transformers LlamaForCausalLM with its tokenizer and chat template
     DIR/train.jsonl       {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}
-    DIR/validation.jsonl  the same, about other numbers
+    DIR/validation.jsonl  the same format, other numbers
 """
 
 import json
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is on this machine already
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all inputs are local
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
@@ -45,26 +45,26 @@ QUESTIONS: dict[str, Callable[[int, int], int]] = {
 Message = dict[str, str]
 
 
-def conversation(pair: tuple[int, int], drawn: random.Random) -> dict[str, list[Message]]:
-    """A question about two numbers, its answer, and sometimes a second question that counts on the first."""
-    question, answer = drawn.choice(list(QUESTIONS.items()))
+def conversation(pair: tuple[int, int], rng: random.Random) -> dict[str, list[Message]]:
+    """A question about two numbers and its answer, sometimes with a follow-up question."""
+    question, answer = rng.choice(list(QUESTIONS.items()))
     messages = [
         {"role": "user", "content": question.format(*pair)},
         {"role": "assistant", "content": f"{answer(*pair)}"},
     ]
-    if drawn.random() < 0.3:
+    if rng.random() < 0.3:
         other = sum(pair) - answer(*pair)
         messages += [{"role": "user", "content": "And the other one?"}, {"role": "assistant", "content": f"{other}"}]
     return {"messages": messages}
 
 
 def conversations() -> tuple[list[dict[str, list[Message]]], list[dict[str, list[Message]]]]:
-    """To train on and to validate on; no pair of numbers is in both."""
-    drawn = random.Random(SEED)
+    """Training and validation conversations; no pair of numbers is in both."""
+    rng = random.Random(SEED)
     pairs = [(a, b) for a in range(10, 100) for b in range(10, 100) if a != b]
-    chosen = drawn.sample(pairs, CONVERSATIONS)
+    chosen = rng.sample(pairs, CONVERSATIONS)
     held_out = round(HELD_OUT * len(chosen))
-    whole = [conversation(pair, drawn) for pair in chosen]
+    whole = [conversation(pair, rng) for pair in chosen]
     return whole[held_out:], whole[:held_out]
 
 
@@ -74,8 +74,8 @@ def contents(rows: list[dict[str, list[Message]]]) -> Iterator[str]:
             yield message["content"]
 
 
-def tokenizer_of(rows: list[dict[str, list[Message]]]) -> PreTrainedTokenizerFast:
-    """Byte pairs of what is said; every digit is a token of its own."""
+def train_tokenizer(rows: list[dict[str, list[Message]]]) -> PreTrainedTokenizerFast:
+    """Byte-level BPE; each digit is one token."""
     learned = Tokenizer(models.BPE())
     learned.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -96,7 +96,7 @@ def tokenizer_of(rows: list[dict[str, list[Message]]]) -> PreTrainedTokenizerFas
     )
 
 
-def fresh_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     torch.manual_seed(SEED)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -118,23 +118,23 @@ def write(file: Path, rows: list[dict[str, list[Message]]]) -> None:
 
 
 def prepare(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write.")] = Path(".finetune/claims/numbers"),
-    force: Annotated[bool, typer.Option("--force", help="Write again what is already there.")] = False,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Output folder.")] = Path(".finetune/claims/numbers"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
 ) -> None:
-    """Write the model and the conversations of this example to DIR, unless they are there already."""
+    """Write the model and the conversations of this example to DIR, unless they exist."""
     if (folder / "validation.jsonl").is_file() and not force:
-        typer.echo(f"{folder} is prepared already; --force makes it anew")
+        typer.echo(f"{folder} exists; use --force to overwrite")
         return
     transformers_logging.disable_progress_bar()
     train, validation = conversations()
-    tokenizer = tokenizer_of(train)
+    tokenizer = train_tokenizer(train)
     tokenizer.save_pretrained(folder / "model")
-    fresh_model(tokenizer).save_pretrained(folder / "model")
+    build_model(tokenizer).save_pretrained(folder / "model")
     for file in (folder / "model").iterdir():
-        file.chmod(0o644)  # safetensors writes for its owner alone, and the pod that reads this is somebody else
+        file.chmod(0o644)  # safetensors writes mode 0600; the trainer pod runs as another user
     write(folder / "train.jsonl", train)
     write(folder / "validation.jsonl", validation)
-    typer.echo(f"{folder}: a model, {len(train)} conversations to train on and {len(validation)} to validate on")
+    typer.echo(f"{folder}: a model, {len(train)} training and {len(validation)} validation conversations")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-{{/* Names and labels that more than one object shares, and the container images. */}}
+{{/* Shared names, labels and image references. */}}
 
 {{- define "finetune.name" -}}
 {{- if contains .Chart.Name .Release.Name -}}
@@ -25,7 +25,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- .Values.serviceAccount.name | default $own -}}
 {{- end }}
 
-{{/* An image by digest when there is one, else by tag. Call with a dict of `image` and `chart`. */}}
+{{/* Image reference by digest if set, else by tag. Takes a dict of `image` and `chart`. */}}
 {{- define "finetune.image" -}}
 {{- with .image -}}
 {{- if .digest -}}
@@ -36,7 +36,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end }}
 
-{{/* What a container may do under the Pod Security level `restricted`. */}}
+{{/* Container security context of the Pod Security level `restricted`. */}}
 {{- define "finetune.containerSecurity" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true

@@ -8,6 +8,7 @@ from ruamel.yaml import YAML
 
 from finetune_operator import config
 from unit.chart.rendering import Chart, Object
+from unit.test_versions import VERSION
 
 DIGEST = f"sha256:{'0a' * 32}"
 
@@ -23,7 +24,7 @@ def test_helm_finds_nothing_to_complain_of(chart: Chart) -> None:
 @pytest.mark.parametrize(
     ("image", "reference"),
     [
-        ({}, "finetune-operator:0.1.0"),
+        ({}, f"finetune-operator:{VERSION}"),
         ({"repository": "registry.example.com/operator", "tag": "1.2"}, "registry.example.com/operator:1.2"),
         ({"tag": "1.2", "digest": DIGEST}, f"finetune-operator@{DIGEST}"),
     ],
@@ -53,7 +54,7 @@ def test_they_are_what_values_say(chart: Chart) -> None:
     assert settings["outputClaim"] == values["outputClaim"]
     assert settings["trainer"] == {
         **values["trainer"],
-        "image": "finetune-trainer:0.1.0",
+        "image": f"finetune-trainer:{VERSION}",
         "imagePullPolicy": "IfNotPresent",
     }
 
