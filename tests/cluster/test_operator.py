@@ -27,6 +27,8 @@ finetune_planned_steps 40
 finetune_epoch 0.25
 finetune_loss 1.5
 finetune_evaluation{metric="loss"} 1.25
+finetune_best_evaluation{metric="loss"} 1.125
+finetune_best_evaluation_step{metric="loss"} 8
 finetune_learning_rate{module="visual"} 0.001
 finetune_gradient_norm{module="visual"} 2.5
 finetune_module_parameters{module="visual"} 100
@@ -47,13 +49,16 @@ def test_a_job_runs_reports_and_succeeds(operator: Operator, namespace: Namespac
         namespace.reaches("Running")
         status = wait_for(lambda: (it := namespace.status()).get("modules") and it)
         assert status["progress"]["step"] == 10 and status["progress"]["percentage"] == 25.0
+        assert status["best"] == {"metric": "eval/loss", "value": 1.125, "step": 8}
         assert status["modules"][0] == {
             "name": "visual", "parameters": 100, "trainable": 100, "optimizer": "SGD",
             "learningRate": 0.001, "gradientNorm": 2.5, "frozen": False,
         }  # fmt: skip
         columns = control_plane.kubectl("get", "ftj", "-n", namespace.name).splitlines()
-        assert columns[0].split() == ["NAME", "STATUS", "PROGRESS", "STEP", "LOSS", "ETA", "AGE"]
-        assert columns[1].split()[:5] == ["job", "Running", "25", "10", "1.5"]
+        assert columns[0].split() == ["NAME", "STATUS", "PROGRESS", "LOSS", "BEST", "ETA", "AGE"]
+        assert columns[1].split()[:6] == ["job", "Running", "10/40", "(25%)", "1.5", "1.125"]
+        wide = control_plane.kubectl("get", "ftj", "-n", namespace.name, "-o", "wide").splitlines()
+        assert wide[0].split()[7:] == ["ATTEMPT", "QUEUE", "MODEL", "MESSAGE"]
     namespace.end(pod, 0, REPORT)
     control_plane.kubectl("wait", "-n", namespace.name, "--for=condition=Succeeded", "ftj/job", "--timeout=20s")
     _succeeded_for_good(namespace, operator)

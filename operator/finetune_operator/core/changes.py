@@ -12,6 +12,7 @@ from typing import Any, TypedDict, TypeVar, Unpack
 
 from finetune_api.status import (
     AttemptStatus,
+    BestEvaluation,
     CheckpointStatus,
     Condition,
     JobStatus,
@@ -40,6 +41,7 @@ class StatusChanges(TypedDict, total=False):
     spec_hash: str
     progress: Progress
     metrics: list[Metric]
+    best: BestEvaluation
     modules: list[ModuleStatus]
     checkpoint: CheckpointStatus | None
     output: OutputStatus

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from prometheus_client.parser import text_string_to_metric_families
 
 from finetune_api import trainer_metrics as names
-from finetune_api.status import CheckpointStatus, Metric, ModuleStatus, Progress
+from finetune_api.status import BestEvaluation, CheckpointStatus, Metric, ModuleStatus, Progress
 
 MAX_ROWS = 64
 """`maxItems` of `status.metrics` and `status.modules`."""
@@ -33,6 +33,7 @@ class ProgressSnapshot:
     attempt_number: int
     progress: Progress
     metrics: tuple[Metric, ...] = ()
+    best: BestEvaluation | None = None
     modules: tuple[ModuleStatus, ...] = ()
     checkpoint: CheckpointStatus | None = None
 
@@ -44,8 +45,14 @@ def parse_metrics_page(text: str, attempt_number: int, now: datetime) -> Progres
         if (names.STEP, ()) not in samples:
             return None
         progress = _progress(samples, now)
-        metrics = _metrics(samples, progress.step)
-        return ProgressSnapshot(attempt_number, progress, metrics, _modules(samples), _checkpoint(samples))
+        return ProgressSnapshot(
+            attempt_number=attempt_number,
+            progress=progress,
+            metrics=_metrics(samples, progress.step),
+            best=_best(samples),
+            modules=_modules(samples),
+            checkpoint=_checkpoint(samples),
+        )
     except (ValueError, KeyError, IndexError):
         return None
 
@@ -67,12 +74,10 @@ def _metric_name(line: str) -> str:
 
 
 def _progress(samples: Samples, now: datetime) -> Progress:
-    step, planned = int(samples[names.STEP, ()]), int(samples.get((names.PLANNED_STEPS, ()), 0))
-    return Progress(
-        step=step,
-        planned_steps=planned,
+    return Progress.at_step(
+        int(samples[names.STEP, ()]),
+        int(samples.get((names.PLANNED_STEPS, ()), 0)),
         epoch=samples.get((names.EPOCH, ()), 0.0),
-        percentage=round(min(100.0, 100.0 * step / planned), 1) if planned > 0 else 0.0,
         samples_per_second=samples.get((names.SAMPLES_PER_SECOND, ())),
         estimated_completion_time=_time(samples.get((names.ESTIMATED_COMPLETION_TIME, ()))),
         observed_time=now.replace(microsecond=0),
@@ -83,10 +88,17 @@ def _metrics(samples: Samples, step: int) -> tuple[Metric, ...]:
     values = {}
     if (names.LOSS, ()) in samples:
         values["train/loss"] = samples[names.LOSS, ()]
-    for family, prefix in ((names.EVALUATION, "eval"), (names.BEST_EVALUATION, "best")):
-        for metric, value in _by_label(samples, family, names.METRIC_LABEL).items():
-            values[f"{prefix}/{metric}"] = value
+    for metric, value in _by_label(samples, names.EVALUATION, names.METRIC_LABEL).items():
+        values[f"eval/{metric}"] = value
     return tuple(Metric(name=name, value=value, step=step) for name, value in list(values.items())[:MAX_ROWS])
+
+
+def _best(samples: Samples) -> BestEvaluation | None:
+    steps = _by_label(samples, names.BEST_EVALUATION_STEP, names.METRIC_LABEL)
+    for metric, value in _by_label(samples, names.BEST_EVALUATION, names.METRIC_LABEL).items():
+        if metric in steps:
+            return BestEvaluation(metric=f"eval/{metric}", value=value, step=int(steps[metric]))
+    return None
 
 
 def _modules(samples: Samples) -> tuple[ModuleStatus, ...]:

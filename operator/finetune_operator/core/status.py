@@ -23,7 +23,7 @@ ConditionStatus = Literal["True", "False", "Unknown"]
 MAX_ATTEMPTS = 10
 """`maxItems` of `status.attempts`."""
 IN_PROGRESS = frozenset({"Queued", "Pending", "Running", "Restarting", "Suspending"})
-PROGRESS_FIELDS = frozenset({"progress", "metrics", "modules", "checkpoint"})
+PROGRESS_FIELDS = frozenset({"progress", "metrics", "best", "modules", "checkpoint"})
 WARNING_REASONS = frozenset({"ImagePullFailing", "Unschedulable", "Restarting"})
 
 
@@ -87,6 +87,8 @@ def status_fields(source: Report | ProgressSnapshot | None) -> StatusChanges:
         fields["progress"] = source.progress
     if source.metrics:
         fields["metrics"] = list(source.metrics)[:MAX_ROWS]
+    if source.best:
+        fields["best"] = source.best
     if source.modules:
         fields["modules"] = list(source.modules)[:MAX_ROWS]
     if source.checkpoint:

@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 
 from finetune_api import trainer_metrics as names
 from finetune_api.names import CHECKPOINTS_FOLDER
-from finetune_api.status import CheckpointStatus, Metric, ModuleStatus, OutputStatus, Report
+from finetune_api.status import BestEvaluation, CheckpointStatus, Metric, ModuleStatus, OutputStatus, Report
 from finetune_api.status import Progress as ProgressStatus
 from finetune_trainer.callbacks import Callback, CheckpointRecord, EvaluationRecord, StepRecord, TestRecord
 from finetune_trainer.errors import UserError
@@ -87,6 +87,7 @@ class Tracker(Callback):
             message=message[:MESSAGE_LENGTH],
             progress=self._progress(),
             metrics=list(self._metrics()),
+            best=self._best(),
             modules=[self._module(module) for module in self.plan.modules] if self.plan else [],
             checkpoint=None if output else self._checkpoint(),
             output=output,
@@ -96,11 +97,10 @@ class Tracker(Callback):
         if self.plan is None:
             return None
         rate = self.step.samples_per_second if self.step else None
-        return ProgressStatus(
-            step=self.steps_done,
-            planned_steps=self.plan.planned_steps,
+        return ProgressStatus.at_step(
+            self.steps_done,
+            self.plan.planned_steps,
             epoch=round(self.epoch, 4),
-            percentage=round(100 * self.steps_done / self.plan.planned_steps, 2),
             samples_per_second=round(rate, 3) if rate else None,
             observed_time=datetime.now(UTC),
         )
@@ -112,9 +112,12 @@ class Tracker(Callback):
             for name, value in measured.metrics.items() if measured else ():
                 if measured and math.isfinite(value):
                     yield Metric(name=name, value=value, step=measured.step)
-        if self.best is not None and self.plan is not None:
-            metric = self.plan.job.spec.evaluation.metric or ""
-            yield Metric(name=f"best/{short(metric)}", value=self.best.metrics[metric], step=self.best.step)
+
+    def _best(self) -> BestEvaluation | None:
+        if self.best is None or self.plan is None:
+            return None
+        metric = self.plan.job.spec.evaluation.metric or ""
+        return BestEvaluation(metric=metric, value=self.best.metrics[metric], step=self.best.step)
 
     def _module(self, module: ModulePlan) -> ModuleStatus:
         norm = self.step.gradient_norms[module.name] if self.step else None
@@ -193,9 +196,11 @@ class Exporter(Collector):
             yield latest
         if (best := self.tracker.best) is not None:
             metric = plan.job.spec.evaluation.metric or ""
-            family = GaugeMetricFamily(names.BEST_EVALUATION, "Best evaluation.", labels=[names.METRIC_LABEL])
-            family.add_metric([short(metric)], best.metrics[metric])
-            yield family
+            value = GaugeMetricFamily(names.BEST_EVALUATION, "Best evaluation.", labels=[names.METRIC_LABEL])
+            value.add_metric([short(metric)], best.metrics[metric])
+            step = GaugeMetricFamily(names.BEST_EVALUATION_STEP, "Its optimizer step.", labels=[names.METRIC_LABEL])
+            step.add_metric([short(metric)], best.step)
+            yield from (value, step)
 
     def _counters(self, plan: RunPlan) -> Iterator[CounterMetricFamily]:
         it = self.tracker
