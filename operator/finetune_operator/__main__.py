@@ -11,7 +11,7 @@ import typer
 from finetune_operator import config as configuration
 from finetune_operator.client.cluster import ApiError, KubeconfigError
 from finetune_operator.client.lease import LeaseLostError
-from finetune_operator.logs import LogFormat, configure
+from finetune_operator.logs import LogFormat, configure_logging
 from finetune_operator.runtime.service import Options, run_operator
 
 OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -38,7 +38,7 @@ def run(  # noqa: PLR0917 typer calls it by name
     debug: Annotated[bool, typer.Option(help="Log more.")] = False,
 ) -> None:
     """Run the fine-tuning operator against the cluster of $KUBECONFIG, or the one it runs in."""
-    configure(log_format, debug=debug)
+    configure_logging(log_format, debug=debug)
     try:
         settings = configuration.load(config)
         options = Options(

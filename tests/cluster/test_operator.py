@@ -74,6 +74,12 @@ def _succeeded_for_good(namespace: Namespace, operator: Operator) -> None:
     }  # fmt: skip
     events = [it["reason"] for it in namespace.api.get(namespace.path("events"))["items"] if "FineTuneJob" in str(it)]
     assert sorted(events) == ["Pending", "Running", "Succeeded"]
+    lines = [json.loads(line) for line in operator.log.read_text().splitlines() if line.startswith("{")]
+    assert {
+        (it["reason"], it["attempt"])
+        for it in lines
+        if (it.get("namespace"), it.get("name")) == (namespace.name, "job") and "reason" in it
+    } == {("Pending", 1), ("Running", 1), ("Succeeded", 1)}
     assert f'finetune_job_learning_rate{{module="visual",name="job",namespace="{namespace.name}"}} 0.001' in (
         operator.metrics()
     )

@@ -16,6 +16,7 @@ from finetune_operator.core.actions import Actions
 from finetune_operator.core.objects import NamespacedName
 from finetune_operator.core.observed import ObservedJob
 from finetune_operator.core.reconcile import reconcile, reconcile_rejected
+from finetune_operator.logs import JobLogger
 from finetune_operator.metrics import RECONCILE_ERRORS, RECONCILE_SECONDS, RECONCILE_TOTAL
 from finetune_operator.runtime.cache import Cache
 from finetune_operator.runtime.queue import WorkQueue
@@ -56,7 +57,7 @@ class Worker:
         except RejectedError as error:
             await self._report_rejection(job, error)
         except AlreadyExistsError as error:
-            logger.info("%s: %s", key, error)
+            self._logger(key).info("%s", error)
             self._queue.add_rate_limited(key)
         except ConflictError:
             RECONCILE_TOTAL.labels("conflict").inc()
@@ -95,10 +96,10 @@ class Worker:
         if actions.requeue_after is not None:
             self._queue.add_after(key, actions.requeue_after)
         for event in actions.events:
-            logger.info("%s: %s: %s", key, event.reason, event.message)
+            self._logger(key).info("%s", event.message, extra={"reason": event.reason})
 
     async def _report_rejection(self, job: ObservedJob, error: RejectedError) -> None:
-        logger.warning("%s: %s", job.key, error)
+        self._logger(job.key).warning("%s", error)
         actions = reconcile_rejected(job, str(error), datetime.now(UTC))
         await apply(actions, job, self._cluster, self._cache.put)
         self._queue.add_after(job.key, self._config.recheck_interval_seconds)
@@ -108,4 +109,9 @@ class Worker:
         RECONCILE_ERRORS.inc()
         delay = self._queue.add_rate_limited(key)
         expected = isinstance(error, (ApiError, ApplyError))
-        logger.warning("%s: %s; trying again in %.1f s", key, error, delay, exc_info=None if expected else error)
+        exc_info = None if expected else error
+        self._logger(key).warning("%s; trying again in %.1f s", error, delay, exc_info=exc_info)
+
+    def _logger(self, key: NamespacedName) -> JobLogger:
+        job = self._cache.jobs.get(key)
+        return JobLogger(logger, *key, attempt=job.status.attempt if job else None)
