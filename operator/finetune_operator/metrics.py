@@ -7,14 +7,16 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
 
-RECONCILE_TOTAL = Counter("finetune_reconcile", "Reconciliations, by result.", ["result"], registry=REGISTRY)
-RECONCILE_ERRORS = Counter("finetune_reconcile_errors", "Reconciliations that failed.", registry=REGISTRY)
+RECONCILE_TOTAL = Counter("finetune_reconcile", "Number of reconciliations, by result.", ["result"], registry=REGISTRY)
+RECONCILE_ERRORS = Counter("finetune_reconcile_errors", "Number of failed reconciliations.", registry=REGISTRY)
 RECONCILE_SECONDS = Histogram(
-    "finetune_reconcile_duration_seconds", "How long a reconciliation took, its writes included.", registry=REGISTRY
+    "finetune_reconcile_duration_seconds",
+    "Duration of a reconciliation, including its writes.",
+    registry=REGISTRY,
 )
 API_CALLS = Counter(
     "finetune_api_calls",
-    "Calls to the API server; code 0 is no answer.",
+    "Number of requests to the API server; code 0 means no response.",
     ["verb", "resource", "code"],
     registry=REGISTRY,
 )

@@ -106,9 +106,9 @@ def _live(namespace: Namespace) -> dict[str, set[str]]:
 def test_another_takes_over_in_time(namespace: Namespace, kubeconfig: Path, config: Path, tmp_path: Path) -> None:
     options = (f"--namespace={namespace.name}", "--lease-namespace=default")
     first = Operator(kubeconfig, config, tmp_path / "first.log", *options).start().ready()
-    wait_for(lambda: "leading" in (tmp_path / "first.log").read_text())
+    wait_for(lambda: "acquired Lease" in (tmp_path / "first.log").read_text())
     second = Operator(kubeconfig, config, tmp_path / "second.log", *options).start().ready()
-    wait_for(lambda: "standing by" in (tmp_path / "second.log").read_text())
+    wait_for(lambda: "waiting for leader election" in (tmp_path / "second.log").read_text())
     third = Operator(kubeconfig, config, tmp_path / "third.log", *options)
     try:
         first.kill()
@@ -148,7 +148,7 @@ def test_a_namespace_that_may_not_be_looked_into_stops_no_other(
         namespace.create_job()
         namespace.end(namespace.pod(), 0)
         namespace.reaches("Succeeded")
-        assert operator.process.is_alive() and "namespace gone is left alone" in operator.log.read_text()
+        assert operator.process.is_alive() and "skipping namespace gone" in operator.log.read_text()
     finally:
         operator.kill()
         print(operator.log.read_text()[-10_000:])

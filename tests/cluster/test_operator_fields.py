@@ -66,7 +66,7 @@ def test_a_missing_cache_is_waited_for(operator: Operator, namespace: Namespace,
     )
     namespace.reaches("Stalled")
     message = namespace.condition("Stalled")["message"]
-    assert all(it in message for it in ("Claim downloads does", "Claim held-out does", "ConfigMap settings does"))
+    assert all(it in message for it in ("Claim downloads not", "Claim held-out not", "ConfigMap settings not"))
     for claim in ("downloads", "held-out"):
         namespace.create_claim(claim)
     control_plane.kubectl("create", "configmap", "settings", "-n", namespace.name)

@@ -63,7 +63,7 @@ async def _create(create: Create, job: ObservedJob, cluster: Cluster, on_write: 
         if error.is_already_exists:
             created = await _existing(create, job, cluster)
         elif error.is_rejection:
-            raise RejectedError(f"the API server refused {_describe(create)}: {error}") from error
+            raise RejectedError(f"API server rejected {_describe(create)}: {error}") from error
         else:
             raise
     if create.resource == "jobs":
@@ -76,9 +76,10 @@ async def _existing(create: Create, job: ObservedJob, cluster: Cluster) -> JsonO
     if create.accept_existing or controller_uid(existing) == job.uid:
         return existing
     if existing["metadata"].get("labels", {}).get(JOB_LABEL) == job.key.name:
-        raise AlreadyExistsError(f"{_describe(create)} of an earlier job of this name is not gone yet")
+        raise AlreadyExistsError(f"{_describe(create)} of an earlier FineTuneJob of this name is still being deleted")
     raise RejectedError(
-        f"{_describe(create)} exists and belongs to somebody else: delete it, or name the job differently"
+        f"{_describe(create)} already exists and is not controlled by this FineTuneJob; "
+        "delete it, or use another name for the FineTuneJob"
     )
 
 

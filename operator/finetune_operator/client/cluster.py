@@ -88,8 +88,8 @@ class Cluster:
             else:
                 kube_config.load_incluster_config(configuration)
         except kube_config.ConfigException as error:
-            source = f"KUBECONFIG={path}" if path else "no KUBECONFIG, and no service account of a pod"
-            raise KubeconfigError(f"{source}: {error}") from error
+            problem = f"cannot load KUBECONFIG={path}" if path else "KUBECONFIG is not set, and this is not a pod"
+            raise KubeconfigError(f"{problem}: {error}") from error
         return cls(ApiClient(configuration))
 
     async def close(self) -> None:
@@ -143,7 +143,7 @@ class Cluster:
             content = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             API_CALLS.labels(verb, _resource_of(path), "0").inc()
-            raise ApiError(0, "Unreachable", f"the API server cannot be reached: {error}") from error
+            raise ApiError(0, "Unreachable", f"API server is unreachable: {error}") from error
         API_CALLS.labels(verb, _resource_of(path), str(response.status)).inc()
         answer = _parse_json(content)
         if not 200 <= response.status < 300:

@@ -38,6 +38,7 @@ class LeaderElector:
         self._path = resource_path("leases", namespace, name)
         self._namespace = namespace
         self._name = name
+        self._display_name = f"Lease {namespace}/{name}"
         self._identity = identity
         self._observed: tuple[Any, ...] = ()
         self._observed_at = 0.0
@@ -49,13 +50,13 @@ class LeaderElector:
             try:
                 holder = await self._try_acquire_or_renew()
             except (ApiError, TimeoutError) as error:
-                logger.warning("Lease %s: %s", self._name, error or "no answer in time")
+                logger.warning("cannot read %s: %s", self._display_name, error or "request timed out")
                 holder = reported
             if holder == self._identity:
-                logger.info("leading: Lease %s/%s is held by %s", self._namespace, self._name, holder)
+                logger.info("acquired %s as %s", self._display_name, holder)
                 return
             if holder != reported:
-                logger.info("standing by: Lease %s/%s is held by %s", self._namespace, self._name, holder)
+                logger.info("waiting for leader election: %s is held by %s", self._display_name, holder)
                 reported = holder
             await asyncio.sleep(RETRY_PERIOD_SECONDS)
 
@@ -72,15 +73,13 @@ class LeaderElector:
             try:
                 holder = await self._try_acquire_or_renew()
             except (ApiError, TimeoutError) as error:
-                logger.warning("Lease %s could not be renewed: %s", self._name, error or "no answer in time")
+                logger.warning("cannot renew %s: %s", self._display_name, error or "request timed out")
             else:
                 if holder != self._identity:
-                    raise LeaseLostError(f"Lease {self._namespace}/{self._name} is now held by {holder}")
+                    raise LeaseLostError(f"lost {self._display_name}: it is held by {holder}")
                 renewed_at = time.monotonic()
             if time.monotonic() - renewed_at > RENEW_DEADLINE_SECONDS:
-                raise LeaseLostError(
-                    f"Lease {self._namespace}/{self._name} could not be renewed for {RENEW_DEADLINE_SECONDS:.0f} s"
-                )
+                raise LeaseLostError(f"lost {self._display_name}: not renewed for {RENEW_DEADLINE_SECONDS:.0f} s")
 
     async def release(self) -> None:
         """Give up the Lease, so that another candidate takes over at once."""
@@ -89,7 +88,7 @@ class LeaderElector:
             if lease["spec"].get("holderIdentity") == self._identity:
                 await self._cluster.update(self._path, lease | {"spec": self._new_spec(lease["spec"], holder="")})
         except ApiError as error:
-            logger.warning("Lease %s could not be released: %s", self._name, error)
+            logger.warning("cannot release %s: %s", self._display_name, error)
 
     async def _try_acquire_or_renew(self) -> str:
         """Acquire or renew the Lease if possible; the identity of the holder."""
@@ -124,7 +123,7 @@ class LeaderElector:
                 await self._cluster.create(resource_path("leases", self._namespace), body)
         except ApiError as error:
             if error.is_conflict:
-                return "another"
+                return "another candidate"
             raise
         return self._identity
 

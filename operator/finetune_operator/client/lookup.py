@@ -48,11 +48,11 @@ async def _find_missing(lookup: Lookup, namespace: str, cluster: Cluster) -> tup
     missing = []
     for name in lookup.claims:
         if await _get("persistentvolumeclaims", namespace, name, cluster) is None:
-            missing.append(f"PersistentVolumeClaim {name} does not exist in namespace {namespace}")
+            missing.append(f"PersistentVolumeClaim {name} not found")
     for name, key in [*((name, None) for name in lookup.config_maps), *lookup.config_map_keys]:
         config_map = await _get("configmaps", namespace, name, cluster)
         if config_map is None:
-            missing.append(f"ConfigMap {name} does not exist in namespace {namespace}")
+            missing.append(f"ConfigMap {name} not found")
         elif key and key not in (config_map.get("data") or {}) and key not in (config_map.get("binaryData") or {}):
             missing.append(f"ConfigMap {name} has no key {key}")
     return tuple(dict.fromkeys(missing))

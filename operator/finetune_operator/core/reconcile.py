@@ -33,7 +33,7 @@ The cases, in the order in which they are checked; comments below and the table 
  5.4    no pod                                      Pending
  5.5    the image cannot be pulled                  Pending (ImagePullFailing)
  5.6    the same, past the image pull deadline      Failed (ImagePullFailed); delete the Job
- 5.7    the container cannot be created             Stalled (ContainerConfig)
+ 5.7    the container cannot be created             Stalled (CreateContainerConfigError, ...)
  5.8    the trainer is running or has terminated    Running, with progress
  5.9    the pod is unschedulable                    Pending (Unschedulable)
  5.10   otherwise                                   Pending
@@ -89,10 +89,10 @@ MAX_LEFTOVERS = 500
 
 IMAGE_PULL_ERRORS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
 CONTAINER_CREATE_ERRORS = {
-    "CreateContainerConfigError": "create what is missing, and it starts by itself",
-    "CreateContainerError": "its node tries again by itself; what it says has to be mended first",
+    "CreateContainerConfigError": "create the missing object; the kubelet retries",
+    "CreateContainerError": "fix the cause; the kubelet retries",
 }
-"""The kubelet's waiting reasons, and what the user can do."""
+"""Waiting reasons of the kubelet, and what the user can do."""
 
 
 def reconcile(job: ObservedJob, children: Children, now: datetime, config: Config) -> Actions:
@@ -106,7 +106,7 @@ def reconcile(job: ObservedJob, children: Children, now: datetime, config: Confi
     if job.finished:
         return _reconcile_finished(job, children, now)
     if job.parsed is None:  # case 3
-        update = ConditionUpdate("Stalled", f"the job does not obey the language: {job.parse_error}", "InvalidJob")
+        update = ConditionUpdate("Stalled", f"invalid FineTuneJob: {job.parse_error}", "InvalidJob")
         actions = _update_status(job, update, now)
         # An operator of another version may have started it: leave it running, but let the user stop it.
         return actions.deleting(*_active_jobs(job, children)) if job.suspended else actions
@@ -115,7 +115,7 @@ def reconcile(job: ObservedJob, children: Children, now: datetime, config: Confi
 
 def reconcile_rejected(job: ObservedJob, message: str, now: datetime) -> Actions:
     """What to do when the API server rejected an object of an attempt: report it; the worker retries later."""
-    return _update_status(job, ConditionUpdate("Stalled", message, "CreationRefused"), now)
+    return _update_status(job, ConditionUpdate("Stalled", message, "FailedCreate"), now)
 
 
 def _update_status(
@@ -226,12 +226,12 @@ class AttemptReconciler:
 
     def _start(self, number: int) -> Actions:
         if self.job.suspended:  # case 4.1
-            return self._update_status("Suspended", "suspended: set spec.suspend to false to go on")
+            return self._update_status("Suspended", "suspended; set spec.suspend to false to resume")
         if self.children.missing_references is None:  # case 4.2
             return Actions(lookup=self._required_references())
         foreign = any(it.owner_uid != self.job.uid for it in self.children.jobs)
         if self.children.active or foreign:  # case 4.3
-            actions = self._update_status("Pending", "waiting for the pods of an earlier run to end")
+            actions = self._update_status("Pending", "waiting for pods of an earlier run to terminate")
             return actions.requeue_within(self.config.recheck_interval_seconds)
         if self.children.missing_references:  # case 4.4
             return self._missing(self.children.missing_references)
@@ -254,7 +254,7 @@ class AttemptReconciler:
     def _missing(self, references: tuple[str, ...]) -> Actions:
         more = len(references) - MAX_MISSING_NAMED
         named = "; ".join(references[:MAX_MISSING_NAMED]) + (f"; and {more} more" if more > 0 else "")
-        message = f"{named}: create what is missing, and the job goes on by itself"
+        message = f"{named}; the attempt starts once they exist in namespace {self.job.key.namespace}"
         actions = self._update_status("Stalled", message, reason="MissingReference")
         return actions.requeue_within(self.config.recheck_interval_seconds)
 
@@ -263,13 +263,13 @@ class AttemptReconciler:
         previous = self.job.attempt(number - 1)
         if previous is not None and termination.outcome_of(previous).consumes_retry:
             changes["restarts"] = (self.job.status.restarts or 0) + 1
-        return self._update_status("Pending", f"attempt {number} is being created", **changes)
+        return self._update_status("Pending", f"creating attempt {number}", **changes)
 
     # Case 5: while the attempt runs.
 
     def _reconcile_active(self, attempt_job: AttemptJob, attempt: AttemptStatus) -> Actions:
         if self.job.suspended:  # case 5.1
-            actions = self._update_status("Suspending", "the trainer is writing a checkpoint and stops", attempt)
+            actions = self._update_status("Suspending", "stopping: the trainer is writing a checkpoint", attempt)
             return actions.deleting(attempt_job)
         limit = self.spec.active_deadline_seconds
         if limit is None or attempt.end_time is not None:
@@ -292,20 +292,20 @@ class AttemptReconciler:
         if waiting and waiting.reason in IMAGE_PULL_ERRORS:
             return self._image_pull_failing(attempt_job, pod, waiting, attempt)
         if waiting and waiting.reason in CONTAINER_CREATE_ERRORS:  # case 5.7
-            message = f"the trainer cannot start: {waiting.message}: {CONTAINER_CREATE_ERRORS[waiting.reason]}"
-            return self._update_status("Stalled", message, attempt, reason="ContainerConfig")
+            message = f"container cannot be created: {waiting.message}; {CONTAINER_CREATE_ERRORS[waiting.reason]}"
+            return self._update_status("Stalled", message, attempt, reason=waiting.reason)
         if pod.running or pod.terminated or pod.terminal:  # case 5.8
             return self._running(pod, attempt)
         if pod.unschedulable:  # case 5.9
-            message = f"no node can take the pod: {pod.unschedulable}"
+            message = f"pod is unschedulable: {pod.unschedulable}"
             return self._update_status("Pending", message, attempt, reason="Unschedulable")
-        return self._update_status("Pending", "the pod is starting", attempt)  # case 5.10
+        return self._update_status("Pending", "pod is starting", attempt)  # case 5.10
 
     def _queued_message(self) -> str:
         queue = self.spec.queue_name
         if queue is None:
-            return "waiting for its turn in the queue"
-        return f"waiting for LocalQueue {queue} of Kueue to admit it; `kubectl describe workloads` says why it waits"
+            return "the Job is suspended; waiting for a queue to resume it"
+        return f"waiting for admission by Kueue LocalQueue {queue}; see `kubectl describe workloads`"
 
     def _no_pod_message(self, attempt_job: AttemptJob) -> str:
         """The reason is only in events of the Job, which the operator may not read; name the likely causes."""
@@ -315,8 +315,8 @@ class AttemptReconciler:
             "PriorityClass": trainer.priority_class_name or runtime.priority_class_name,
         }
         check = " and ".join(f"that {kind} {name} exists" for kind, name in references.items() if name)
-        advice = f"check {check}; " if check else ""
-        return f"waiting for its pod; if none comes, {advice}`kubectl describe job {attempt_job.name}` says why"
+        advice = f"check {check}, and " if check else ""
+        return f"waiting for the pod; if none is created, {advice}see `kubectl describe job {attempt_job.name}`"
 
     def _image_pull_failing(
         self, attempt_job: AttemptJob, pod: TrainerPod, waiting: ReasonMessage, attempt: AttemptStatus
@@ -324,19 +324,19 @@ class AttemptReconciler:
         """Reported at once; the attempt fails after a deadline only, for a registry may come back."""
         # ErrImagePull and ImagePullBackOff alternate; both contain the cause, and a message of it alone is stable.
         cause = waiting.message.rpartition("ErrImagePull: ")[2] or waiting.reason
-        message = f"image {pod.image} cannot be pulled: {cause}"
+        message = f"cannot pull image {pod.image}: {cause}"
         timeout = timedelta(seconds=self.config.trainer.image_pull_deadline_seconds)
         remaining = ((pod.scheduled_at or pod.created_at) + timeout - self.now).total_seconds()
         if remaining > 0:  # case 5.5
             return self._update_status("Pending", message, attempt, reason="ImagePullFailing").requeue_within(remaining)
         attempt = update_attempt(attempt, message=message[: termination.MAX_MESSAGE_LENGTH])
         attempt = termination.finalize(attempt, self.now, termination.IMAGE_PULL_FAILED)
-        message = f"{message}: check spec.runtime.image, and that the cluster can reach its registry"
+        message = f"{message}; check spec.runtime.image, and that the cluster can reach its registry"
         return self._failed(attempt, message).deleting(attempt_job)  # case 5.6
 
     def _running(self, pod: TrainerPod, attempt: AttemptStatus) -> Actions:
         """A change of state is written at once, progress alone at most once per interval."""
-        message = f"attempt {self.number} is running" if pod.running else "the trainer has ended; its pods are going"
+        message = f"attempt {self.number} is running" if pod.running else "trainer has exited; its pods are terminating"
         actions = self._update_status("Running", message, attempt, **self._scraped_fields())
         last = self.job.status.progress
         if actions.status is None or last is None or last.observed_time is None:
@@ -352,7 +352,7 @@ class AttemptReconciler:
         report = termination.final_report(self.pods)
         attempt = update_attempt(attempt, reason=SUCCEEDED.reason)
         attempt = termination.finalize(attempt, self._end_time(attempt), SUCCEEDED)
-        message = report.message if report else f"the model is at {self.parsed.destination}"
+        message = report.message if report else f"model written to {self.parsed.destination}"
         changes = self._reported_fields()
         changes["completion_time"] = attempt.end_time
         return self._update_status("Succeeded", message, attempt, **changes)
@@ -361,7 +361,7 @@ class AttemptReconciler:
         stopped_by_user = self.job.suspended or self.job.state in ("Suspending", "Suspended")
         if any(not pod.terminal for pod in self.pods):  # case 7.1
             state: State = "Suspending" if stopped_by_user else "Restarting"
-            return self._update_status(state, "waiting for the pods of the last attempt to end", attempt)
+            return self._update_status(state, f"waiting for pods of attempt {self.number} to terminate", attempt)
         if attempt.reason == SUCCEEDED.reason:  # case 7.2
             return self._succeeded(attempt)
         if attempt.end_time is None and self.attempt_job is None and self.children.missing_references is None:
@@ -379,15 +379,15 @@ class AttemptReconciler:
         if not outcome.retryable:  # case 7.4
             return self._failed(attempt, termination.last_line(attempt.message) or end)
         if outcome.consumes_retry and (self.job.status.restarts or 0) >= retries:  # case 7.5
-            return self._failed(attempt, f"gave up after {retries} retries: {end}")
+            return self._failed(attempt, f"retry limit ({retries}) reached: {end}")
         if self.job.suspended:  # case 7.6
-            message = "suspended: set spec.suspend to false to go on from the last checkpoint"
+            message = "suspended; set spec.suspend to false to resume from the last checkpoint"
             return self._update_status("Suspended", message, attempt, **self._reported_fields())
         if deadline is not None and (self.job.status.active_seconds or 0) >= deadline:  # case 7.7
             return self._deadline_exceeded(attempt, deadline)
         backoff = self._remaining_backoff(attempt)
         if self.recorded != attempt or backoff > 0:  # case 7.8
-            message = f"attempt {self.number + 1} follows and resumes from the last checkpoint: {end}"
+            message = f"attempt {self.number + 1} will resume from the last checkpoint: {end}"
             actions = self._update_status("Restarting", message, attempt, **self._reported_fields())
             return actions.requeue_within(max(0.0, backoff))
         return self._start(self.number + 1)  # case 7.9
@@ -418,8 +418,8 @@ class AttemptReconciler:
 
     def _deadline_exceeded(self, attempt: AttemptStatus, limit: int) -> Actions:
         message = (
-            f"attempts have run for {limit} s, all that spec.activeDeadlineSeconds allows: "
-            "create the job anew with a higher one, or without it"
+            f"spec.activeDeadlineSeconds ({limit}) exceeded by the total time of all attempts; "
+            "recreate the job with a higher value, or without it"
         )
         reason = termination.DEADLINE_EXCEEDED.reason
         return self._update_status("Failed", message, attempt, reason=reason, **self._reported_fields())

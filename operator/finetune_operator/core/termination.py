@@ -119,15 +119,15 @@ def _end_from_pod(pod: TrainerPod) -> AttemptChanges:
     else:
         outcome = outcome_of_exit_code(exit_code, oom_killed=oom_killed)
     if oom_killed:
-        limit = f"its limit of {pod.memory_limit}" if pod.memory_limit else "what its node has"
+        cause = f"memory limit ({pod.memory_limit}) exceeded" if pod.memory_limit else "the node ran out of memory"
         message = (
-            f"the trainer was killed because it used more memory than {limit}: raise spec.resources.memory, or lower "
+            f"trainer was OOM-killed: {cause}; raise spec.resources.memory, or lower "
             "spec.training.microBatchSize or spec.data.workers"
         )
     elif pod.evicted and pod.status_reason:
-        message = f"the pod was evicted: {pod.status_reason.message}"
+        message = f"pod was evicted: {pod.status_reason.message}"
     elif exit_code == ExitCode.STALLED and not message:
-        message = "the trainer got nothing done for spec.stallTimeoutSeconds and was ended"
+        message = "trainer made no progress for spec.stallTimeoutSeconds, and was stopped"
     return {
         "reason": outcome.reason,
         "exit_code": exit_code,

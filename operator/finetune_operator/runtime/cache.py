@@ -38,7 +38,9 @@ class Cache:
             return self._put_child(resource, obj)
         except (ValueError, KeyError, TypeError) as error:
             # Anyone may label a pod as ours; an object that cannot be parsed must not stop the others.
-            logger.warning("%s %s is left alone: %s", resource, obj.get("metadata", {}).get("name"), error)
+            metadata = obj.get("metadata", {})
+            name = f"{metadata.get('namespace')}/{metadata.get('name')}"
+            logger.warning("ignoring %s %s, which cannot be parsed: %r", resource, name, error)
             return None
 
     def _put_job(self, job: ObservedJob) -> NamespacedName:

@@ -16,11 +16,6 @@ from finetune_operator.core.observed import ObservedJob
 from finetune_operator.runtime.cache import Cache
 from finetune_operator.runtime.queue import WorkQueue
 
-JOB_LABELS = ("namespace", "name")
-
-Sample = tuple[tuple[str, ...], float]
-"""Label values and value."""
-
 
 class JobCollector(Collector):
     """Gauges of the work queue and of all jobs."""
@@ -31,64 +26,64 @@ class JobCollector(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         jobs = list(self._cache.jobs.values())
-        yield _gauge("finetune_queue_depth", "Jobs waiting for a worker.", (), [((), self._queue.depth)])
-        yield _gauge(
-            "finetune_queue_age_seconds", "How long the first has waited.", (), [((), self._queue.age_seconds)]
+        yield GaugeMetricFamily("finetune_queue_depth", "Number of jobs waiting for a worker.", self._queue.depth)
+        yield GaugeMetricFamily(
+            "finetune_queue_age_seconds", "Time that the first queued job has waited.", self._queue.age_seconds
         )
-        states = Counter(job.state for job in jobs if job.state)
-        yield _gauge("finetune_jobs", "Jobs, by state.", ("state",), [((it,), count) for it, count in states.items()])
+        yield _states(jobs)
         yield _info(jobs)
         yield _conditions(jobs)
-        # Until the job is cleaned up; then there is nothing left to look into.
+        # A job that was cleaned up has left nothing that its training metrics could be compared with.
         yield from _training(job for job in jobs if job.status.cleanup_time is None)
 
 
-def _gauge(name: str, documentation: str, labels: tuple[str, ...], samples: Iterable[Sample]) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(name, documentation, labels=labels)
-    for values, number in samples:
-        family.add_metric(values, number)
+def _states(jobs: list[ObservedJob]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily("finetune_jobs", "Number of jobs, by state.", labels=["state"])
+    for state, count in Counter(job.state for job in jobs if job.state).items():
+        family.add_metric([state], count)
     return family
 
 
 def _info(jobs: list[ObservedJob]) -> GaugeMetricFamily:
-    samples: list[Sample] = []
+    family = _per_job("finetune_job_info", "Model and current attempt; always 1.", "model", "attempt")
     for job in jobs:
         model = str((job.spec.get("model") or {}).get("source", ""))
-        samples.append(((*job.key, model, str(job.status.attempt or 0)), 1.0))
-    return _gauge("finetune_job_info", "Always 1.", (*JOB_LABELS, "model", "attempt"), samples)
+        family.add_metric([*job.key, model, str(job.status.attempt or 0)], 1)
+    return family
 
 
 def _conditions(jobs: list[ObservedJob]) -> GaugeMetricFamily:
-    samples: list[Sample] = [((*job.key, it.type, it.status), 1.0) for job in jobs for it in job.status.conditions]
-    return _gauge("finetune_job_condition", "1 for the present status.", (*JOB_LABELS, "condition", "status"), samples)
+    family = _per_job("finetune_job_condition", "Status of each condition; always 1.", "condition", "status")
+    for job in jobs:
+        for condition in job.status.conditions:
+            family.add_metric([*job.key, condition.type, condition.status], 1)
+    return family
 
 
 def _training(jobs: Iterable[ObservedJob]) -> Iterator[GaugeMetricFamily]:
     """What the trainers reported last."""
-    steps: list[Sample] = []
-    planned_steps: list[Sample] = []
-    losses: list[Sample] = []
-    evaluations: list[Sample] = []
-    learning_rates: list[Sample] = []
-    gradient_norms: list[Sample] = []
+    step = _per_job("finetune_job_step", "Number of optimizer steps done.")
+    planned_steps = _per_job("finetune_job_planned_steps", "Number of optimizer steps planned.")
+    loss = _per_job("finetune_job_loss", "Training loss of the last step.")
+    evaluation = _per_job("finetune_job_evaluation", "Latest value of each evaluation metric.", "metric")
+    learning_rate = _per_job("finetune_job_learning_rate", "Learning rate of the last step.", "module")
+    gradient_norm = _per_job("finetune_job_gradient_norm", "Gradient norm before clipping.", "module")
     for job in jobs:
         if progress := job.status.progress:
-            steps.append((job.key, progress.step))
-            planned_steps.append((job.key, progress.planned_steps))
+            step.add_metric(job.key, progress.step)
+            planned_steps.add_metric(job.key, progress.planned_steps)
         for metric in job.status.metrics or []:
             if metric.name == "train/loss":
-                losses.append((job.key, metric.value))
+                loss.add_metric(job.key, metric.value)
             elif metric.name.startswith("eval/"):
-                evaluations.append(((*job.key, metric.name.removeprefix("eval/")), metric.value))
+                evaluation.add_metric([*job.key, metric.name.removeprefix("eval/")], metric.value)
         for module in job.status.modules or []:
             if module.learning_rate is not None:
-                learning_rates.append(((*job.key, module.name), module.learning_rate))
+                learning_rate.add_metric([*job.key, module.name], module.learning_rate)
             if module.gradient_norm is not None:
-                gradient_norms.append(((*job.key, module.name), module.gradient_norm))
-    by_metric, by_module = (*JOB_LABELS, "metric"), (*JOB_LABELS, "module")
-    yield _gauge("finetune_job_step", "Optimizer steps done.", JOB_LABELS, steps)
-    yield _gauge("finetune_job_planned_steps", "Optimizer steps planned.", JOB_LABELS, planned_steps)
-    yield _gauge("finetune_job_loss", "Latest training loss.", JOB_LABELS, losses)
-    yield _gauge("finetune_job_evaluation", "Latest evaluation.", by_metric, evaluations)
-    yield _gauge("finetune_job_learning_rate", "Learning rate of a module.", by_module, learning_rates)
-    yield _gauge("finetune_job_gradient_norm", "Gradient norm of a module.", by_module, gradient_norms)
+                gradient_norm.add_metric([*job.key, module.name], module.gradient_norm)
+    yield from (step, planned_steps, loss, evaluation, learning_rate, gradient_norm)
+
+
+def _per_job(name: str, documentation: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, documentation, labels=["namespace", "name", *labels])

@@ -55,7 +55,7 @@ class Resyncer:
             try:
                 await self.resync()
             except ApiError as error:
-                logger.warning("the cluster could not be listed: %s", error)
+                logger.warning("resync failed: %s", error)
 
     async def _list(self, resource: str, known: set[NamespacedName]) -> set[NamespacedName]:
         """The existing objects; in a namespace without permission, such as a deleted one, those known before."""
@@ -69,7 +69,7 @@ class Resyncer:
                     raise
                 errors.append(error)
                 existing |= {it for it in known if it.namespace == namespace}
-                logger.warning("namespace %s is left alone: %s", namespace, error)
+                logger.warning("skipping namespace %s: %s", namespace, error)
         if len(errors) == len(self._namespaces):
             raise errors[0]
         return existing
@@ -88,16 +88,16 @@ async def wait_until_served(cluster: Cluster) -> None:
     reported = ""
     while problem := await _discovery_problem(cluster):
         if problem != reported:
-            logger.warning("waiting: %s", problem)
+            logger.warning("waiting for the FineTuneJob API: %s", problem)
             reported = problem
         await asyncio.sleep(DISCOVERY_INTERVAL_SECONDS)
 
 
 async def _discovery_problem(cluster: Cluster) -> str:
-    advice = f"install the CustomResourceDefinition {JOB_PLURAL}.{GROUP}"
+    crd = f"CustomResourceDefinition {JOB_PLURAL}.{GROUP}"
     try:
         discovered = await cluster.get(f"/apis/{API_VERSION}")
     except ApiError as error:
-        return f"the API server does not serve {API_VERSION}: {advice}" if error.is_not_found else str(error)
+        return f"{API_VERSION} is not served; install {crd}" if error.is_not_found else str(error)
     served = any(resource["name"] == JOB_PLURAL for resource in discovered.get("resources") or [])
-    return "" if served else f"{JOB_PLURAL} are not Established yet: {advice}"
+    return "" if served else f"{JOB_PLURAL} are not served; check that {crd} is Established"

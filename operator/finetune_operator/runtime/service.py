@@ -81,7 +81,7 @@ class OperatorService:
     async def run(self) -> None:
         REGISTRY.register(JobCollector(self._cache, self._queue))
         async with serve_endpoints(self._health, REGISTRY, self._options.metrics_port, self._options.health_port):
-            self._health.not_ready = "waiting for FineTuneJobs to be served"
+            self._health.not_ready = "waiting for the FineTuneJob API"
             if not await self._finish_unless_stopped(wait_until_served(self._cluster)):
                 return
             if self._options.leader_elect:
@@ -111,7 +111,7 @@ class OperatorService:
             self._health.not_ready = ""
             self._health.checks += [self._check_queue_age, self._check_resync_age]
             where = ", ".join(self._options.namespaces) or "all namespaces"
-            logger.info("serving %s; %d jobs found", where, len(self._cache.jobs))
+            logger.info("watching %s; found %d FineTuneJobs", where, len(self._cache.jobs))
             tasks += [asyncio.create_task(it) for it in self._controller_tasks()]
             # None of them ends by itself unless it fails or the process is told to stop.
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -154,7 +154,9 @@ class OperatorService:
         await self._stop.wait()
 
     def _check_queue_age(self) -> str:
-        return "the queue does not move" if self._queue.age_seconds > MAX_QUEUE_AGE_SECONDS else ""
+        age = self._queue.age_seconds
+        return f"work queue is stuck: a job has waited for {age:.0f} s" if age > MAX_QUEUE_AGE_SECONDS else ""
 
     def _check_resync_age(self) -> str:
-        return "the cluster was not listed for long" if self._resyncer.age_seconds > MAX_RESYNC_AGE_SECONDS else ""
+        age = self._resyncer.age_seconds
+        return f"last successful resync was {age:.0f} s ago" if age > MAX_RESYNC_AGE_SECONDS else ""

@@ -110,7 +110,7 @@ class Worker:
         delay = self._queue.add_rate_limited(key)
         expected = isinstance(error, (ApiError, ApplyError))
         exc_info = None if expected else error
-        self._logger(key).warning("%s; trying again in %.1f s", error, delay, exc_info=exc_info)
+        self._logger(key).warning("%s; retrying in %.1f s", error, delay, exc_info=exc_info)
 
     def _logger(self, key: NamespacedName) -> JobLogger:
         job = self._cache.jobs.get(key)

@@ -206,10 +206,10 @@ def test_a_job_that_is_created_suspended_waits() -> None:
 
 def test_what_is_missing_is_named_and_looked_for_again() -> None:
     model = Model()
-    model.missing = ("PersistentVolumeClaim a does not exist",)
+    model.missing = ("PersistentVolumeClaim a not found",)
     actions = model.settle()
     assert model.job.state == "Stalled" and actions.requeue_after == 10
-    assert "PersistentVolumeClaim a does not exist" in message(model)
+    assert "PersistentVolumeClaim a not found" in message(model)
     model.missing = ()
     model.settle()
     assert model.created == ["job-a1"] and truths(model)["Stalled"] == "False"
@@ -233,7 +233,7 @@ def test_an_image_that_cannot_be_pulled_is_told_steadily_then_fails() -> None:
     for each in said * 2:
         model.pods[1] = replace(model.pods[1], waiting=each)
         model.settle()
-        assert model.job.state == "Pending" and message(model) == f"image trainer:1 cannot be pulled: {cause}"
+        assert model.job.state == "Pending" and message(model) == f"cannot pull image trainer:1: {cause}"
     model.wait(600)
     actions = model.step()
     assert model.job.state == "Failed" and stalled_reason(model) == "ImagePullFailed"

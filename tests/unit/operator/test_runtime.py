@@ -113,7 +113,7 @@ def test_an_empty_configuration_is_a_valid_one(tmp_path: Path) -> None:
         ("trainer: {imagePullPolicy: Sometimes}", "trainer.imagePullPolicy"),
         ("trainer: {imag: x}", "trainer.imag"),
         ("trainer: {tolerations: [{value: x}]}", r"trainer\.tolerations\[0\]\.key"),
-        ("a: [", "not valid YAML"),
+        ("a: [", "invalid YAML"),
     ],
 )
 def test_a_wrong_configuration_is_one_clear_message(tmp_path: Path, text: str, says: str) -> None:

@@ -198,7 +198,7 @@ class Exporter(Collector):
             metric = plan.job.spec.evaluation.metric or ""
             value = GaugeMetricFamily(names.BEST_EVALUATION, "Best evaluation.", labels=[names.METRIC_LABEL])
             value.add_metric([short(metric)], best.metrics[metric])
-            step = GaugeMetricFamily(names.BEST_EVALUATION_STEP, "Its optimizer step.", labels=[names.METRIC_LABEL])
+            step = GaugeMetricFamily(names.BEST_EVALUATION_STEP, "Its step.", labels=[names.METRIC_LABEL])
             step.add_metric([short(metric)], best.step)
             yield from (value, step)
 
