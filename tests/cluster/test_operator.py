@@ -38,7 +38,9 @@ python_info{version="3"} 1
 """
 
 
-def test_a_job_runs_reports_and_succeeds(operator: Operator, namespace: Namespace, control_plane: Cluster) -> None:
+def test_job_runs_reports_progress_and_succeeds(
+    operator: Operator, namespace: Namespace, control_plane: Cluster
+) -> None:
     namespace.create_job()
     pod = namespace.pod()
     assert namespace.reaches("Pending")["attempt"] == 1
@@ -92,7 +94,7 @@ def _succeeded_for_good(namespace: Namespace, operator: Operator) -> None:
     assert namespace.state() == "Succeeded" and not namespace.attempts()
 
 
-def test_what_an_attempt_is_made_of(operator: Operator, namespace: Namespace) -> None:
+def test_objects_of_an_attempt(operator: Operator, namespace: Namespace) -> None:
     namespace.create_claim("captions")
     namespace.create_job(data={"train": {"source": "pvc://captions/train"}})
     namespace.pod()
@@ -118,7 +120,7 @@ def test_what_an_attempt_is_made_of(operator: Operator, namespace: Namespace) ->
         (1, "Error", "Crashed", "no column caption"),
     ],
 )
-def test_a_job_that_fails_says_why(
+def test_failed_job_reports_the_cause(
     operator: Operator, namespace: Namespace, code: int, why: str, reason: str, says: str
 ) -> None:
     namespace.create_job(retry={"limit": 0})
@@ -134,7 +136,7 @@ def test_a_job_that_fails_says_why(
     assert len(namespace.attempts()) == 1
 
 
-def test_a_crash_is_retried_until_the_retries_are_used_up(operator: Operator, namespace: Namespace) -> None:
+def test_crash_is_retried_up_to_the_retry_limit(operator: Operator, namespace: Namespace) -> None:
     namespace.create_job(retry={"limit": 1, "backoffSeconds": 4})
     namespace.end(namespace.pod(1), 1, "boom")
     status = namespace.reaches("Restarting")
@@ -150,7 +152,7 @@ def test_a_crash_is_retried_until_the_retries_are_used_up(operator: Operator, na
 
 
 @pytest.mark.parametrize("disrupted", [True, False])
-def test_an_interruption_uses_up_no_retry(operator: Operator, namespace: Namespace, disrupted: bool) -> None:
+def test_interruption_uses_no_retry(operator: Operator, namespace: Namespace, disrupted: bool) -> None:
     namespace.create_job(retry={"limit": 0, "backoffSeconds": 1})
     target = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}
     status: dict[str, Any] = {"conditions": [target]} if disrupted else {}
@@ -162,7 +164,7 @@ def test_an_interruption_uses_up_no_retry(operator: Operator, namespace: Namespa
     assert found["attempts"][0].get("disruption") == ("PreemptionByScheduler" if disrupted else None)
 
 
-def test_suspend_stops_with_grace_and_resume_goes_on(operator: Operator, namespace: Namespace) -> None:
+def test_suspend_and_resume(operator: Operator, namespace: Namespace) -> None:
     namespace.create_job()
     pod = namespace.pod()
     namespace.bind(pod)
@@ -182,7 +184,7 @@ def test_suspend_stops_with_grace_and_resume_goes_on(operator: Operator, namespa
     assert "restarts" not in namespace.reaches("Succeeded")
 
 
-def test_a_missing_claim_stalls_the_job_until_it_appears(
+def test_missing_claim_and_config_map_stall_the_job_until_they_exist(
     operator: Operator, namespace: Namespace, control_plane: Cluster
 ) -> None:
     env = [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "settings", "key": "a"}}}]
@@ -198,7 +200,7 @@ def test_a_missing_claim_stalls_the_job_until_it_appears(
     assert namespace.reaches("Pending")["attempt"] == 1
 
 
-def test_the_spec_may_change_until_an_attempt_exists(
+def test_spec_is_mutable_until_an_attempt_exists(
     operator: Operator, namespace: Namespace, control_plane: Cluster
 ) -> None:
     namespace.create_job(data={"train": {"source": "pvc://captoins"}})
@@ -213,7 +215,7 @@ def test_the_spec_may_change_until_an_attempt_exists(
     assert again.returncode and "immutable" in again.stderr
 
 
-def test_an_image_that_cannot_be_pulled_is_seen_at_once_and_fails_in_the_end(
+def test_image_pull_error_is_reported_at_once_and_fails_after_the_deadline(
     operator: Operator, namespace: Namespace
 ) -> None:
     namespace.create_job()
@@ -227,7 +229,7 @@ def test_an_image_that_cannot_be_pulled_is_seen_at_once_and_fails_in_the_end(
     assert namespace.status()["attempt"] == 1
 
 
-def test_a_missing_secret_stalls_the_job_until_the_trainer_starts(operator: Operator, namespace: Namespace) -> None:
+def test_missing_secret_stalls_the_job_until_the_container_starts(operator: Operator, namespace: Namespace) -> None:
     namespace.create_job()
     pod = namespace.pod()
     waiting = {"reason": "CreateContainerConfigError", "message": 'secret "token" not found'}
@@ -239,7 +241,7 @@ def test_a_missing_secret_stalls_the_job_until_the_trainer_starts(operator: Oper
     assert namespace.condition("Stalled")["status"] == "False"
 
 
-def test_deleting_a_job_takes_everything_but_the_model(operator: Operator, namespace: Namespace) -> None:
+def test_deleting_a_job_deletes_everything_but_the_output_claim(operator: Operator, namespace: Namespace) -> None:
     namespace.create_job()
     namespace.run(namespace.pod())
     namespace.reaches("Running")
@@ -251,7 +253,7 @@ def test_deleting_a_job_takes_everything_but_the_model(operator: Operator, names
     namespace.pod()
 
 
-def test_somebody_elses_job_of_the_same_name_is_left_alone(operator: Operator, namespace: Namespace) -> None:
+def test_job_of_another_owner_with_the_same_name_is_not_touched(operator: Operator, namespace: Namespace) -> None:
     container = {"name": "x", "image": "x"}
     template = {"spec": {"restartPolicy": "Never", "containers": [container]}}
     body = {"metadata": {"name": "job-a1"}, "spec": {"suspend": True, "template": template}}
@@ -264,7 +266,7 @@ def test_somebody_elses_job_of_the_same_name_is_left_alone(operator: Operator, n
     namespace.reaches("Pending")
 
 
-def test_an_attempt_that_somebody_deleted_is_followed_by_the_next(operator: Operator, namespace: Namespace) -> None:
+def test_deleted_attempt_is_followed_by_the_next(operator: Operator, namespace: Namespace) -> None:
     namespace.create_job()
     namespace.run(namespace.pod())
     namespace.reaches("Running")
@@ -273,7 +275,7 @@ def test_an_attempt_that_somebody_deleted_is_followed_by_the_next(operator: Oper
     assert namespace.reaches("Pending")["attempts"][0]["reason"] == "Deleted"
 
 
-def test_the_operator_answers_its_probes(operator: Operator) -> None:
+def test_probes_and_metrics_endpoint(operator: Operator) -> None:
     assert operator.answer("/healthz") == 200 and operator.answer("/readyz") == 200
     text = operator.metrics()
     for name in ("finetune_reconcile_total", "finetune_api_calls_total", "finetune_queue_depth", "finetune_jobs"):

@@ -47,7 +47,7 @@ class OncePerStep:
     ("killed", "moments"),
     [pytest.param(True, ("before", "after"), id="killed"), pytest.param(False, ("after",), id="answer-lost")],
 )
-def test_whatever_happens_at_any_write_it_converges_with_one_job_per_attempt(
+def test_converges_with_one_job_per_attempt_after_a_fault_at_every_write(
     namespace: Namespace, kubeconfig: Path, config: Path, tmp_path: Path, killed: bool, moments: tuple[Moment, ...]
 ) -> None:
     """The operator is killed before and after every write; or it lives, but every answer is lost once."""
@@ -103,7 +103,9 @@ def _live(namespace: Namespace) -> dict[str, set[str]]:
     return made
 
 
-def test_another_takes_over_in_time(namespace: Namespace, kubeconfig: Path, config: Path, tmp_path: Path) -> None:
+def test_standby_takes_over_after_a_crash_and_after_a_shutdown(
+    namespace: Namespace, kubeconfig: Path, config: Path, tmp_path: Path
+) -> None:
     options = (f"--namespace={namespace.name}", "--lease-namespace=default")
     first = Operator(kubeconfig, config, tmp_path / "first.log", *options).start().ready()
     wait_for(lambda: "acquired Lease" in (tmp_path / "first.log").read_text())
@@ -127,7 +129,7 @@ def test_another_takes_over_in_time(namespace: Namespace, kubeconfig: Path, conf
         third.kill()
 
 
-def test_a_namespace_that_may_not_be_looked_into_stops_no_other(
+def test_forbidden_namespace_is_skipped(
     api: Api, namespace: Namespace, control_plane: Cluster, config: Path, tmp_path: Path
 ) -> None:
     """As it is for an operator with Roles, once somebody has deleted one of its namespaces."""
@@ -154,7 +156,7 @@ def test_a_namespace_that_may_not_be_looked_into_stops_no_other(
         print(operator.log.read_text()[-10_000:])
 
 
-def test_the_command_says_what_is_wrong_without_a_traceback(tmp_path: Path) -> None:
+def test_command_reports_errors_without_a_traceback(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("trainer: {imagePullPolicy: Sometimes}\n")
     command = [

@@ -26,7 +26,7 @@ PLACEMENT: dict[str, Any] = {
 }
 
 
-def test_every_field_of_the_runtime_reaches_the_pod(
+def test_every_runtime_field_is_set_on_the_pod(
     operator: Operator, namespace: Namespace, control_plane: Cluster
 ) -> None:
     control_plane.apply(
@@ -59,7 +59,9 @@ def test_every_field_of_the_runtime_reaches_the_pod(
     assert mounts.items() >= {"/again": True, "/claims/captions": True, "/opt/more": False, "/cache": False}.items()
 
 
-def test_a_missing_cache_is_waited_for(operator: Operator, namespace: Namespace, control_plane: Cluster) -> None:
+def test_missing_cache_claim_stalls_the_job_until_it_exists(
+    operator: Operator, namespace: Namespace, control_plane: Cluster
+) -> None:
     namespace.create_job(
         runtime={"cacheClaim": "downloads", "envFrom": [{"configMapRef": {"name": "settings"}}]},
         data={"train": {"source": "hf://org/data"}, "test": {"source": "pvc://held-out/test"}},
@@ -74,9 +76,7 @@ def test_a_missing_cache_is_waited_for(operator: Operator, namespace: Namespace,
     assert namespace.reaches("Pending")["attempt"] == 1
 
 
-def test_a_missing_service_account_is_named_and_waited_for(
-    operator: Operator, namespace: Namespace, control_plane: Cluster
-) -> None:
+def test_missing_service_account_is_named(operator: Operator, namespace: Namespace, control_plane: Cluster) -> None:
     namespace.create_job(runtime={"serviceAccountName": "trainer"})
     wait_for(lambda: "ServiceAccount trainer" in namespace.condition("Succeeded").get("message", ""))
     control_plane.kubectl("create", "serviceaccount", "trainer", "-n", namespace.name)
@@ -88,7 +88,7 @@ def _admit(namespace: Namespace, name: str, admitted: bool) -> None:
     namespace.api.patch(namespace.path("jobs", name), {"spec": {"suspend": not admitted}})
 
 
-def test_a_queue_decides_when_a_job_runs(operator: Operator, namespace: Namespace, control_plane: Cluster) -> None:
+def test_queue_suspends_and_resumes_the_job(operator: Operator, namespace: Namespace, control_plane: Cluster) -> None:
     namespace.create_job(queueName="team", workloadPriorityClassName="urgent")
     namespace.create_job("other")
     namespace.reaches("Queued")
@@ -113,7 +113,7 @@ def test_a_queue_decides_when_a_job_runs(operator: Operator, namespace: Namespac
     assert "QUEUE" in head and [row.split()[0] for row in rows] == ["job"] and "team" in rows[0]
 
 
-def test_suspending_a_queued_job_gives_up_its_place(operator: Operator, namespace: Namespace) -> None:
+def test_suspending_a_queued_job_deletes_its_job(operator: Operator, namespace: Namespace) -> None:
     namespace.create_job(queueName="team")
     namespace.reaches("Queued")
     namespace.set_suspend(True)
@@ -125,7 +125,7 @@ def test_suspending_a_queued_job_gives_up_its_place(operator: Operator, namespac
     assert attempt["metadata"]["name"] == "job-a2" and attempt["spec"]["suspend"]
 
 
-def test_a_job_that_has_run_for_too_long_is_stopped_with_grace(operator: Operator, namespace: Namespace) -> None:
+def test_exceeded_active_deadline_stops_pods_with_grace_period(operator: Operator, namespace: Namespace) -> None:
     namespace.create_job(activeDeadlineSeconds=10_000)
     pod = namespace.pod()
     namespace.bind(pod)
@@ -142,7 +142,7 @@ def test_a_job_that_has_run_for_too_long_is_stopped_with_grace(operator: Operato
     namespace.remove_pod(pod)
 
 
-def test_what_a_finished_job_leaves_is_deleted_after_its_time(operator: Operator, namespace: Namespace) -> None:
+def test_leftovers_are_deleted_after_the_ttl(operator: Operator, namespace: Namespace) -> None:
     namespace.create_job()
     namespace.end(namespace.pod(1), 75)
     report = '{"reason": "Succeeded", "message": "done", "progress": {"step": 40, "plannedSteps": 40}}'

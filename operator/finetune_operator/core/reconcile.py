@@ -60,7 +60,7 @@ from typing import Unpack
 from finetune_api.exit_codes import CRASHED, SUCCEEDED
 from finetune_api.job import FineTuneJob
 from finetune_api.names import CHECKPOINTS_FOLDER, State, attempt_name, output_claim
-from finetune_api.status import AttemptStatus
+from finetune_api.status import AttemptStatus, CheckpointStatus
 from finetune_operator.config import Config
 from finetune_operator.core import active_deadline, termination
 from finetune_operator.core.actions import Actions, Delete, Lookup
@@ -77,6 +77,7 @@ from finetune_operator.core.status import (
     status_fields,
     transition_events,
     with_attempt,
+    with_observed_generation,
 )
 
 MAX_BACKOFF_SECONDS = 300
@@ -139,9 +140,7 @@ def _reconcile_finished(job: ObservedJob, children: Children, now: datetime) -> 
     stop = Actions().deleting(*_active_jobs(job, children))
     status = job.status
     if status.observed_generation != job.generation:  # case 2.1
-        conditions = [it.model_copy(update={"observed_generation": job.generation}) for it in status.conditions]
-        status = update_status(status, observed_generation=job.generation, conditions=conditions)
-        return Actions(status=status, deletes=stop.deletes)
+        return Actions(status=with_observed_generation(status, job.generation), deletes=stop.deletes)
     ttl = job.spec.get("ttlSecondsAfterFinished")
     if not isinstance(ttl, int) or status.completion_time is None or status.cleanup_time is not None:  # case 2.2
         return stop
@@ -201,7 +200,7 @@ class AttemptReconciler:
         attempt = self._observe_attempt()
         if self.attempt_job is None or self.attempt_job.failed:
             return self._reconcile_ended(attempt)
-        if self.attempt_job.complete:
+        if self.attempt_job.complete:  # case 6
             return self._succeeded(attempt)
         return self._reconcile_active(self.attempt_job, attempt)
 
@@ -440,7 +439,7 @@ class AttemptReconciler:
         fields = status_fields(snapshot)
         if checkpoint := fields.get("checkpoint"):
             path = f"{self.parsed.destination.rstrip('/')}/{CHECKPOINTS_FOLDER}/{self.job.uid}"
-            fields["checkpoint"] = checkpoint.model_copy(update={"path": path})
+            fields["checkpoint"] = CheckpointStatus(step=checkpoint.step, path=path, time=checkpoint.time)
         return fields
 
     def _update_status(

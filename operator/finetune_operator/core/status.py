@@ -78,6 +78,22 @@ def _condition(
     )
 
 
+def with_observed_generation(status: JobStatus, generation: int) -> JobStatus:
+    """The same status, observed for another generation of the job."""
+    conditions = [
+        Condition(
+            type=it.type,
+            status=it.status,
+            reason=it.reason,
+            message=it.message,
+            last_transition_time=it.last_transition_time,
+            observed_generation=generation,
+        )
+        for it in status.conditions
+    ]
+    return update_status(status, observed_generation=generation, conditions=conditions)
+
+
 def status_fields(source: Report | ProgressSnapshot | None) -> StatusChanges:
     """The status fields that a trainer reports; what it does not report keeps its value."""
     fields: StatusChanges = {}

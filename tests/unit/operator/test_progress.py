@@ -1,4 +1,4 @@
-"""The trainer's page is read with limits: on its size, on the time it takes, and on what it may say."""
+"""The metrics page of a trainer is parsed leniently, with limits on names, values and rows."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def page(*lines: str) -> ProgressSnapshot | None:
     return parse_metrics_page("\n".join(("finetune_step 5", *lines)) + "\n", 1, NOW)
 
 
-def test_a_page_is_understood() -> None:
-    reading = page(
+def test_parses_all_metrics() -> None:
+    snapshot = page(
         "# HELP finetune_loss The loss.",
         "finetune_planned_steps 20",
         "finetune_loss 0.5",
@@ -32,35 +32,35 @@ def test_a_page_is_understood() -> None:
         'finetune_module_info{module="visual",optimizer="SGD"} 1',
         "finetune_estimated_completion_timestamp_seconds 1.8e9",
     )
-    assert reading and reading.progress.percentage == 25.0
-    assert reading.progress.estimated_completion_time == datetime.fromtimestamp(1_800_000_000, UTC)
-    assert reading.progress.summary == "5/20 (25%)"
-    assert {it.name: it.value for it in reading.metrics} == {"train/loss": 0.5, "eval/accuracy": 0.75}
-    assert reading.best == BestEvaluation(metric="eval/accuracy", value=0.8, step=4)
-    (visual,) = reading.modules
+    assert snapshot and snapshot.progress.percentage == 25.0
+    assert snapshot.progress.estimated_completion_time == datetime.fromtimestamp(1_800_000_000, UTC)
+    assert snapshot.progress.summary == "5/20 (25%)"
+    assert {it.name: it.value for it in snapshot.metrics} == {"train/loss": 0.5, "eval/accuracy": 0.75}
+    assert snapshot.best == BestEvaluation(metric="eval/accuracy", value=0.8, step=4)
+    (visual,) = snapshot.modules
     assert (visual.learning_rate, visual.gradient_norm, visual.optimizer, visual.frozen) == (1e-3, 2.0, "SGD", True)
 
 
 @pytest.mark.parametrize("value", ["NaN", "+Inf", "-Inf"])
-def test_what_is_not_a_number_is_left_out(value: str) -> None:
-    reading = page(f"finetune_loss {value}")
-    assert reading and not reading.metrics
+def test_drops_values_that_are_not_finite(value: str) -> None:
+    snapshot = page(f"finetune_loss {value}")
+    assert snapshot and not snapshot.metrics
 
 
 @pytest.mark.parametrize("text", ["", "no metrics here", "finetune_step", "finetune_step 1e300", '{"json": 1}', "\0"])
-def test_what_is_no_page_is_no_reading(text: str) -> None:
+def test_returns_none_for_a_page_without_step(text: str) -> None:
     assert parse_metrics_page(text, 1, NOW) is None
 
 
-def test_names_that_are_not_on_the_list_and_rows_beyond_the_limit_are_left_out() -> None:
+def test_drops_unknown_metrics_and_rows_beyond_the_limit() -> None:
     rows = [f'finetune_learning_rate{{module="m{number}"}} 1' for number in range(1000)]
-    reading = page("evil_metric 1", *rows)
-    assert reading and len(reading.modules) == MAX_ROWS
-    assert "evil" not in str(reading)
+    snapshot = page("evil_metric 1", *rows)
+    assert snapshot and len(snapshot.modules) == MAX_ROWS
+    assert "evil" not in str(snapshot)
 
 
 @given(st.text())
-def test_nothing_that_a_pod_says_is_an_error(text: str) -> None:
+def test_never_raises(text: str) -> None:
     parse_metrics_page("finetune_step 1\nfinetune_loss" + text, 1, NOW)
     parse_metrics_page(text, 1, NOW)
 
@@ -77,5 +77,5 @@ def test_module_without_learning_rate_is_not_frozen_before_the_first_step() -> N
 
 
 @pytest.mark.parametrize("step", ["1e18", "1e300", "1.7e308"])
-def test_implausible_step_is_no_snapshot(step: str) -> None:
+def test_returns_none_for_an_implausible_step(step: str) -> None:
     assert parse_metrics_page(f"finetune_step {step}\nfinetune_planned_steps 20\n", 1, NOW) is None

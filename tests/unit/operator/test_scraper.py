@@ -1,4 +1,4 @@
-"""A trainer is asked for its metrics with limits on time and size."""
+"""Trainers are scraped with limits on time and size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @asynccontextmanager
-async def answering(handler: Handler) -> AsyncIterator[ScrapeTarget]:
+async def serving(handler: Handler) -> AsyncIterator[ScrapeTarget]:
     app = web.Application()
     app.router.add_get("/metrics", handler)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -30,42 +30,42 @@ async def answering(handler: Handler) -> AsyncIterator[ScrapeTarget]:
         await runner.cleanup()
 
 
-async def ask(handler: Handler) -> ProgressSnapshot | None:
-    async with answering(handler) as target, aiohttp.ClientSession() as session:
+async def scrape_once(handler: Handler) -> ProgressSnapshot | None:
+    async with serving(handler) as target, aiohttp.ClientSession() as session:
         return await scrape(session, target)
 
 
-async def test_a_page_that_is_too_long_is_not_read() -> None:
-    async def endless(request: web.Request) -> web.StreamResponse:
+async def test_page_beyond_the_size_limit_is_dropped() -> None:
+    async def send_endless_page(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
         for _ in range(MAX_PAGE_BYTES // 1024 + 64):
             await response.write(b"finetune_step 1\n" * 64)
         return response
 
-    assert await ask(endless) is None
+    assert await scrape_once(send_endless_page) is None
 
 
-async def test_a_pod_that_does_not_answer_is_not_waited_for() -> None:
-    async def silent(_: web.Request) -> web.StreamResponse:
+async def test_scrape_times_out() -> None:
+    async def hang(_: web.Request) -> web.StreamResponse:
         await asyncio.sleep(30)
         return web.Response()
 
     started = time.monotonic()
-    assert await ask(silent) is None
+    assert await scrape_once(hang) is None
     assert time.monotonic() - started < 20
 
 
-async def test_a_redirect_is_not_followed() -> None:
-    async def elsewhere(_: web.Request) -> web.StreamResponse:
+async def test_redirect_is_not_followed() -> None:
+    async def redirect(_: web.Request) -> web.StreamResponse:
         raise web.HTTPFound("http://127.0.0.1:1/")
 
-    assert await ask(elsewhere) is None
+    assert await scrape_once(redirect) is None
 
 
-async def test_a_page_is_fetched() -> None:
-    async def fine(_: web.Request) -> web.StreamResponse:
+async def test_scrapes_a_page() -> None:
+    async def answer(_: web.Request) -> web.StreamResponse:
         return web.Response(text="finetune_step 3\n")
 
-    reading = await ask(fine)
-    assert reading and reading.progress.step == 3 and reading.attempt_number == 1
+    snapshot = await scrape_once(answer)
+    assert snapshot and snapshot.progress.step == 3 and snapshot.attempt_number == 1
