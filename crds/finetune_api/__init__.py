@@ -1,4 +1,4 @@
-"""The language: what a user may write. No torch, no kopf, no cluster."""
+"""The FineTuneJob API: pydantic models, schedules, defaults and CRD generation. No torch, no kopf, no cluster."""
 
 from finetune_api.job import FineTuneJob, JobSpec
 

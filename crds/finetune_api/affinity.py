@@ -13,25 +13,27 @@ from finetune_api.base import LabelValue, Model, ObjectName, QualifiedName, Rule
 
 Weight = Annotated[int, Field(ge=1, le=100)]
 Values = Annotated[list[LabelValue], Field(max_length=64)]
-# Keys are not looked at here: a rule about the keys of maps in lists is beyond the API server's budget for a schema.
+# Keys are not validated here: a CEL rule on the keys of a map within a list exceeds the cost limit of the API server.
 MatchLabels = Annotated[dict[str, LabelValue], Field(max_length=32), BeforeValidator(without_nulls)]
 
 
-class Requirement(Model):
+class LabelSelectorRequirement(Model):
     """Something that is demanded of a label's value."""
 
     rules = (
         Rule(
             field="values",
-            message="operators In and NotIn need values",
+            message="values must be set when operator is In or NotIn",
             cel="!(self.operator in ['In', 'NotIn']) || (has(self.values) && self.values.size() > 0)",
-            holds=lambda it: it.operator not in ("In", "NotIn") or bool(it.values),
+            is_valid=lambda requirement: requirement.operator not in ("In", "NotIn") or bool(requirement.values),
         ),
         Rule(
             field="values",
-            message="operators Exists and DoesNotExist take no values",
+            message="values must not be set when operator is Exists or DoesNotExist",
             cel="!(self.operator in ['Exists', 'DoesNotExist']) || !has(self.values) || self.values.size() == 0",
-            holds=lambda it: it.operator not in ("Exists", "DoesNotExist") or not it.values,
+            is_valid=lambda requirement: (
+                requirement.operator not in ("Exists", "DoesNotExist") or not requirement.values
+            ),
         ),
     )
 
@@ -43,19 +45,22 @@ class Requirement(Model):
     """With what."""
 
 
-class NodeRequirement(Model):
+def _is_one_integer(values: list[str] | None) -> bool:
+    return values is not None and len(values) == 1 and values[0].isdecimal()
+
+
+class NodeSelectorRequirement(Model):
     """Something that is demanded of a node's label."""
 
     rules = (
-        *Requirement.rules,
+        *LabelSelectorRequirement.rules,
         Rule(
             field="values",
-            message="operators Gt and Lt need one whole number in values",
+            message="values must hold a single integer when operator is Gt or Lt",
             cel="!(self.operator in ['Gt', 'Lt']) || "
             "(has(self.values) && self.values.size() == 1 && self.values[0].matches('^[0-9]+$'))",
-            holds=lambda it: (
-                it.operator not in ("Gt", "Lt")
-                or (it.values is not None and len(it.values) == 1 and it.values[0].isdecimal())
+            is_valid=lambda requirement: (
+                requirement.operator not in ("Gt", "Lt") or _is_one_integer(requirement.values)
             ),
         ),
     )
@@ -68,7 +73,7 @@ class NodeRequirement(Model):
     """With what."""
 
 
-class FieldRequirement(Model):
+class NodeFieldSelectorRequirement(Model):
     """Something that is demanded of a node itself: the only field to ask for is its name."""
 
     key: Literal["metadata.name"]
@@ -79,37 +84,37 @@ class FieldRequirement(Model):
     """With what: one name."""
 
 
-class NodeTerm(Model):
+class NodeSelectorTerm(Model):
     """Requirements that a node has to meet, all of them."""
 
     rules = (
         Rule(
             field="matchExpressions",
-            message="set matchExpressions, matchFields or both",
+            message="set at least one of matchExpressions and matchFields",
             cel="has(self.matchExpressions) || has(self.matchFields)",
-            holds=lambda it: it.match_expressions is not None or it.match_fields is not None,
+            is_valid=lambda term: term.match_expressions is not None or term.match_fields is not None,
         ),
     )
 
-    match_expressions: Annotated[list[NodeRequirement], Field(min_length=1, max_length=16)] | None = None
+    match_expressions: Annotated[list[NodeSelectorRequirement], Field(min_length=1, max_length=16)] | None = None
     """About the node's labels."""
-    match_fields: Annotated[list[FieldRequirement], Field(min_length=1, max_length=16)] | None = None
+    match_fields: Annotated[list[NodeFieldSelectorRequirement], Field(min_length=1, max_length=16)] | None = None
     """About the node itself."""
 
 
 class NodeSelector(Model):
     """Terms, one of which a node has to meet."""
 
-    node_selector_terms: Annotated[list[NodeTerm], Field(min_length=1, max_length=16)]
+    node_selector_terms: Annotated[list[NodeSelectorTerm], Field(min_length=1, max_length=16)]
     """The terms."""
 
 
-class PreferredNode(Model):
+class PreferredSchedulingTerm(Model):
     """A term, and how much it weighs."""
 
     weight: Weight
     """From 1 to 100."""
-    preference: NodeTerm
+    preference: NodeSelectorTerm
     """The term."""
 
 
@@ -119,7 +124,7 @@ class NodeAffinity(Model):
     required_during_scheduling_ignored_during_execution: NodeSelector | None = None
     """What a node must have."""
     preferred_during_scheduling_ignored_during_execution: (
-        Annotated[list[PreferredNode], Field(max_length=16)] | None
+        Annotated[list[PreferredSchedulingTerm], Field(max_length=16)] | None
     ) = None
     """What a node had better have."""
 
@@ -129,11 +134,11 @@ class LabelSelector(Model):
 
     match_labels: MatchLabels | None = None
     """Labels with their values."""
-    match_expressions: Annotated[list[Requirement], Field(max_length=16)] | None = None
+    match_expressions: Annotated[list[LabelSelectorRequirement], Field(max_length=16)] | None = None
     """About labels."""
 
 
-class PodTerm(Model):
+class PodAffinityTerm(Model):
     """Pods of the job's namespace, and what counts as the same place."""
 
     label_selector: LabelSelector
@@ -142,22 +147,24 @@ class PodTerm(Model):
     """Nodes with the same value of this label are one place, e.g. `kubernetes.io/hostname`."""
 
 
-class PreferredPods(Model):
+class WeightedPodAffinityTerm(Model):
     """A term, and how much it weighs."""
 
     weight: Weight
     """From 1 to 100."""
-    pod_affinity_term: PodTerm
+    pod_affinity_term: PodAffinityTerm
     """The term."""
 
 
 class PodAffinity(Model):
     """Near which pods, or away from which."""
 
-    required_during_scheduling_ignored_during_execution: Annotated[list[PodTerm], Field(max_length=16)] | None = None
+    required_during_scheduling_ignored_during_execution: (
+        Annotated[list[PodAffinityTerm], Field(max_length=16)] | None
+    ) = None
     """What must be."""
     preferred_during_scheduling_ignored_during_execution: (
-        Annotated[list[PreferredPods], Field(max_length=16)] | None
+        Annotated[list[WeightedPodAffinityTerm], Field(max_length=16)] | None
     ) = None
     """What had better be."""
 

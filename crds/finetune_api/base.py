@@ -1,13 +1,13 @@
-"""What every part of the language shares: strictness, camelCase, and rules.
+"""Base model of the API: strict parsing, camelCase aliases, cross-field rules and shared field types.
 
-A cross-field rule is written once, here called `Rule`, with its two readings side by side: the CEL that the API
-server enforces at `kubectl apply`, and the Python that `finetune validate`, the operator and the trainer enforce.
+A cross-field rule is one `Rule` with two equivalent conditions: the CEL expression that the API server evaluates on
+`kubectl apply`, and the Python predicate that `finetune validate`, the operator and the trainer evaluate.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -29,27 +29,27 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 @dataclass(frozen=True)
 class Rule:
-    """One cross-field rule of the language.
+    """One cross-field validation rule of a model.
 
     Args:
-        field: the field that is to blame, relative to the model (camelCase, dotted).
-        message: one sentence that says what was expected.
-        cel: the rule as the API server evaluates it, about `self`.
-        holds: the same rule about the parsed model.
+        field: path of the field that the error is reported for, relative to the model (camelCase, dotted).
+        message: what was expected, without a trailing period.
+        cel: the condition as a CEL expression over `self`.
+        is_valid: the same condition over the parsed model.
     """
 
     field: str
     message: str
     cel: str
-    holds: Callable[[Any], bool]
+    is_valid: Callable[[Any], bool]
 
-    def schema(self) -> dict[str, str]:
+    def to_schema(self) -> dict[str, str]:
         """The rule as an entry of `x-kubernetes-validations`."""
         return {"rule": self.cel, "message": self.message, "fieldPath": f".{self.field}"}
 
 
 class Model(BaseModel):
-    """A frozen, strict piece of the manifest: camelCase outside, snake_case inside, unknown fields refused."""
+    """Frozen, strict base model: camelCase in manifests, snake_case in Python, unknown fields are rejected."""
 
     model_config = ConfigDict(
         alias_generator=to_camel,
@@ -67,9 +67,9 @@ class Model(BaseModel):
         return without_nulls(value)
 
     @model_validator(mode="after")
-    def _obey_rules(self) -> Any:
+    def _check_rules(self) -> Any:
         for rule in self.rules:
-            if not rule.holds(self):
+            if not rule.is_valid(self):
                 raise PydanticCustomError("rule", "{message}", {"message": rule.message, "field": rule.field})
         return self
 
@@ -77,24 +77,24 @@ class Model(BaseModel):
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         schema = handler.resolve_ref_schema(handler(core))
         if cls.rules:
-            schema["x-kubernetes-validations"] = [rule.schema() for rule in cls.rules]
+            schema["x-kubernetes-validations"] = [rule.to_schema() for rule in cls.rules]
         return schema
 
     def manifest(self) -> dict[str, Any]:
-        """The model as it is written in a manifest: camelCase, without what is unset."""
+        """The model as it is written in a manifest: camelCase keys, unset fields omitted."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def without_nulls(value: Any) -> Any:
-    """A mapping without its nulls: to the API server a field that is null is a field that is left out."""
+    """A mapping without its null values: the API server treats a null field as unset."""
     if isinstance(value, dict) and None in value.values():
         return {key: item for key, item in value.items() if item is not None}
     return value
 
 
 @dataclass(frozen=True)
-class UniqueBy:
-    """Annotates a list whose items are told apart by one of their fields, as `list-type: map` on the API server."""
+class ListMapKey:
+    """Annotates a list whose items are unique by one field (`list-type: map` with one `list-map-key`)."""
 
     key: str
 
@@ -106,42 +106,41 @@ class UniqueBy:
 
     def _check(self, items: list[Any]) -> list[Any]:
         keys = [getattr(item, to_snake(self.key)) for item in items]
-        for position, key in enumerate(keys):
-            if key in keys[:position]:
-                message = f"{key!r} is there already; each {self.key} may stand once"
-                raise PydanticCustomError(
-                    "rule", "{message}", {"message": message, "field": f"[{position}].{self.key}"}
-                )
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
+                message = f"duplicate value {key!r}: each {self.key} must be unique"
+                raise PydanticCustomError("rule", "{message}", {"message": message, "field": f"[{index}].{self.key}"})
         return items
 
 
 @dataclass(frozen=True)
-class KeysMatch:
-    """Annotates a map whose keys have a form of their own: a structural schema speaks of values only."""
+class KeyPattern:
+    """Annotates a map whose keys must match a pattern: a structural schema constrains values only, so this is CEL."""
 
     pattern: str
-    what: str
+    expected: str
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self._check, handler(source))
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        rule = {"rule": f"self.all(key, key.matches(r'{self.pattern}'))", "message": f"each key must be {self.what}"}
-        return handler(core) | {"x-kubernetes-validations": [rule]}
+        rule = f"self.all(key, key.matches(r'{self.pattern}'))"
+        message = f"each key must be {self.expected}"
+        return handler(core) | {"x-kubernetes-validations": [{"rule": rule, "message": message}]}
 
     def _check(self, mapping: dict[str, Any]) -> dict[str, Any]:
         for key in mapping:
             if not re.search(self.pattern.replace("$", r"\Z"), key):
-                message = f"{key!r}: each key must be {self.what}"
+                message = f"{key!r}: each key must be {self.expected}"
                 raise PydanticCustomError("rule", "{message}", {"message": message, "field": ""})
         return mapping
 
 
 @dataclass(frozen=True)
-class OneForm:
-    """Annotates a union of plain values that people think of as one form: what fits none of it is one mistake."""
+class ExpectedFormat:
+    """Annotates a union of scalars: reports one error with the expected format instead of one error per member."""
 
-    what: str
+    expected: str
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_wrap_validator_function(self._check, handler(source))
@@ -150,27 +149,45 @@ class OneForm:
         try:
             return handler(value)
         except ValidationError:
-            raise PydanticCustomError("form", "{what}", {"what": self.what}) from None
+            raise PydanticCustomError("form", "{what}", {"what": self.expected}) from None
 
 
-def not_yet_supported(field: str, what: str, cel: str, holds: Callable[[Any], bool]) -> Rule:
-    """A part of the language that nobody does yet: known by name, so that it is refused and never ignored."""
-    return Rule(field=field, message=f"not yet supported: {what}", cel=cel, holds=holds)
+def not_yet_supported(field: str, feature: str, cel: str, is_valid: Callable[[Any], bool]) -> Rule:
+    """A rule that rejects a field or value of the API that is not implemented, so that it is never ignored."""
+    return Rule(field=field, message=f"not yet supported: {feature}", cel=cel, is_valid=is_valid)
 
 
-def at_most_one(*names: str) -> Callable[[Any], bool]:
-    """A rule's Python reading: no two of these snake_case fields are set."""
-    return lambda model: sum(getattr(model, name) is not None for name in names) <= 1
+def at_most_one_of(*fields: str, report: str | None = None, reason: str = "") -> Rule:
+    """A rule that these camelCase fields are mutually exclusive.
+
+    Args:
+        report: the field that the error is reported for; the first one by default.
+        reason: why they are, appended to the message.
+    """
+    return _count_rule("at most", "<=", fields, report, reason)
 
 
-def exactly_one(*names: str) -> Callable[[Any], bool]:
-    """A rule's Python reading: one and only one of these snake_case fields is set."""
-    return lambda model: sum(getattr(model, name) is not None for name in names) == 1
+def exactly_one_of(*fields: str) -> Rule:
+    """A rule that exactly one of these camelCase fields is set; the error is reported for the first."""
+    return _count_rule("exactly", "==", fields)
 
 
-def cel_count(*names: str) -> str:
-    """CEL for the number of these camelCase fields that are set."""
-    return "(" + " + ".join(f"(has(self.{name}) ? 1 : 0)" for name in names) + ")"
+def _count_rule(
+    quantifier: str, operator: str, fields: Sequence[str], report: str | None = None, reason: str = ""
+) -> Rule:
+    names = [to_snake(field) for field in fields]
+    count = " + ".join(f"(has(self.{field}) ? 1 : 0)" for field in fields)
+
+    def is_valid(model: Any) -> bool:
+        number = sum(getattr(model, name) is not None for name in names)
+        return number == 1 or (number == 0 and operator == "<=")
+
+    return Rule(
+        field=report or fields[0],
+        message=f"set {quantifier} one of {', '.join(fields[:-1])} and {fields[-1]}{reason and f': {reason}'}",
+        cel=f"{count} {operator} 1",
+        is_valid=is_valid,
+    )
 
 
 DNS_1035_LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
@@ -188,14 +205,17 @@ LabelValue = Annotated[str, StringConstraints(max_length=63, pattern=LABEL_VALUE
 Labels = Annotated[
     dict[str, LabelValue],
     Field(max_length=32),
-    KeysMatch(QUALIFIED_NAME, "a label's name, e.g. kubernetes.io/arch"),
+    KeyPattern(QUALIFIED_NAME, "a label key, e.g. kubernetes.io/arch"),
     BeforeValidator(without_nulls),
 ]
 ShortString = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Steps = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Epochs = Annotated[float, Field(gt=0, le=1_000_000)]
-NonNegative = Annotated[float, Field(ge=0, le=1_000_000)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=1_000_000)]
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
+OpenUnitInterval = Annotated[float, Field(gt=0, lt=1)]
+HalfOpenUnitInterval = Annotated[float, Field(ge=0, lt=1)]
+MaxNorm = Annotated[float, Field(gt=0, le=1_000_000)]
 Seed = Annotated[int, Field(ge=0, le=4_294_967_295)]
 Quantity = Annotated[
     Annotated[int, Field(ge=0, le=9_007_199_254_740_991)]
@@ -204,5 +224,5 @@ Quantity = Annotated[
         StringConstraints(min_length=1, max_length=32, pattern=QUANTITY),
     ],
     Field(json_schema_extra={"x-kubernetes-int-or-string": True}),
-    OneForm("a quantity, e.g. 8, 500m or 32Gi (a fraction in quotes: '0.5')"),
+    ExpectedFormat("a quantity, e.g. 8, 500m or 32Gi (quote decimals: '0.5')"),
 ]

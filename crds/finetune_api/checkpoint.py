@@ -6,23 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from finetune_api.base import Count, Epochs, Model, Rule, at_most_one
+from finetune_api.base import Epochs, Model, Steps, at_most_one_of
 from finetune_api.sources import Destination
 
 
 class Checkpoint(Model):
     """Checkpoints of weights, optimizers, data position and random state: a resumed run goes on as if never stopped."""
 
-    rules = (
-        Rule(
-            field="everySteps",
-            message="set at most one of everySteps and everyEpochs",
-            cel="!(has(self.everySteps) && has(self.everyEpochs))",
-            holds=at_most_one("every_steps", "every_epochs"),
-        ),
-    )
+    rules = (at_most_one_of("everySteps", "everyEpochs"),)
 
-    every_steps: Count | None = None
+    every_steps: Steps | None = None
     """Every so many optimizer steps."""
     every_epochs: Epochs | None = None
     """Every so many epochs (1 when neither is set)."""

@@ -1,9 +1,9 @@
-"""Generates the CustomResourceDefinition from the models; `make generate` writes it, a test keeps it fresh.
+"""Generates the CustomResourceDefinition from the models; `make generate` writes it, a test compares it.
 
-pydantic gives JSON Schema; the API server takes a structural subset of it. `_structural` leads from one to the other:
-references are inlined, `X | None` becomes an optional X, a union told apart by `type` becomes one object with every
-member's fields and CEL rules that say which field belongs to which type. Defaults are not written: they would turn up
-in stored objects and blur what the user wrote; `finetune plan` shows them.
+pydantic generates JSON Schema; the API server requires a structural schema, a subset of it. `_to_structural` converts
+one to the other: references are inlined, `X | None` becomes an optional X, and a union discriminated by `type` becomes
+one object with the fields of all members and CEL rules that tie fields to types. Defaults are omitted: the API server
+would write them into stored objects, where they cannot be told from what the user wrote; `finetune plan` shows them.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def job_crd() -> Schema:
 
 
 def to_yaml(document: Schema) -> str:
-    """The document as YAML, block style."""
+    """The document as YAML in block style, with a header that says how it was generated."""
     yaml = YAML()
     yaml.default_flow_style = False
     yaml.width = 120
@@ -94,26 +94,26 @@ def to_yaml(document: Schema) -> str:
 
 def _object_schema() -> Schema:
     schema = FineTuneJob.model_json_schema(by_alias=True, ref_template="{model}")
-    root = _structural(schema, schema["$defs"])
+    root = _to_structural(schema, schema["$defs"])
     root["properties"]["apiVersion"] = root["properties"]["kind"] = {"type": "string"}
-    # Of metadata the API server takes rules about the name only.
+    # The API server allows rules about no other field of metadata than the name.
     name = root["properties"]["metadata"]["properties"]["name"]
     root["properties"]["metadata"] = {"type": "object", "properties": {"name": name}}
     root["properties"]["status"]["default"] = {"observedGeneration": -1}
     root["required"] = ["metadata", "spec"]
-    root["x-kubernetes-validations"] = _immutability()
+    root["x-kubernetes-validations"] = _immutability_rules()
     return root
 
 
-def _immutability() -> list[Schema]:
-    """One rule per spec field, so that the refusal names it; `has` on both sides closes unset-then-set."""
+def _immutability_rules() -> list[Schema]:
+    """One rule per spec field, so that the error names the field; comparing `has` catches adding and removing it."""
     fields = [field.alias or name for name, field in JobSpec.model_fields.items()]
     return [
         {
             "rule": "!has(oldSelf.status) || !has(oldSelf.status.attempt) || oldSelf.status.attempt < 1 || "
             f"(has(self.spec.{name}) == has(oldSelf.spec.{name}) && "
             f"(!has(self.spec.{name}) || self.spec.{name} == oldSelf.spec.{name}))",
-            "message": f"spec.{name} is immutable once an attempt exists; delete the job and create a new one",
+            "message": f"spec.{name} is immutable once an attempt exists; delete and recreate the job to change it",
             "fieldPath": f".spec.{name}",
         }
         for name in fields
@@ -121,20 +121,20 @@ def _immutability() -> list[Schema]:
     ]
 
 
-def _structural(schema: Schema, definitions: dict[str, Schema]) -> Schema:
-    """JSON Schema as pydantic writes it, as the structural schema that the API server takes."""
-    schema = _unwrapped(schema, definitions)
+def _to_structural(schema: Schema, definitions: dict[str, Schema]) -> Schema:
+    """Convert pydantic's JSON Schema to a structural schema."""
+    schema = _resolve(schema, definitions)
     if "oneOf" in schema:
-        return _flattened(schema, definitions)
+        return _flatten_union(schema, definitions)
     if schema.get("x-kubernetes-int-or-string"):
-        options = (_beside(option, "type") for option in schema["anyOf"])
-        return functools.reduce(operator.or_, options, _beside(schema, "anyOf", "title"))
+        options = (_without(option, "type") for option in schema["anyOf"])
+        return functools.reduce(operator.or_, options, _without(schema, "anyOf", "title"))
     result: Schema = {}
     for key, value in schema.items():
         if key == "properties":
-            result[key] = {name: _structural(child, definitions) for name, child in value.items()}
+            result[key] = {name: _to_structural(child, definitions) for name, child in value.items()}
         elif key == "items" or (key == "additionalProperties" and isinstance(value, dict)):
-            result[key] = _structural(value, definitions)
+            result[key] = _to_structural(value, definitions)
         elif key in _EXCLUSIVE:
             result[_EXCLUSIVE[key]] = value
             result[key] = True
@@ -145,106 +145,109 @@ def _structural(schema: Schema, definitions: dict[str, Schema]) -> Schema:
     return result
 
 
-def _unwrapped(schema: Schema, definitions: dict[str, Schema]) -> Schema:
-    """References followed and `anyOf: [X, null]` reduced to X; what stands beside them (a description) wins."""
+def _resolve(schema: Schema, definitions: dict[str, Schema]) -> Schema:
+    """Inline references and reduce `anyOf: [X, null]` to X; keys next to them (a description) take precedence."""
     if "$ref" in schema:
-        return _unwrapped(definitions[schema["$ref"]], definitions) | _beside(schema, "$ref")
+        return _resolve(definitions[schema["$ref"]], definitions) | _without(schema, "$ref")
     options = [option for option in schema.get("anyOf", []) if option.get("type") != "null"]
     if len(options) == 1:
-        return _unwrapped(options[0], definitions) | _beside(schema, "anyOf")
+        return _resolve(options[0], definitions) | _without(schema, "anyOf")
     if options and "x-kubernetes-int-or-string" not in schema:
-        raise TypeError(f"a union the API server cannot express: {schema}")
+        raise TypeError(f"a structural schema cannot express this union: {schema}")
     return schema
 
 
-def _beside(schema: Schema, *keys: str) -> Schema:
+def _without(schema: Schema, *keys: str) -> Schema:
     return {key: value for key, value in schema.items() if key not in keys and key != "default"}
 
 
-def _described(schema: Schema) -> Schema:
-    return {"description": schema["description"]} if "description" in schema else {}
+def _flatten_union(union: Schema, definitions: dict[str, Schema]) -> Schema:
+    """Merge the members of a union discriminated by `type` into one object, with CEL rules that tie fields to types.
 
-
-def _flattened(union: Schema, definitions: dict[str, Schema]) -> Schema:
-    """A union told apart by `type`, as one object whose CEL rules say which field belongs to which type.
-
-    Of `{type: SGD, momentum} | {type: Adam, beta1}` it makes `{type, momentum, beta1}` with the rules
-    "momentum is a field of SGD only" and "beta1 is a field of Adam only".
+    `{type: SGD, momentum} | {type: Adam, beta1}` becomes `{type, momentum, beta1}` with the rules
+    "momentum must not be set unless type is SGD" and "beta1 must not be set unless type is Adam".
     """
-    members = {_tag(member): member for member in (_structural(option, definitions) for option in union["oneOf"])}
+    members = {_type_of(member): member for member in (_to_structural(it, definitions) for it in union["oneOf"])}
     required = sorted(set.intersection(*(set(member.get("required", [])) for member in members.values())))
-    return {
+    flattened = {
         "type": "object",
         "required": ["type", *(name for name in required if name != "type")],
-        "properties": _merged_properties(members),
-        "x-kubernetes-validations": [*_members_rules(members, required), *_foreign_rules(members)],
-    } | _described(union)
+        "properties": _merge_properties(members),
+        "x-kubernetes-validations": [*_member_rules(members, required), *_forbidden_rules(members)],
+    }
+    return flattened | {key: value for key, value in union.items() if key == "description"}
 
 
-def _merged_properties(members: dict[str, Schema]) -> Schema:
-    """The fields of all members; a structural schema can give a name one meaning only."""
+def _merge_properties(members: dict[str, Schema]) -> Schema:
+    """The fields of all members; a field name must have the same schema in all members that have it."""
     which = "Which one; the fields beside it are those of this type."
     merged: Schema = {"type": {"type": "string", "enum": list(members), "description": which}}
     for tag, member in members.items():
         for name, schema in member["properties"].items():
-            if name != "type" and _bounds(merged.setdefault(name, schema)) != _bounds(schema):
-                raise TypeError(f"{tag}.{name} has other bounds than its namesake in this union")
+            if name != "type" and _without(merged.setdefault(name, schema), "description") != _without(
+                schema, "description"
+            ):
+                raise TypeError(f"{name} of {tag} has another schema than {name} of the other members of this union")
     return merged
 
 
-def _members_rules(members: dict[str, Schema], required: list[str]) -> list[Schema]:
-    """The members' own rules: once where all share one, else for the type that has it."""
+def _member_rules(members: dict[str, Schema], required: list[str]) -> list[Schema]:
+    """The rules of the members: those that all members share once, the others restricted to their type."""
     first, *others = members.values()
-    shared = [rule for rule in _rules(first) if all(rule in _rules(other) for other in others)]
+    shared = [rule for rule in _rules_of(first) if all(rule in _rules_of(other) for other in others)]
     rules = list(shared)
     for tag, member in members.items():
-        rules += [_needs_rule(tag, name) for name in member.get("required", []) if name not in required]
-        rules += [_guarded(tag, rule) for rule in _rules(member) if rule not in shared]
+        rules += [_required_rule(tag, name) for name in member.get("required", []) if name not in required]
+        rules += [_restrict_to_type(tag, rule) for rule in _rules_of(member) if rule not in shared]
     return rules
 
 
-def _foreign_rules(members: dict[str, Schema]) -> list[Schema]:
-    """For every field that not all members have, which of them do."""
+def _forbidden_rules(members: dict[str, Schema]) -> list[Schema]:
+    """One rule for every field that not all members have."""
+    return [_forbidden_rule(name, tags) for name, tags in _types_by_field(members).items() if len(tags) < len(members)]
+
+
+def _types_by_field(members: dict[str, Schema]) -> dict[str, list[str]]:
     names = dict.fromkeys(name for member in members.values() for name in member["properties"])
-    owners = {name: [tag for tag, member in members.items() if name in member["properties"]] for name in names}
-    return [_foreign_rule(name, tags) for name, tags in owners.items() if len(tags) < len(members)]
+    return {name: [tag for tag, member in members.items() if name in member["properties"]] for name in names}
 
 
-def _rules(member: Schema) -> list[Schema]:
+def _rules_of(member: Schema) -> list[Schema]:
     return list(member.get("x-kubernetes-validations", []))
 
 
-def _tag(member: Schema) -> str:
+def _type_of(member: Schema) -> str:
     return str(member["properties"]["type"]["enum"][0])
 
 
-def _bounds(schema: Schema) -> Schema:
-    return {key: value for key, value in schema.items() if key != "description"}
-
-
-def _needs_rule(tag: str, name: str) -> Schema:
+def _required_rule(tag: str, name: str) -> Schema:
     return {
         "rule": f"self.type != '{tag}' || has(self.{name})",
-        "message": f"{tag} needs {name}",
+        "message": f"{name} is required when type is {tag}",
         "fieldPath": f".{name}",
     }
 
 
-def _guarded(tag: str, rule: Schema) -> Schema:
+def _restrict_to_type(tag: str, rule: Schema) -> Schema:
     return rule | {"rule": f"self.type != '{tag}' || ({rule['rule']})"}
 
 
-def _foreign_rule(name: str, tags: list[str]) -> Schema:
-    listed = ", ".join(f"'{tag}'" for tag in tags)
+def _forbidden_rule(name: str, tags: list[str]) -> Schema:
     return {
-        "rule": f"!has(self.{name}) || self.type in [{listed}]",
-        "message": f"{name} is a field of {', '.join(tags)} only",
+        "rule": f"!has(self.{name}) || self.type in [{', '.join(repr(tag) for tag in tags)}]",
+        "message": f"{name} must not be set unless type is {join_or(tags)}",
         "fieldPath": f".{name}",
     }
 
 
+def join_or(words: list[str]) -> str:
+    """`A`, `A or B`, `A, B or C`."""
+    *head, last = words
+    return f"{', '.join(head)} or {last}" if head else last
+
+
 def main() -> None:
-    """Write the CRD into each folder named on the command line."""
+    """Write the CRD into each directory named on the command line."""
     for folder in sys.argv[1:]:
         target = Path(folder) / f"{JOB_PLURAL}.{GROUP}.yaml"
         target.parent.mkdir(parents=True, exist_ok=True)

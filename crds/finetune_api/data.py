@@ -7,23 +7,22 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from finetune_api.base import (
-    Fraction,
     Model,
+    OpenUnitInterval,
     Rule,
     Seed,
     ShortString,
-    at_most_one,
-    cel_count,
-    exactly_one,
+    at_most_one_of,
+    exactly_one_of,
     not_yet_supported,
 )
-from finetune_api.sources import REVISION_OF_HUB, Source
+from finetune_api.sources import REVISION_REQUIRES_HUB, Source
 
 
 class DataSource(Model):
     """A data set: files on a claim (parquet, jsonl, csv, a folder of images), or a repository on the hub."""
 
-    rules = (REVISION_OF_HUB,)
+    rules = (REVISION_REQUIRES_HUB,)
 
     source: Source
     """`hf://org/repo` or `pvc://claim/path`."""
@@ -35,12 +34,12 @@ class DataSource(Model):
     """Pinned revision of a hub repository: a branch, a tag or a commit (`main` when left out)."""
 
 
-def _only_with_source(field: str) -> Rule:
+def _requires_source(field: str) -> Rule:
     return Rule(
         field=field,
-        message=f"{field} belongs to a source; a fraction is taken from the training set",
+        message=f"{field} requires source; a fraction is taken from the training set",
         cel=f"!has(self.{field}) || has(self.source)",
-        holds=lambda it: getattr(it, field) is None or it.source is not None,
+        is_valid=lambda model: getattr(model, field) is None or model.source is not None,
     )
 
 
@@ -48,17 +47,12 @@ class Validation(Model):
     """What the model is judged on while it trains: a part of the training set, or a data set of its own."""
 
     rules = (
-        Rule(
-            field="fraction",
-            message="set exactly one of fraction and source",
-            cel=f"{cel_count('fraction', 'source')} == 1",
-            holds=exactly_one("fraction", "source"),
-        ),
-        *map(_only_with_source, ("config", "split", "revision")),
-        REVISION_OF_HUB,
+        exactly_one_of("fraction", "source"),
+        *map(_requires_source, ("config", "split", "revision")),
+        REVISION_REQUIRES_HUB,
     )
 
-    fraction: Fraction | None = None
+    fraction: OpenUnitInterval | None = None
     """Part of the training set held out, in (0, 1); drawn with `data.splitSeed`."""
     source: Source | None = None
     """`hf://org/repo` or `pvc://claim/path`."""
@@ -76,9 +70,9 @@ class Fold(Model):
     rules = (
         Rule(
             field="index",
-            message="index must be less than count: folds are counted from 0",
+            message="index must be less than count: folds are numbered from 0",
             cel="self.index < self.count",
-            holds=lambda it: it.index < it.count,
+            is_valid=lambda fold: fold.index < fold.count,
         ),
     )
 
@@ -115,13 +109,8 @@ class Data(Model):
     """The data of a job."""
 
     rules = (
-        Rule(
-            field="fold",
-            message="set at most one of validation and fold: a fold is the validation set",
-            cel="!(has(self.validation) && has(self.fold))",
-            holds=at_most_one("validation", "fold"),
-        ),
-        not_yet_supported("packing", "packing", "!has(self.packing) || !self.packing", lambda it: not it.packing),
+        at_most_one_of("validation", "fold", report="fold", reason="the fold is the validation set"),
+        not_yet_supported("packing", "packing", "!has(self.packing) || !self.packing", lambda data: not data.packing),
     )
 
     train: DataSource

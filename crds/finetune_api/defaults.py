@@ -1,10 +1,18 @@
-"""The effective job: what a manifest means once everything left out is filled in. `finetune plan` prints it."""
+"""Fills in the defaults of a job that depend on other fields, on the job's name or on its task.
+
+The result has narrower types: what may be unset in a manifest is set in an effective job. `finetune plan` prints it.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
-from finetune_api.job import FineTuneJob, JobSpec
+from finetune_api.checkpoint import Output
+from finetune_api.evaluation import Direction, Evaluation, MetricName
+from finetune_api.job import FineTuneJob, JobSpec, Modules, Task
+from finetune_api.resources import Device, Resources
+from finetune_api.sources import Destination
+from finetune_api.training import BatchSize, Training
 
 DEFAULT_EPOCHS = 3.0
 DEFAULT_MODULES: list[dict[str, Any]] = [
@@ -19,39 +27,96 @@ DEFAULT_METRIC = {
 }
 
 
-def with_defaults(job: FineTuneJob, task: str | None) -> FineTuneJob:
-    """Fill in every default; without a task, all but how it is evaluated, which is all that depends on it."""
+class EffectiveTraining(Training):
+    micro_batch_size: BatchSize
+
+
+class EffectiveEvaluation(Evaluation):
+    metric: MetricName
+    direction: Direction
+
+
+class EffectiveOutput(Output):
+    destination: Destination
+
+
+class EffectiveResources(Resources):
+    device: Device
+
+
+class DefaultedSpec(JobSpec):
+    """A spec with all defaults that do not depend on the task.
+
+    The optimizer and the schedule of a module stay optional, because a frozen module has neither.
+    """
+
+    training: EffectiveTraining
+    modules: Modules
+    output: EffectiveOutput
+    resources: EffectiveResources
+
+
+class EffectiveSpec(DefaultedSpec):
+    """A spec with all defaults."""
+
+    task: Task
+    evaluation: EffectiveEvaluation
+
+
+class DefaultedJob(FineTuneJob):
+    """A job with all defaults that do not depend on the task, which may be unknown."""
+
+    spec: DefaultedSpec
+
+
+class EffectiveJob(DefaultedJob):
+    """A job with all defaults."""
+
+    spec: EffectiveSpec
+
+
+@overload
+def with_defaults(job: FineTuneJob, task: str) -> EffectiveJob: ...
+@overload
+def with_defaults(job: FineTuneJob, task: str | None) -> DefaultedJob: ...
+def with_defaults(job: FineTuneJob, task: str | None) -> DefaultedJob:
+    """Fill in all defaults of a job.
+
+    Args:
+        task: the task of the job, from its spec or its model's config; None if it is unknown, in which case the
+            evaluation keeps its unset fields.
+    """
     spec = job.spec.manifest()
-    _fill_training(spec["training"])
-    if task is not None:
-        spec["task"] = task
-        _fill_evaluation(spec["evaluation"], task)
+    _default_training(spec["training"])
     if "everySteps" not in spec["checkpoint"]:
         spec["checkpoint"].setdefault("everyEpochs", 1.0)
     spec["output"].setdefault("destination", job.destination)
     resources = spec["resources"]
     resources.setdefault("device", "CUDA" if resources["gpusPerNode"] else "CPU")
-    spec["modules"] = [_filled_module(module) for module in spec.get("modules", DEFAULT_MODULES)]
-    return job.model_copy(update={"spec": JobSpec.model_validate(spec)})
+    spec["modules"] = [_with_schedule(module) for module in spec.get("modules", DEFAULT_MODULES)]
+    fields = {"metadata": job.metadata, "spec": spec, "status": job.status}
+    if task is None:
+        return DefaultedJob.model_validate(fields)
+    spec["task"] = task
+    _default_evaluation(spec["evaluation"], task)
+    return EffectiveJob.model_validate(fields)
 
 
-def minimizes(metric: str) -> bool:
-    """Whether a metric gets better as it falls: losses and error rates do."""
+def lower_is_better(metric: str) -> bool:
+    """Whether lower values of a metric are better, by its name: losses, perplexities and error rates."""
     return any(word in metric for word in ("loss", "perplexity", "error"))
 
 
-def _fill_training(training: dict[str, Any]) -> None:
+def _default_training(training: dict[str, Any]) -> None:
     if "steps" not in training:
         training.setdefault("epochs", DEFAULT_EPOCHS)
     training.setdefault("microBatchSize", training["batchSize"])
 
 
-def _fill_evaluation(evaluation: dict[str, Any], task: str) -> None:
+def _default_evaluation(evaluation: dict[str, Any], task: str) -> None:
     metric = evaluation.setdefault("metric", DEFAULT_METRIC[task])
-    evaluation.setdefault("direction", "Minimize" if minimizes(metric) else "Maximize")
+    evaluation.setdefault("direction", "Minimize" if lower_is_better(metric) else "Maximize")
 
 
-def _filled_module(module: dict[str, Any]) -> dict[str, Any]:
-    if module.get("frozen"):
-        return module
-    return {"schedule": DEFAULT_SCHEDULE, **module}
+def _with_schedule(module: dict[str, Any]) -> dict[str, Any]:
+    return module if module.get("frozen") else {"schedule": DEFAULT_SCHEDULE, **module}

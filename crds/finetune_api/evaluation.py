@@ -6,25 +6,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from finetune_api.base import Count, Epochs, Model, NonNegative, Rule, cel_count, exactly_one
+from finetune_api.base import Epochs, Model, NonNegativeFloat, Steps, exactly_one_of
 
 EVAL_METRIC = r"^eval/[a-z][a-z0-9_]*$"
 MetricName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=EVAL_METRIC)]
+
+Direction = Literal["Minimize", "Maximize"]
 
 
 class Every(Model):
     """An interval, in optimizer steps or in epochs."""
 
-    rules = (
-        Rule(
-            field="steps",
-            message="set exactly one of steps and epochs",
-            cel=f"{cel_count('steps', 'epochs')} == 1",
-            holds=exactly_one("steps", "epochs"),
-        ),
-    )
+    rules = (exactly_one_of("steps", "epochs"),)
 
-    steps: Count | None = None
+    steps: Steps | None = None
     """Every so many optimizer steps."""
     epochs: Epochs | None = None
     """Every so many epochs; may be a fraction of one."""
@@ -35,7 +30,7 @@ class EarlyStopping(Model):
 
     patience: Annotated[int, Field(ge=1, le=10_000)]
     """Evaluations without improvement before the training stops."""
-    min_delta: NonNegative = 0.0
+    min_delta: NonNegativeFloat = 0.0
     """Smallest change that counts as an improvement."""
 
 
@@ -46,7 +41,7 @@ class Evaluation(Model):
     """How often; the last step is always evaluated."""
     metric: MetricName | None = None
     """What picks the best checkpoint, e.g. `eval/loss` (default: by task)."""
-    direction: Literal["Minimize", "Maximize"] | None = None
+    direction: Direction | None = None
     """Which way the metric gets better (default: by metric)."""
     early_stopping: EarlyStopping | None = None
     """Stop early; never when left out."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from finetune_api.base import DNS_1035_LABEL, DNS_SUBDOMAIN, Model, Rule, UniqueBy, not_yet_supported, without_nulls
+from finetune_api.base import DNS_1035_LABEL, DNS_SUBDOMAIN, ListMapKey, Model, Rule, not_yet_supported, without_nulls
 from finetune_api.checkpoint import Checkpoint, Output
 from finetune_api.data import Data
 from finetune_api.evaluation import Evaluation
@@ -18,7 +18,7 @@ from finetune_api.modules import Module
 from finetune_api.names import API_VERSION, JOB_KIND, MAX_NAME, output_claim
 from finetune_api.resources import Resources, Retry
 from finetune_api.runtime import Runtime
-from finetune_api.sources import claims
+from finetune_api.sources import claim_names
 from finetune_api.status import JobStatus
 from finetune_api.training import Training
 
@@ -28,13 +28,14 @@ Entrypoint = Annotated[str, StringConstraints(max_length=256, pattern=ENTRYPOINT
 QueueName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=DNS_SUBDOMAIN)]
 JobName = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME, pattern=DNS_1035_LABEL)]
 Seconds = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Modules = Annotated[list[Module], ListMapKey("name"), Field(min_length=1, max_length=64)]
 
 UNSUPPORTED_TASKS = ("ImageTextToText", "Custom")
 
 ALWAYS_MUTABLE = ("suspend", "activeDeadlineSeconds", "ttlSecondsAfterFinished")
-"""Spec fields that may change at any time; the rest may until the first attempt."""
+"""Spec fields that may change at any time; the others are immutable once an attempt exists."""
 
-DETERMINES_RESULT = (
+HASHED_FIELDS = (
     "model",
     "task",
     "entrypoint",
@@ -45,10 +46,10 @@ DETERMINES_RESULT = (
     "unmatched",
     "checkpoint",
 )
-"""Spec fields that the result depends on; two jobs that agree in them train the same model."""
+"""Spec fields that determine the result: jobs with the same values train the same model."""
 
 
-_EVALUATED = "has(self.data.validation) || has(self.data.fold)"
+_HAS_EVALUATION = "has(self.data.validation) || has(self.data.fold)"
 _HAS_PLATEAU = (
     "has(self.modules) && self.modules.exists(module, "
     "has(module.schedule) && module.schedule.exists(phase, phase.type == 'Plateau'))"
@@ -59,7 +60,7 @@ _MICRO_BATCHES = (
 )
 
 
-def _is_evaluated(spec: JobSpec) -> bool:
+def _has_evaluation(spec: JobSpec) -> bool:
     return spec.data.validation is not None or spec.data.fold is not None
 
 
@@ -67,9 +68,9 @@ def _has_plateau(spec: JobSpec) -> bool:
     return any(phase.type == "Plateau" for module in spec.modules or () for phase in module.schedule or ())
 
 
-def _no_task_yet(task: str) -> Rule:
+def _unsupported_task(task: str) -> Rule:
     return not_yet_supported(
-        "task", f"task {task}", f"!has(self.task) || self.task != '{task}'", lambda it: it.task != task
+        "task", f"task {task}", f"!has(self.task) || self.task != '{task}'", lambda spec: spec.task != task
     )
 
 
@@ -77,32 +78,32 @@ class JobSpec(Model):
     """What to train, on what, and how."""
 
     rules = (
-        *map(_no_task_yet, UNSUPPORTED_TASKS),
+        *map(_unsupported_task, UNSUPPORTED_TASKS),
         Rule(
             field="entrypoint",
-            message="entrypoint goes with task: Custom, and with no other",
+            message="entrypoint must be set if and only if task is Custom",
             cel="has(self.entrypoint) == (has(self.task) && self.task == 'Custom')",
-            holds=lambda it: (it.entrypoint is not None) == (it.task == "Custom"),
+            is_valid=lambda spec: (spec.entrypoint is not None) == (spec.task == "Custom"),
         ),
         Rule(
             field="modules",
-            message="a Plateau schedule follows the evaluations: set data.validation or data.fold",
-            cel=f"{_EVALUATED} || !({_HAS_PLATEAU})",
-            holds=lambda it: _is_evaluated(it) or not _has_plateau(it),
+            message="a Plateau schedule needs an evaluation: set data.validation or data.fold",
+            cel=f"{_HAS_EVALUATION} || !({_HAS_PLATEAU})",
+            is_valid=lambda spec: _has_evaluation(spec) or not _has_plateau(spec),
         ),
         Rule(
             field="evaluation.earlyStopping",
-            message="earlyStopping follows the evaluations: set data.validation or data.fold",
-            cel=f"{_EVALUATED} || !(has(self.evaluation) && has(self.evaluation.earlyStopping))",
-            holds=lambda it: _is_evaluated(it) or it.evaluation.early_stopping is None,
+            message="earlyStopping needs an evaluation: set data.validation or data.fold",
+            cel=f"{_HAS_EVALUATION} || !(has(self.evaluation) && has(self.evaluation.earlyStopping))",
+            is_valid=lambda spec: _has_evaluation(spec) or spec.evaluation.early_stopping is None,
         ),
         not_yet_supported(
             "training.microBatchSize",
-            "gradient caching; task Contrastive compares all samples of a batch: leave microBatchSize out",
+            "gradient caching; task Contrastive compares all samples of a batch: remove microBatchSize",
             f"!(has(self.task) && self.task == 'Contrastive' && {_MICRO_BATCHES})",
-            lambda it: (
-                it.task != "Contrastive"
-                or (it.training.micro_batch_size or it.training.batch_size) >= it.training.batch_size
+            lambda spec: (
+                spec.task != "Contrastive"
+                or (spec.training.micro_batch_size or spec.training.batch_size) >= spec.training.batch_size
             ),
         ),
     )
@@ -119,7 +120,7 @@ class JobSpec(Model):
     """How long, in what batches, in which precision."""
     evaluation: Evaluation = Evaluation()
     """When it is evaluated, and by what."""
-    modules: Annotated[list[Module], UniqueBy("name"), Field(min_length=1, max_length=64)] | None = None
+    modules: Modules | None = None
     """The parts of the model and how each learns (default: one module `all` with AdamW)."""
     unmatched: Literal["Forbid", "Freeze"] = "Forbid"
     """Parameters that no module names: an error, or frozen."""
@@ -147,13 +148,13 @@ class JobSpec(Model):
     """So long after the end its Jobs, pods and ConfigMaps are deleted; the FineTuneJob stays."""
 
     def content_hash(self) -> str:
-        """SHA-256 (hex) of what determines the result."""
-        document = {key: value for key, value in self.manifest().items() if key in DETERMINES_RESULT}
-        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+        """SHA-256 (hex) of the fields that determine the result."""
+        hashed = {key: value for key, value in self.manifest().items() if key in HASHED_FIELDS}
+        return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
 
 
-class Metadata(Model):
-    """The part of a Kubernetes object's metadata that we read; the rest is kept away."""
+class ObjectMeta(Model):
+    """The fields of `metav1.ObjectMeta` that the trainer and the operator read; others are ignored."""
 
     model_config = ConfigDict(extra="ignore", strict=False)
 
@@ -169,7 +170,7 @@ class Metadata(Model):
 
     @model_validator(mode="before")
     @classmethod
-    def _named(cls, value: Any) -> Any:
+    def _require_name(cls, value: Any) -> Any:
         if isinstance(value, dict) and value.get("generateName") and not value.get("name"):
             message = "is required: generateName works with `kubectl create` only"
             raise PydanticCustomError("rule", "{message}", {"message": message, "field": "name"})
@@ -181,7 +182,7 @@ class FineTuneJob(Model):
 
     api_version: Literal["finetune.dev/v1alpha1"] = API_VERSION
     kind: Literal["FineTuneJob"] = JOB_KIND
-    metadata: Metadata
+    metadata: ObjectMeta
     spec: JobSpec
     """What is wanted."""
     status: JobStatus | None = None
@@ -193,22 +194,22 @@ class FineTuneJob(Model):
 
     @property
     def destination(self) -> str:
-        """Where the result goes, the default filled in."""
+        """`spec.output.destination`, or its default."""
         return self.spec.output.destination or f"pvc://{output_claim(self.name)}"
 
     @property
     def claims(self) -> list[str]:
-        """Every claim that a source or the destination names, each once, the output's last."""
+        """Distinct names of the claims in sources and destination; the claim of the destination comes last."""
         data = self.spec.data
         validation = data.validation.source if data.validation else None
         test = data.test.source if data.test else None
-        return claims([self.spec.model.source, data.train.source, validation, test, self.destination])
+        return claim_names([self.spec.model.source, data.train.source, validation, test, self.destination])
 
 
-def parse(document: dict[str, Any]) -> FineTuneJob:
-    """Parse an object as the API server gives it; the operator's own view, so no line numbers.
+def parse(manifest: dict[str, Any]) -> FineTuneJob:
+    """Parse an object as the API server returns it.
 
     Raises:
-        pydantic.ValidationError: the object does not obey the language.
+        pydantic.ValidationError: the object is invalid.
     """
-    return FineTuneJob.model_validate(document)
+    return FineTuneJob.model_validate(manifest)

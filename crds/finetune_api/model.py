@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from finetune_api.base import Model, ShortString
-from finetune_api.sources import REVISION_OF_HUB, Source
+from finetune_api.sources import REVISION_REQUIRES_HUB, Source
 
 
 class ModelSource(Model):
     """A transformers model: a repository on the hub, or a directory on a claim."""
 
-    rules = (REVISION_OF_HUB,)
+    rules = (REVISION_REQUIRES_HUB,)
 
     source: Source
     """`hf://org/repo` or `pvc://claim/path`: a transformers model directory or repository."""

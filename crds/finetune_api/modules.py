@@ -7,7 +7,18 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 from pydantic.alias_generators import to_snake
 
-from finetune_api.base import MODULE_NAME, Count, Epochs, Model, NonNegative, Rule, at_most_one, not_yet_supported
+from finetune_api.base import (
+    MODULE_NAME,
+    Epochs,
+    HalfOpenUnitInterval,
+    MaxNorm,
+    Model,
+    NonNegativeFloat,
+    Rule,
+    Steps,
+    at_most_one_of,
+    not_yet_supported,
+)
 from finetune_api.optimizers import Optimizer
 from finetune_api.schedules import Phase
 
@@ -18,9 +29,9 @@ Glob = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 class Regularization(Model):
     """Penalties on the weights: grad += l1·sign(w) + l2·w once per optimizer step, before clipping."""
 
-    l1: NonNegative = 0.0
+    l1: NonNegativeFloat = 0.0
     """Strength of the L1 penalty."""
-    l2: NonNegative = 0.0
+    l2: NonNegativeFloat = 0.0
     """Strength of the L2 penalty."""
 
 
@@ -33,7 +44,7 @@ class Adapter(Model):
     """Rank of the update."""
     alpha: Annotated[float, Field(gt=0, le=65_536)] | None = None
     """The update is multiplied by alpha / rank (default: the rank)."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: HalfOpenUnitInterval = 0.0
     """Dropout before the update."""
     target_modules: Annotated[list[Glob], Field(min_length=1, max_length=64)] | None = None
     """Globs over the layers that are adapted (default: every linear layer)."""
@@ -43,29 +54,23 @@ class Freeze(Model):
     """When a module is frozen: it is trainable from `until` (inclusive) to `from` (exclusive)."""
 
     rules = (
-        Rule(
-            field="untilStep",
-            message="set at most one of untilStep and untilEpoch",
-            cel="!(has(self.untilStep) && has(self.untilEpoch))",
-            holds=at_most_one("until_step", "until_epoch"),
-        ),
+        at_most_one_of("untilStep", "untilEpoch"),
+        at_most_one_of("fromStep", "fromEpoch"),
         Rule(
             field="fromStep",
-            message="set at most one of fromStep and fromEpoch",
-            cel="!(has(self.fromStep) && has(self.fromEpoch))",
-            holds=at_most_one("from_step", "from_epoch"),
-        ),
-        Rule(
-            field="fromStep",
-            message="fromStep must be after untilStep: the module is trainable in between",
+            message="fromStep must be greater than untilStep: the module is trained from untilStep to fromStep",
             cel="!has(self.untilStep) || !has(self.fromStep) || self.untilStep < self.fromStep",
-            holds=lambda it: it.until_step is None or it.from_step is None or it.until_step < it.from_step,
+            is_valid=lambda freeze: (
+                freeze.until_step is None or freeze.from_step is None or freeze.until_step < freeze.from_step
+            ),
         ),
         Rule(
             field="fromEpoch",
-            message="fromEpoch must be after untilEpoch: the module is trainable in between",
+            message="fromEpoch must be greater than untilEpoch: the module is trained from untilEpoch to fromEpoch",
             cel="!has(self.untilEpoch) || !has(self.fromEpoch) || self.untilEpoch < self.fromEpoch",
-            holds=lambda it: it.until_epoch is None or it.from_epoch is None or it.until_epoch < it.from_epoch,
+            is_valid=lambda freeze: (
+                freeze.until_epoch is None or freeze.from_epoch is None or freeze.until_epoch < freeze.from_epoch
+            ),
         ),
     )
 
@@ -73,32 +78,30 @@ class Freeze(Model):
     """Frozen before this step; 0 is from the start."""
     until_epoch: Annotated[float, Field(ge=0, le=1_000_000)] | None = None
     """Frozen before this epoch: 1 thaws before the first step of epoch 1, counted from 0."""
-    from_step: Count | None = None
+    from_step: Steps | None = None
     """Frozen again from this step on."""
     from_epoch: Epochs | None = None
     """Frozen again from this epoch on."""
 
 
-_ENDLESS = "!has({0}.steps) && !has({0}.epochs) && !has({0}.fraction)"
-_LAST_ONLY = Rule(
+_WITHOUT_DURATION = "!has({0}.steps) && !has({0}.epochs) && !has({0}.fraction)"
+_ONLY_LAST_WITHOUT_DURATION = Rule(
     field="schedule",
-    message="only the last phase may leave its duration out: set steps, epochs or fraction on the others",
+    message="only the last phase may omit its duration: set steps, epochs or fraction on the others",
     cel="!has(self.schedule) || "
-    f"self.schedule.filter(phase, {_ENDLESS.format('phase')}).size() == 0 || "
-    f"(self.schedule.filter(phase, {_ENDLESS.format('phase')}).size() == 1 && "
-    f"{_ENDLESS.format('self.schedule[self.schedule.size() - 1]')})",
-    holds=lambda it: all(phase.is_timed for phase in (it.schedule or [])[:-1]),
+    f"self.schedule.filter(phase, {_WITHOUT_DURATION.format('phase')}).size() == 0 || "
+    f"(self.schedule.filter(phase, {_WITHOUT_DURATION.format('phase')}).size() == 1 && "
+    f"{_WITHOUT_DURATION.format('self.schedule[self.schedule.size() - 1]')})",
+    is_valid=lambda module: all(phase.has_duration for phase in (module.schedule or [])[:-1]),
 )
 
-_FROZEN = "!has(self.frozen) || !self.frozen || !has(self.{0})"
 
-
-def _not_when_frozen(field: str) -> Rule:
+def _forbidden_when_frozen(field: str) -> Rule:
     return Rule(
         field=field,
-        message=f"a frozen module takes no {field}",
-        cel=_FROZEN.format(field),
-        holds=lambda it: not it.frozen or getattr(it, to_snake(field)) is None,
+        message=f"{field} must not be set when frozen is true",
+        cel=f"!has(self.frozen) || !self.frozen || !has(self.{field})",
+        is_valid=lambda module: not module.frozen or getattr(module, to_snake(field)) is None,
     )
 
 
@@ -108,13 +111,13 @@ class Module(Model):
     rules = (
         Rule(
             field="optimizer",
-            message="a module needs an optimizer, or frozen: true",
+            message="optimizer is required unless frozen is true",
             cel="has(self.optimizer) || (has(self.frozen) && self.frozen)",
-            holds=lambda it: it.frozen or it.optimizer is not None,
+            is_valid=lambda module: module.frozen or module.optimizer is not None,
         ),
-        _LAST_ONLY,
-        not_yet_supported("adapter", "adapter", "!has(self.adapter)", lambda it: it.adapter is None),
-        *map(_not_when_frozen, ("optimizer", "schedule", "regularization", "freeze", "clipGradNorm")),
+        _ONLY_LAST_WITHOUT_DURATION,
+        not_yet_supported("adapter", "adapter", "!has(self.adapter)", lambda module: module.adapter is None),
+        *map(_forbidden_when_frozen, ("optimizer", "schedule", "regularization", "freeze", "clipGradNorm")),
     )
 
     name: ModuleName
@@ -133,7 +136,7 @@ class Module(Model):
     """L1 and L2 penalties."""
     decay_exclude: Literal["OneDimensional", "Nothing"] = "OneDimensional"
     """What weight decay, L1 and L2 leave out: biases and norms, or nothing."""
-    clip_grad_norm: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
+    clip_grad_norm: MaxNorm | None = None
     """Largest gradient norm over this module."""
     freeze: Freeze | None = None
     """Freeze and thaw at a step or an epoch."""

@@ -1,4 +1,4 @@
-"""Names that more than one part of the system must agree on: of the API, of children, of files in the trainer pod."""
+"""Names shared by the operator and the trainer: the API group, labels, child objects, and paths in the trainer pod."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ JOB_KIND: Final = "FineTuneJob"
 JOB_PLURAL: Final = "finetunejobs"
 
 MAX_NAME: Final = 40
-"""Longest name of a job: every derived name has to fit a DNS label of 63 characters."""
+"""Maximum length of a job's name: the names derived from it must fit a DNS label of 63 characters."""
 
 JOB_LABEL: Final = f"{GROUP}/job"
 ATTEMPT_LABEL: Final = f"{GROUP}/attempt"
@@ -32,14 +32,14 @@ METRICS_PORT: Final = 9090
 METRICS_PORT_NAME: Final = "metrics"
 
 CACHE_DIR: Final = "/cache"
-"""Where `runtime.cacheClaim` is mounted."""
+"""Mount path of `runtime.cacheClaim`."""
 POD_DIRS: Final = (CLAIMS_DIR, SPEC_DIR, SCRATCH_DIR, CACHE_DIR, "/tmp")  # noqa: S108
-"""Folders at which a trainer pod mounts what it needs."""
+"""Mount paths of the volumes of every trainer pod."""
 RESERVED_DIRS: Final = (
     *POD_DIRS,
     *("/bin", "/dev", "/etc", "/lib", "/lib64", "/opt/venv", "/proc", "/sbin", "/sys", "/usr", "/var/run"),
 )
-"""Folders that `runtime.volumes` must leave alone: the pod's own, and those that the trainer's programs live in."""
+"""Directories that `runtime.volumes` must not overlap: mount paths of the pod and directories of the image."""
 
 CHECKPOINTS_FOLDER: Final = ".checkpoints"
 
@@ -49,10 +49,10 @@ State = Literal[
 
 
 def attempt_name(job: str, number: int) -> str:
-    """Name of the Kubernetes Job and of the ConfigMap of an attempt, counted from 1."""
+    """Name of the Job and the ConfigMap of an attempt; attempts are numbered from 1."""
     return f"{job}-a{number}"
 
 
 def output_claim(job: str) -> str:
-    """Name of the claim the operator makes when a job names no destination."""
+    """Name of the claim that the operator creates for a job without `output.destination`."""
     return f"{job}-output"

@@ -9,49 +9,50 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from finetune_api.base import Model, NonNegative, Rule
+from finetune_api.base import HalfOpenUnitInterval, Model, NonNegativeFloat, Rule, UnitInterval
 
 LearningRate = Annotated[float, Field(gt=0, le=100)]
-Momentum = Annotated[float, Field(ge=0, lt=1)]
 Epsilon = Annotated[float, Field(gt=0, le=1)]
 
 
-class _Optimizer(Model):
+class BaseOptimizer(Model):
+    """Fields of every optimizer."""
+
     learning_rate: LearningRate
     """Base rate; the schedule multiplies it by a factor."""
-    weight_decay: NonNegative = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     """The optimizer's own weight decay; biases and norms are left out by default (`decayExclude`)."""
 
 
-class SGD(_Optimizer):
+class SGD(BaseOptimizer):
     """Stochastic gradient descent, with momentum (torch.optim.SGD)."""
 
     rules = (
         Rule(
             field="nesterov",
-            message="nesterov needs a momentum above 0 and no dampening",
+            message="nesterov requires momentum greater than 0 and dampening 0",
             cel="!has(self.nesterov) || !self.nesterov || "
             "(has(self.momentum) && self.momentum > 0.0 && (!has(self.dampening) || self.dampening == 0.0))",
-            holds=lambda it: not it.nesterov or (it.momentum > 0 and it.dampening == 0),
+            is_valid=lambda sgd: not sgd.nesterov or (sgd.momentum > 0 and sgd.dampening == 0),
         ),
     )
 
     type: Literal["SGD"]
-    momentum: Momentum = 0.0
+    momentum: HalfOpenUnitInterval = 0.0
     """Momentum, in [0, 1)."""
-    dampening: Annotated[float, Field(ge=0, le=1)] = 0.0
+    dampening: UnitInterval = 0.0
     """Dampening of the momentum."""
     nesterov: bool = False
     """Nesterov momentum."""
 
 
-class Adam(_Optimizer):
+class Adam(BaseOptimizer):
     """Adam with L2-style weight decay (torch.optim.Adam, arXiv 1412.6980)."""
 
     type: Literal["Adam"]
-    beta1: Momentum = 0.9
+    beta1: HalfOpenUnitInterval = 0.9
     """Decay of the first moment, in [0, 1)."""
-    beta2: Momentum = 0.999
+    beta2: HalfOpenUnitInterval = 0.999
     """Decay of the second moment, in [0, 1)."""
     epsilon: Epsilon = 1e-8
     """Added to the denominator."""
@@ -59,15 +60,15 @@ class Adam(_Optimizer):
     """Keep the maximum of the second moment."""
 
 
-class AdamW(_Optimizer):
+class AdamW(BaseOptimizer):
     """Adam with decoupled weight decay (torch.optim.AdamW, arXiv 1711.05101)."""
 
     type: Literal["AdamW"]
-    weight_decay: NonNegative = 0.01
+    weight_decay: NonNegativeFloat = 0.01
     """Decoupled weight decay; biases and norms are left out by default (`decayExclude`)."""
-    beta1: Momentum = 0.9
+    beta1: HalfOpenUnitInterval = 0.9
     """Decay of the first moment, in [0, 1)."""
-    beta2: Momentum = 0.999
+    beta2: HalfOpenUnitInterval = 0.999
     """Decay of the second moment, in [0, 1)."""
     epsilon: Epsilon = 1e-8
     """Added to the denominator."""
@@ -75,31 +76,31 @@ class AdamW(_Optimizer):
     """Keep the maximum of the second moment."""
 
 
-class RMSprop(_Optimizer):
+class RMSprop(BaseOptimizer):
     """RMSprop (torch.optim.RMSprop)."""
 
     type: Literal["RMSprop"]
-    alpha: Momentum = 0.99
+    alpha: HalfOpenUnitInterval = 0.99
     """Smoothing of the squared gradient, in [0, 1)."""
     epsilon: Epsilon = 1e-8
     """Added to the denominator."""
-    momentum: Momentum = 0.0
+    momentum: HalfOpenUnitInterval = 0.0
     """Momentum, in [0, 1)."""
     centered: bool = False
     """Normalize by the estimated variance of the gradient."""
 
 
-class Adagrad(_Optimizer):
+class Adagrad(BaseOptimizer):
     """Adagrad (torch.optim.Adagrad, JMLR 12, 2011); its `lr_decay` is a schedule's affair."""
 
     type: Literal["Adagrad"]
-    initial_accumulator_value: NonNegative = 0.0
+    initial_accumulator_value: NonNegativeFloat = 0.0
     """Where the sums of squared gradients start."""
     epsilon: Epsilon = 1e-10
     """Added to the denominator."""
 
 
-class Adafactor(_Optimizer):
+class Adafactor(BaseOptimizer):
     """Adafactor: the second moment as row and column means, and no first (torch.optim.Adafactor, arXiv 1804.04235).
 
     As in torch, a step is the smaller of the rate and 1/√t, times the root mean square of the parameter (at least
@@ -114,29 +115,29 @@ class Adafactor(_Optimizer):
     """Clipping threshold: the root mean square of an update is brought down to it."""
 
 
-class NAdam(_Optimizer):
+class NAdam(BaseOptimizer):
     """Adam with Nesterov momentum (torch.optim.NAdam)."""
 
     type: Literal["NAdam"]
-    beta1: Momentum = 0.9
+    beta1: HalfOpenUnitInterval = 0.9
     """Decay of the first moment, in [0, 1)."""
-    beta2: Momentum = 0.999
+    beta2: HalfOpenUnitInterval = 0.999
     """Decay of the second moment, in [0, 1)."""
     epsilon: Epsilon = 1e-8
     """Added to the denominator."""
-    momentum_decay: NonNegative = 0.004
+    momentum_decay: NonNegativeFloat = 0.004
     """Decay of the momentum."""
     decoupled_weight_decay: bool = False
     """Weight decay as in AdamW."""
 
 
-class RAdam(_Optimizer):
+class RAdam(BaseOptimizer):
     """Rectified Adam (torch.optim.RAdam, arXiv 1908.03265)."""
 
     type: Literal["RAdam"]
-    beta1: Momentum = 0.9
+    beta1: HalfOpenUnitInterval = 0.9
     """Decay of the first moment, in [0, 1)."""
-    beta2: Momentum = 0.999
+    beta2: HalfOpenUnitInterval = 0.999
     """Decay of the second moment, in [0, 1)."""
     epsilon: Epsilon = 1e-8
     """Added to the denominator."""
@@ -144,7 +145,7 @@ class RAdam(_Optimizer):
     """Weight decay as in AdamW."""
 
 
-class Muon(_Optimizer):
+class Muon(BaseOptimizer):
     """Momentum, made orthogonal by Newton-Schulz steps (torch.optim.Muon); for matrices only.
 
     Biases and norms go to a module with another optimizer, and so should embeddings and the head: they are matrices,
@@ -152,9 +153,9 @@ class Muon(_Optimizer):
     """
 
     type: Literal["Muon"]
-    weight_decay: NonNegative = 0.1
+    weight_decay: NonNegativeFloat = 0.1
     """Decoupled weight decay."""
-    momentum: Momentum = 0.95
+    momentum: HalfOpenUnitInterval = 0.95
     """Momentum, in [0, 1)."""
     nesterov: bool = True
     """Nesterov momentum."""

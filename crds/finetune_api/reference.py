@@ -9,8 +9,8 @@ from typing import Any
 
 from finetune_api.crd import Schema, job_crd
 from finetune_api.job import ALWAYS_MUTABLE, FineTuneJob, JobSpec
-from finetune_api.loading import form_of
 from finetune_api.status import JobStatus
+from finetune_api.validation_errors import describe_pattern
 
 HEAD = """\
 # Reference: FineTuneJob (`finetune.dev/v1alpha1`)
@@ -138,7 +138,7 @@ def _type(schema: Schema) -> str:
         return f"{kind}{_interval(schema)}"
     if kind == "string":
         pattern = schema.get("pattern", "")
-        named = form_of(pattern) or schema.get("format", "")
+        named = describe_pattern(pattern) or schema.get("format", "")
         form = f"`{pattern}`".replace("|", "\\|") if pattern and named == pattern else named
         length = f"at most {schema['maxLength']} characters" if "maxLength" in schema else ""
         return ", ".join(filter(None, ("string", form, length)))

@@ -10,6 +10,8 @@ from finetune_api.base import EXTENDED_RESOURCE, Model, Quantity, Rule, not_yet_
 
 ExtendedResource = Annotated[str, StringConstraints(min_length=3, max_length=253, pattern=EXTENDED_RESOURCE)]
 
+Device = Literal["CUDA", "CPU"]
+
 
 class Resources(Model):
     """Nodes, GPUs and the rest, for one attempt."""
@@ -17,18 +19,21 @@ class Resources(Model):
     rules = (
         Rule(
             field="device",
-            message="device CUDA needs gpusPerNode of at least 1",
+            message="device CUDA requires gpusPerNode to be at least 1",
             cel="!has(self.device) || self.device != 'CUDA' || !has(self.gpusPerNode) || self.gpusPerNode > 0",
-            holds=lambda it: it.device != "CUDA" or it.gpus_per_node > 0,
+            is_valid=lambda resources: resources.device != "CUDA" or resources.gpus_per_node > 0,
         ),
         not_yet_supported(
-            "nodes", "more than one node", "!has(self.nodes) || self.nodes == 1", lambda it: it.nodes == 1
+            "nodes",
+            "more than one node",
+            "!has(self.nodes) || self.nodes == 1",
+            lambda resources: resources.nodes == 1,
         ),
         not_yet_supported(
             "gpusPerNode",
             "more than one GPU",
             "!has(self.gpusPerNode) || self.gpusPerNode <= 1",
-            lambda it: it.gpus_per_node <= 1,
+            lambda resources: resources.gpus_per_node <= 1,
         ),
     )
 
@@ -36,7 +41,7 @@ class Resources(Model):
     """Trainer pods, each on a node of its own choosing."""
     gpus_per_node: Annotated[int, Field(ge=0, le=16)] = 1
     """GPUs per pod."""
-    device: Literal["CUDA", "CPU"] | None = None
+    device: Device | None = None
     """What computes (default: CUDA when gpusPerNode > 0); CUDA without a working GPU fails."""
     gpu_resource: ExtendedResource = "nvidia.com/gpu"
     """The extended resource that a GPU is asked for by."""

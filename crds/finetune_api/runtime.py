@@ -14,13 +14,14 @@ from finetune_api.affinity import Affinity
 from finetune_api.base import (
     Labels,
     LabelValue,
+    ListMapKey,
     Model,
     ObjectName,
     QualifiedName,
     Rule,
     ShortString,
-    UniqueBy,
-    exactly_one,
+    at_most_one_of,
+    exactly_one_of,
 )
 from finetune_api.names import RESERVED_DIRS
 
@@ -31,88 +32,87 @@ MOUNT_PATH = r"^(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)+$"
 EnvName = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=ENV_NAME)]
 ConfigKey = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=CONFIG_KEY)]
 MountPath = Annotated[str, StringConstraints(min_length=2, max_length=256, pattern=MOUNT_PATH)]
-Id = Annotated[int, Field(ge=1, le=2_147_483_647)]
+UserID = Annotated[int, Field(ge=1, le=2_147_483_647)]
 
 
-class KeyReference(Model):
-    """A key of a Secret or ConfigMap in the job's own namespace."""
+class SecretKeySelector(Model):
+    """SecretKeySelector selects a key of a Secret in the namespace of the job."""
 
     name: ObjectName
-    """Name of the object."""
+    """Name of the Secret."""
     key: ConfigKey
-    """Key within it."""
+    """The key of the Secret to select from. Must be a valid Secret key."""
     optional: bool | None = None
-    """Go on when it is missing."""
+    """If true, the Secret or its key may be missing. Defaults to false."""
 
 
-class EnvSource(Model):
+class ConfigMapKeySelector(Model):
+    """Selects a key from a ConfigMap in the namespace of the job."""
+
+    name: ObjectName
+    """Name of the ConfigMap."""
+    key: ConfigKey
+    """The key to select."""
+    optional: bool | None = None
+    """If true, the ConfigMap or its key may be missing. Defaults to false."""
+
+
+class EnvVarSource(Model):
     """Where the value of an environment variable comes from."""
 
-    rules = (
-        Rule(
-            field="secretKeyRef",
-            message="set exactly one of secretKeyRef and configMapKeyRef",
-            cel="has(self.secretKeyRef) != has(self.configMapKeyRef)",
-            holds=exactly_one("secret_key_ref", "config_map_key_ref"),
-        ),
-    )
+    rules = (exactly_one_of("secretKeyRef", "configMapKeyRef"),)
 
-    secret_key_ref: KeyReference | None = None
+    secret_key_ref: SecretKeySelector | None = None
     """A key of a Secret."""
-    config_map_key_ref: KeyReference | None = None
+    config_map_key_ref: ConfigMapKeySelector | None = None
     """A key of a ConfigMap."""
 
 
 class EnvVar(Model):
     """One environment variable of the trainer container."""
 
-    rules = (
-        Rule(
-            field="valueFrom",
-            message="set at most one of value and valueFrom",
-            cel="!(has(self.value) && has(self.valueFrom))",
-            holds=lambda it: it.value is None or it.value_from is None,
-        ),
-    )
+    rules = (at_most_one_of("value", "valueFrom", report="valueFrom"),)
 
     name: EnvName
     """Name of the variable."""
     value: Annotated[str, StringConstraints(max_length=4096)] | None = None
     """Its value."""
-    value_from: EnvSource | None = None
+    value_from: EnvVarSource | None = None
     """A Secret or ConfigMap that holds the value."""
 
 
-class NameReference(Model):
-    """A Secret or ConfigMap in the job's own namespace."""
+class SecretEnvSource(Model):
+    """Selects a Secret to populate the environment variables with, one for each key of its data."""
 
     name: ObjectName
-    """Name of the object."""
+    """Name of the Secret."""
     optional: bool | None = None
-    """Go on when it is missing."""
+    """If true, the Secret may be missing. Defaults to false."""
 
 
-class EnvFrom(Model):
+class ConfigMapEnvSource(Model):
+    """Selects a ConfigMap to populate the environment variables with, one for each key of its data."""
+
+    name: ObjectName
+    """Name of the ConfigMap."""
+    optional: bool | None = None
+    """If true, the ConfigMap may be missing. Defaults to false."""
+
+
+class EnvFromSource(Model):
     """Environment variables from every key of a Secret or ConfigMap."""
 
-    rules = (
-        Rule(
-            field="secretRef",
-            message="set exactly one of secretRef and configMapRef",
-            cel="has(self.secretRef) != has(self.configMapRef)",
-            holds=exactly_one("secret_ref", "config_map_ref"),
-        ),
-    )
+    rules = (exactly_one_of("secretRef", "configMapRef"),)
 
     prefix: EnvName | None = None
     """Put before each name."""
-    secret_ref: NameReference | None = None
+    secret_ref: SecretEnvSource | None = None
     """A Secret."""
-    config_map_ref: NameReference | None = None
+    config_map_ref: ConfigMapEnvSource | None = None
     """A ConfigMap."""
 
 
-class PullSecret(Model):
+class LocalObjectReference(Model):
     """A Secret with the credentials of a registry, in the job's own namespace."""
 
     name: ObjectName
@@ -125,21 +125,21 @@ class Toleration(Model):
     rules = (
         Rule(
             field="key",
-            message="a toleration without a key needs operator: Exists, and then tolerates every taint",
+            message="operator must be Exists when key is not set, which matches all taints",
             cel="has(self.key) || (has(self.operator) && self.operator == 'Exists')",
-            holds=lambda it: it.key is not None or it.operator == "Exists",
+            is_valid=lambda toleration: toleration.key is not None or toleration.operator == "Exists",
         ),
         Rule(
             field="value",
-            message="operator Exists takes no value",
+            message="value must not be set when operator is Exists",
             cel="!has(self.value) || self.value == '' || !has(self.operator) || self.operator != 'Exists'",
-            holds=lambda it: not it.value or it.operator != "Exists",
+            is_valid=lambda toleration: not toleration.value or toleration.operator != "Exists",
         ),
         Rule(
             field="tolerationSeconds",
-            message="tolerationSeconds needs effect: NoExecute",
+            message="effect must be NoExecute when tolerationSeconds is set",
             cel="!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
-            holds=lambda it: it.toleration_seconds is None or it.effect == "NoExecute",
+            is_valid=lambda toleration: toleration.toleration_seconds is None or toleration.effect == "NoExecute",
         ),
     )
 
@@ -156,11 +156,11 @@ class Toleration(Model):
 
 
 def _overlap(one: str, other: str) -> bool:
-    """Whether one folder is the other, or lies within it."""
+    """Whether the directories are the same, or one contains the other."""
     return f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")
 
 
-_RESERVED = ", ".join(f"'{folder}'" for folder in RESERVED_DIRS)
+_RESERVED = ", ".join(f"'{path}'" for path in RESERVED_DIRS)
 
 
 class Volume(Model):
@@ -169,11 +169,10 @@ class Volume(Model):
     rules = (
         Rule(
             field="mountPath",
-            message="mountPath must neither lie in a folder that the trainer needs nor hold one; needed are "
-            + ", ".join(RESERVED_DIRS),
-            cel=f"![{_RESERVED}].exists(folder, self.mountPath == folder || "
-            "self.mountPath.startsWith(folder + '/') || folder.startsWith(self.mountPath + '/'))",
-            holds=lambda it: not any(_overlap(it.mount_path, folder) for folder in RESERVED_DIRS),
+            message=f"mountPath must not overlap a directory that the trainer uses: {', '.join(RESERVED_DIRS)}",
+            cel=f"![{_RESERVED}].exists(dir, self.mountPath == dir || "
+            "self.mountPath.startsWith(dir + '/') || dir.startsWith(self.mountPath + '/'))",
+            is_valid=lambda volume: not any(_overlap(volume.mount_path, path) for path in RESERVED_DIRS),
         ),
     )
 
@@ -192,11 +191,11 @@ class Runtime(Model):
     """Trainer image (default: from the chart)."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     """As in a container (default: from the chart)."""
-    image_pull_secrets: Annotated[list[PullSecret], UniqueBy("name"), Field(max_length=16)] = []
+    image_pull_secrets: Annotated[list[LocalObjectReference], ListMapKey("name"), Field(max_length=16)] = []
     """Credentials for the image's registry."""
-    env: Annotated[list[EnvVar], UniqueBy("name"), Field(max_length=64)] = []
+    env: Annotated[list[EnvVar], ListMapKey("name"), Field(max_length=64)] = []
     """Environment of the trainer container."""
-    env_from: Annotated[list[EnvFrom], Field(max_length=16)] = []
+    env_from: Annotated[list[EnvFromSource], Field(max_length=16)] = []
     """Environment from whole Secrets and ConfigMaps; `env` and what every trainer gets (HF_HOME) win over it."""
     node_selector: Labels | None = None
     """Labels that a node must have."""
@@ -210,11 +209,11 @@ class Runtime(Model):
     """Scheduler of the pods."""
     service_account_name: ObjectName | None = None
     """ServiceAccount of the pods; its token is not mounted."""
-    run_as_user: Id | None = None
+    run_as_user: UserID | None = None
     """User the trainer runs as, never root (default: from the chart)."""
-    fs_group: Id | None = None
+    fs_group: UserID | None = None
     """Group that the files of claims belong to (default: from the chart)."""
-    volumes: Annotated[list[Volume], UniqueBy("mountPath"), Field(max_length=16)] = []
+    volumes: Annotated[list[Volume], ListMapKey("mountPath"), Field(max_length=16)] = []
     """More claims to mount."""
     cache_claim: ObjectName | None = None
     """Claim for downloads (HF_HOME), so that retries and other jobs do not download again."""

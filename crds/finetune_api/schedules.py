@@ -1,8 +1,9 @@
-"""Learning-rate schedules: each phase is a pure function of position that yields a factor on the base rate.
+"""Learning rate schedules: every phase is a pure function of the step that returns a factor of the base learning rate.
 
-In plain Python, so that the picture before a run, the operator and the trainer share one formula. A schedule runs on
-its module's own clock: the optimizer steps at which the module is trainable, counted from 0. Position is local to the
-phase; nothing is inherited from the phase before. To add a schedule: one class with its `factor`, one name in `Phase`.
+Plain Python, so that the plot of a schedule, the operator and the trainer share one implementation. A schedule counts
+the steps of its module: only optimizer steps at which the module is trained count, starting from 0. Steps within a
+phase start from 0 as well, and a phase does not depend on the one before it. The formulas in the docstrings give the
+factor f at step k of the n steps of a phase. To add one: add a class with its `factor_at`, and add it to `Phase`.
 """
 
 from __future__ import annotations
@@ -11,190 +12,181 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from finetune_api.base import Count, Epochs, Model, NonNegative, Rule, at_most_one, cel_count, exactly_one
+from finetune_api.base import (
+    Epochs,
+    Model,
+    NonNegativeFloat,
+    Rule,
+    Steps,
+    UnitInterval,
+    at_most_one_of,
+    exactly_one_of,
+)
 
 Factor = Annotated[float, Field(ge=0, le=1000)]
-UnitInterval = Annotated[float, Field(ge=0, le=1)]
+PositiveUnitInterval = Annotated[float, Field(gt=0, le=1)]
 Unit = Literal["Step", "Epoch"]
 
 
 class ScheduleError(ValueError):
-    """A schedule that does not fit the run; the message names the phase and the numbers."""
+    """A schedule that does not fit the run; the message names the phase and the numbers of steps."""
 
 
-class _Phase(Model):
-    steps: Count | None = None
-    """Duration in optimizer steps."""
+class BasePhase(Model):
+    """Fields of every phase: its duration, which only the last phase of a schedule may omit."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (at_most_one_of("steps", "epochs", "fraction"),)
+
+    steps: Steps | None = None
+    """Duration of the phase in optimizer steps."""
     epochs: Epochs | None = None
-    """Duration in epochs."""
-    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Duration as a part of the module's trainable steps, in (0, 1]."""
+    """Duration of the phase in epochs."""
+    fraction: PositiveUnitInterval | None = None
+    """Duration of the phase as a fraction of the steps at which the module is trained."""
 
     @property
-    def is_timed(self) -> bool:
-        """Whether it says how long it lasts."""
+    def has_duration(self) -> bool:
+        """Whether one of steps, epochs and fraction is set."""
         return not (self.steps is None and self.epochs is None and self.fraction is None)
 
     @abstractmethod
-    def factor(self, k: int, n: int, steps_per_epoch: int) -> float:
-        """The factor on the base rate at step `k` of the `n` steps of this phase (0 <= k < n)."""
+    def factor_at(self, k: int, n: int, steps_per_epoch: int) -> float:
+        """The factor of the base learning rate at step `k` of the `n` steps of this phase (0 <= k < n)."""
 
-    def duration(self, total: int, steps_per_epoch: int) -> float | None:
-        """Steps this phase lasts on a clock of `total` steps, not yet rounded; None when it fills what is left."""
+    def duration(self, total_steps: int, steps_per_epoch: int) -> float | None:
+        """Duration in steps, not rounded, in a schedule of `total_steps`; None if the phase takes the rest."""
         if self.steps is not None:
             return self.steps
         if self.epochs is not None:
             return self.epochs * steps_per_epoch
         if self.fraction is not None:
-            return self.fraction * total
+            return self.fraction * total_steps
         return None
 
 
-_ONE_DURATION = Rule(
-    field="steps",
-    message="set at most one of steps, epochs and fraction",
-    cel=f"{cel_count('steps', 'epochs', 'fraction')} <= 1",
-    holds=at_most_one("steps", "epochs", "fraction"),
-)
-
-
-class Constant(_Phase):
+class Constant(BasePhase):
     """f(k) = factor."""
 
-    rules = (_ONE_DURATION,)
     type: Literal["Constant"]
-    factor_: Annotated[Factor, Field(alias="factor")] = 1.0
-    """The factor."""
+    factor: Factor = 1.0
+    """Factor of the base learning rate."""
 
-    def factor(self, k: int, n: int, steps_per_epoch: int) -> float:
-        return self.factor_
+    def factor_at(self, k: int, n: int, steps_per_epoch: int) -> float:
+        return self.factor
 
 
-class Warmup(_Phase):
-    """f(k) = s + (1 - s)·k/n: 0 starts as transformers does, 1/3 as torch's LinearLR."""
+class Warmup(BasePhase):
+    """f(k) = s + (1 - s)·k/n with s = startFactor: as in transformers with 0, as torch's LinearLR with 1/3."""
 
-    rules = (_ONE_DURATION,)
     type: Literal["Warmup"]
     start_factor: UnitInterval = 0.0
-    """Factor at the first step."""
+    """Factor at the first step; it increases linearly to 1."""
 
-    def factor(self, k: int, n: int, steps_per_epoch: int) -> float:
+    def factor_at(self, k: int, n: int, steps_per_epoch: int) -> float:
         return self.start_factor + (1.0 - self.start_factor) * k / n
 
 
-class TimeDecay(_Phase):
-    """f(k) = 1 / (1 + rate·t), t in steps or epochs."""
+class TimeDecay(BasePhase):
+    """f(k) = 1 / (1 + rate·t), where t is the time since the start of the phase in steps or epochs."""
 
-    rules = (_ONE_DURATION,)
     type: Literal["TimeDecay"]
-    rate: NonNegative
-    """How fast it decays: at 1, the rate is halved after one unit."""
+    rate: NonNegativeFloat
+    """Decay rate: with 1, the learning rate is halved after one unit."""
     unit: Unit = "Epoch"
-    """What t counts."""
+    """Unit of time: optimizer steps or epochs."""
     staircase: bool = False
-    """Change only at whole units."""
+    """Whether the learning rate decays at whole units only, instead of at every step."""
 
-    def factor(self, k: int, n: int, steps_per_epoch: int) -> float:
-        return 1.0 / (1.0 + self.rate * _time(k, self.unit, self.staircase, steps_per_epoch))
+    def factor_at(self, k: int, n: int, steps_per_epoch: int) -> float:
+        return 1.0 / (1.0 + self.rate * _elapsed(k, self.unit, self.staircase, steps_per_epoch))
 
 
-class ExponentialDecay(_Phase):
-    """f(k) = gamma^t, t in steps or epochs."""
+class ExponentialDecay(BasePhase):
+    """f(k) = gamma^t, where t is the time since the start of the phase in steps or epochs."""
 
-    rules = (_ONE_DURATION,)
     type: Literal["ExponentialDecay"]
-    gamma: Annotated[float, Field(gt=0, le=1)]
-    """Factor per unit."""
+    gamma: PositiveUnitInterval
+    """Factor by which the learning rate is multiplied per unit."""
     unit: Unit = "Epoch"
-    """What t counts."""
+    """Unit of time: optimizer steps or epochs."""
     staircase: bool = False
-    """Change only at whole units."""
+    """Whether the learning rate decays at whole units only, instead of at every step."""
 
-    def factor(self, k: int, n: int, steps_per_epoch: int) -> float:
-        return float(self.gamma ** _time(k, self.unit, self.staircase, steps_per_epoch))
+    def factor_at(self, k: int, n: int, steps_per_epoch: int) -> float:
+        return float(self.gamma ** _elapsed(k, self.unit, self.staircase, steps_per_epoch))
 
 
-class StepDecay(_Phase):
-    """f(k) = factor^(number of steps, epochs or milestones passed)."""
+class StepDecay(BasePhase):
+    """f(k) = factor^r, where r is the number of reductions so far: torch's StepLR and MultiStepLR."""
 
     rules = (
-        _ONE_DURATION,
-        Rule(
-            field="everySteps",
-            message="set exactly one of everySteps, everyEpochs and milestones",
-            cel=f"{cel_count('everySteps', 'everyEpochs', 'milestones')} == 1",
-            holds=exactly_one("every_steps", "every_epochs", "milestones"),
-        ),
+        *BasePhase.rules,
+        exactly_one_of("everySteps", "everyEpochs", "milestones"),
         Rule(
             field="factor",
-            message="a StepDecay's factor is at most 1: above it, many drops are more than a number can hold",
+            message="factor must be at most 1 for StepDecay: a larger factor grows without bound",
             cel="!has(self.factor) || self.factor <= 1.0",
-            holds=lambda it: it.factor_ <= 1,
+            is_valid=lambda phase: phase.factor <= 1,
         ),
     )
     type: Literal["StepDecay"]
-    factor_: Annotated[Factor, Field(alias="factor")]
-    """Factor at each drop."""
-    every_steps: Count | None = None
-    """A drop every so many steps."""
+    factor: Factor
+    """Factor by which the learning rate is multiplied at each reduction."""
+    every_steps: Steps | None = None
+    """Number of optimizer steps between reductions."""
     every_epochs: Epochs | None = None
-    """A drop every so many epochs."""
+    """Number of epochs between reductions."""
     milestones: Annotated[list[Epochs], Field(min_length=1, max_length=64)] | None = None
-    """Drops at these epochs of the phase."""
+    """Epochs, counted from the start of the phase, at which the learning rate is reduced."""
 
-    def factor(self, k: int, n: int, steps_per_epoch: int) -> float:
+    def factor_at(self, k: int, n: int, steps_per_epoch: int) -> float:
         if self.milestones is not None:
-            passed = sum(k >= round(milestone * steps_per_epoch) for milestone in self.milestones)
+            reductions = sum(k >= round(milestone * steps_per_epoch) for milestone in self.milestones)
         else:
-            passed = k // _period(self.every_steps, self.every_epochs, steps_per_epoch)
-        return float(self.factor_**passed)
+            reductions = k // _period_steps(self.every_steps, self.every_epochs, steps_per_epoch)
+        return float(self.factor**reductions)
 
 
-class CosineAnnealing(_Phase):
-    """f(k) = m + (1 - m)(1 + cos(π·j/T))/2, j steps into a cycle of T (SGDR, arXiv 1608.03983)."""
+class CosineAnnealing(BasePhase):
+    """f(k) = m + (1 - m)(1 + cos(π·j/T))/2 with m = minFactor, at step j of a cycle of T steps (arXiv 1608.03983)."""
 
     rules = (
-        _ONE_DURATION,
-        Rule(
-            field="cycles",
-            message="set at most one of cycles, periodSteps and periodEpochs",
-            cel=f"{cel_count('cycles', 'periodSteps', 'periodEpochs')} <= 1",
-            holds=at_most_one("cycles", "period_steps", "period_epochs"),
-        ),
+        *BasePhase.rules,
+        at_most_one_of("cycles", "periodSteps", "periodEpochs"),
         Rule(
             field="periodMultiplier",
-            message="periodMultiplier needs periodSteps or periodEpochs",
+            message="periodMultiplier requires periodSteps or periodEpochs",
             cel="!has(self.periodMultiplier) || has(self.periodSteps) || has(self.periodEpochs)",
-            holds=lambda it: it.period_multiplier is None or bool(it.period_steps or it.period_epochs),
+            is_valid=lambda phase: phase.period_multiplier is None or bool(phase.period_steps or phase.period_epochs),
         ),
     )
     type: Literal["CosineAnnealing"]
     min_factor: UnitInterval = 0.0
-    """Factor at the end of a cycle."""
+    """Factor at the end of each cycle."""
     cycles: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    """Cycles of equal length that fill the phase (1 when no period is set either)."""
-    period_steps: Count | None = None
-    """Length of the first cycle in steps."""
+    """Number of cycles of equal length in the phase. Defaults to 1 if no period is set."""
+    period_steps: Steps | None = None
+    """Number of optimizer steps until the first restart."""
     period_epochs: Epochs | None = None
-    """Length of the first cycle in epochs."""
+    """Number of epochs until the first restart."""
     period_multiplier: Annotated[int, Field(ge=1, le=100)] | None = None
-    """Each cycle is so many times as long as the one before (1 when left out)."""
+    """Factor by which the period increases after each restart. Defaults to 1."""
 
-    def factor(self, k: int, n: int, steps_per_epoch: int) -> float:
+    def factor_at(self, k: int, n: int, steps_per_epoch: int) -> float:
         j, period = self._cycle(k, n, steps_per_epoch)
         return self.min_factor + (1.0 - self.min_factor) * (1.0 + math.cos(math.pi * j / period)) / 2.0
 
     def _cycle(self, k: int, n: int, steps_per_epoch: int) -> tuple[float, float]:
-        """Steps into the current cycle, and its length."""
+        """Steps since the start of the current cycle, and the length of the cycle."""
         if self.period_steps is None and self.period_epochs is None:
             cycles = self.cycles or 1
-            # In whole numbers: a remainder of fractions would put some restarts at the end of the cycle before.
+            # Integer arithmetic: the remainder of floats would move some restarts to the end of the cycle before.
             return (k * cycles % n) / cycles, n / cycles
-        length = _period(self.period_steps, self.period_epochs, steps_per_epoch)
+        length = _period_steps(self.period_steps, self.period_epochs, steps_per_epoch)
         multiplier = self.period_multiplier or 1
         if multiplier == 1:
             return k % length, length
@@ -203,78 +195,75 @@ class CosineAnnealing(_Phase):
         return k, length
 
 
-class LinearDecay(_Phase):
-    """f(k) = e + (1 - e)(1 - k/n), as transformers' linear schedule."""
+class LinearDecay(BasePhase):
+    """f(k) = e + (1 - e)(1 - k/n) with e = endFactor: the linear schedule of transformers."""
 
-    rules = (_ONE_DURATION,)
     type: Literal["LinearDecay"]
     end_factor: UnitInterval = 0.0
-    """Factor after the last step."""
+    """Factor at the end of the phase."""
 
-    def factor(self, k: int, n: int, steps_per_epoch: int) -> float:
+    def factor_at(self, k: int, n: int, steps_per_epoch: int) -> float:
         return self.end_factor + (1.0 - self.end_factor) * (1.0 - k / n)
 
 
-class PolynomialDecay(_Phase):
-    """f(k) = e + (1 - e)(1 - k/n)^power, as transformers' polynomial schedule."""
+class PolynomialDecay(BasePhase):
+    """f(k) = e + (1 - e)(1 - k/n)^power with e = endFactor: the polynomial schedule of transformers."""
 
-    rules = (_ONE_DURATION,)
     type: Literal["PolynomialDecay"]
     end_factor: UnitInterval = 0.0
-    """Factor after the last step."""
+    """Factor at the end of the phase."""
     power: Annotated[float, Field(gt=0, le=100)] = 1.0
-    """Above 1 it falls faster at first, below 1 faster at the end."""
+    """Power of the polynomial. With 1, the decay is linear."""
 
-    def factor(self, k: int, n: int, steps_per_epoch: int) -> float:
+    def factor_at(self, k: int, n: int, steps_per_epoch: int) -> float:
         return float(self.end_factor + (1.0 - self.end_factor) * (1.0 - k / n) ** self.power)
 
 
-class InverseSqrt(_Phase):
-    """f(k) = 1/√(1 + k/timescale), as transformers' inverse square root schedule after its warm-up."""
+class InverseSqrt(BasePhase):
+    """f(k) = 1/√(1 + k/timescaleSteps): the inverse square root schedule of transformers after its warmup."""
 
-    rules = (_ONE_DURATION,)
     type: Literal["InverseSqrt"]
-    timescale_steps: Count = 10_000
-    """After so many steps the rate is down to 1/√2."""
+    timescale_steps: Steps = 10_000
+    """Number of optimizer steps after which the factor is 1/√2."""
 
-    def factor(self, k: int, n: int, steps_per_epoch: int) -> float:
+    def factor_at(self, k: int, n: int, steps_per_epoch: int) -> float:
         return 1.0 / math.sqrt(1.0 + k / self.timescale_steps)
 
 
-class Plateau(_Phase):
-    """f = factor^(times the metric stopped getting better), as torch's ReduceLROnPlateau with an absolute threshold.
+class Plateau(BasePhase):
+    """f = factor^r, where r is the number of reductions so far: torch's ReduceLROnPlateau with threshold_mode `abs`.
 
-    The metric and its direction are those of `evaluation`; evaluations before the phase began do not count.
+    The metric and its direction are those of `evaluation`. Evaluations before the start of the phase are ignored.
     """
 
     rules = (
-        _ONE_DURATION,
+        *BasePhase.rules,
         Rule(
             field="factor",
-            message="a Plateau's factor is below 1: each drop lowers the rate",
+            message="factor must be less than 1 for Plateau",
             cel="!has(self.factor) || self.factor < 1.0",
-            holds=lambda it: it.factor_ < 1,
+            is_valid=lambda phase: phase.factor < 1,
         ),
     )
     type: Literal["Plateau"]
-    factor_: Annotated[Factor, Field(alias="factor")] = 0.1
-    """Factor at each drop."""
+    factor: Factor = 0.1
+    """Factor by which the learning rate is multiplied at each reduction."""
     patience: Annotated[int, Field(ge=0, le=10_000)] = 10
-    """So many evaluations in a row may be no better than the best; the next one drops the rate."""
-    min_delta: NonNegative = 0.0
-    """Smallest change that counts as better."""
+    """Number of consecutive evaluations without improvement that are allowed before the learning rate is reduced."""
+    min_delta: NonNegativeFloat = 0.0
+    """Minimum change of the metric that counts as an improvement."""
 
-    def factor(self, k: int, n: int, steps_per_epoch: int) -> float:
+    def factor_at(self, k: int, n: int, steps_per_epoch: int) -> float:
         return self.factor_after([])
 
-    def factor_after(self, values: Sequence[float]) -> float:
-        """The factor after evaluations in this phase gave these values of the metric; lower is better."""
-        best, waited, drops = math.inf, 0, 0
+    def factor_after(self, values: Iterable[float]) -> float:
+        """The factor after the evaluations in this phase returned these values of the metric; lower is better."""
+        best, bad_evals, reductions = math.inf, 0, 0
         for value in values:
-            best, waited = (value, 0) if value < best - self.min_delta else (best, waited + 1)
-            if waited > self.patience:
-                drops, waited = drops + 1, 0
-        return float(self.factor_**drops)
+            best, bad_evals = (value, 0) if value < best - self.min_delta else (best, bad_evals + 1)
+            if bad_evals > self.patience:
+                reductions, bad_evals = reductions + 1, 0
+        return float(self.factor**reductions)
 
 
 Phase = Annotated[
@@ -291,77 +280,82 @@ Phase = Annotated[
     Field(discriminator="type"),
 ]
 
-Judgement = tuple[int, float]
-"""An evaluation: the step of the module's clock it came after, and the metric's value; lower is better."""
+EvalResult = tuple[int, float]
+"""One evaluation: the step after which it took place, and the value of the metric; lower is better."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Phases laid out on a module's clock.
+    """The learning rate schedule of a module, with the phases resolved to steps.
 
     Args:
-        phases: the phases with their lengths in steps; they fill the clock exactly.
+        phases: the phases with their lengths in steps; together they cover every step of the module.
         steps_per_epoch: optimizer steps in one epoch.
     """
 
-    phases: tuple[tuple[_Phase, int], ...]
+    phases: tuple[tuple[BasePhase, int], ...]
     steps_per_epoch: int
 
-    def factor(self, step: int, judgements: Iterable[Judgement] = ()) -> float:
-        """The factor on the base rate at `step` of the module's clock; the last value holds beyond the end.
+    def factor_at(self, step: int, eval_history: Iterable[EvalResult] = ()) -> float:
+        """The factor of the base learning rate at `step` of the module; after the last step it stays constant.
 
         Args:
-            judgements: the evaluations so far, which a Plateau follows; without any it is flat.
+            eval_history: the evaluations so far, at steps of the module. Plateau follows them; without any it is 1.
         """
-        begin = 0
+        start = 0
         for phase, length in self.phases[:-1]:
-            if step < begin + length:
-                return self._factor(phase, length, begin, step, judgements)
-            begin += length
+            if step < start + length:
+                return self._factor_in(phase, length, start, step, eval_history)
+            start += length
         phase, length = self.phases[-1]
-        return self._factor(phase, length, begin, min(step, begin + length - 1), judgements)
+        return self._factor_in(phase, length, start, min(step, start + length - 1), eval_history)
 
-    def _factor(self, phase: _Phase, length: int, begin: int, step: int, judgements: Iterable[Judgement]) -> float:
+    def _factor_in(
+        self, phase: BasePhase, length: int, start: int, step: int, eval_history: Iterable[EvalResult]
+    ) -> float:
         if isinstance(phase, Plateau):
-            return phase.factor_after([value for when, value in judgements if begin < when <= step])
-        return phase.factor(step - begin, length, self.steps_per_epoch)
+            return phase.factor_after(value for eval_step, value in eval_history if start < eval_step <= step)
+        return phase.factor_at(step - start, length, self.steps_per_epoch)
 
 
-def build_schedule(phases: Sequence[_Phase], total: int, steps_per_epoch: int) -> Schedule:
-    """Lay phases out on a clock of `total` steps.
+def build_schedule(phases: Sequence[BasePhase], total_steps: int, steps_per_epoch: int) -> Schedule:
+    """Resolve the durations of the phases to steps.
+
+    Args:
+        total_steps: number of steps at which the module is trained.
 
     Raises:
-        ScheduleError: the phases are longer than the clock, or end before it does.
+        ScheduleError: the phases are longer or shorter than `total_steps`.
     """
-    if total == 0:
+    if total_steps == 0:
         return Schedule(((phases[-1], 1),), steps_per_epoch)
-    laid: list[tuple[_Phase, int]] = []
-    start, exact = 0, 0.0
-    for position, phase in enumerate(phases):
-        wanted = phase.duration(total, steps_per_epoch)
-        exact = float(total) if wanted is None else exact + wanted
-        # The running end is rounded, not each length: halves of an odd number of steps still fill it.
-        end = round(exact)
-        if end > total:
+    resolved: list[tuple[BasePhase, int]] = []
+    start, exact_end = 0, 0.0
+    for index, phase in enumerate(phases):
+        duration = phase.duration(total_steps, steps_per_epoch)
+        exact_end = float(total_steps) if duration is None else exact_end + duration
+        # The end is rounded instead of the length, so that two halves of an odd number of steps add up to all steps.
+        end = round(exact_end)
+        if end > total_steps:
             raise ScheduleError(
-                f"schedule[{position}] lasts {end - start} steps, but only {total - start} of the module's {total} "
-                "trainable steps are left for it: shorten a phase or train longer"
+                f"schedule[{index}] lasts {end - start} steps, but only {total_steps - start} of the module's "
+                f"{total_steps} trainable steps are left: shorten a phase or train longer"
             )
         if end > start:
-            laid.append((phase, end - start))
+            resolved.append((phase, end - start))
         start = end
-    if start < total:
+    if start < total_steps:
         raise ScheduleError(
-            f"the schedule ends {total - start} steps before the module's {total} trainable steps do: "
-            "leave the duration of the last phase out, and it fills what is left"
+            f"the schedule ends {total_steps - start} steps before the module's {total_steps} trainable steps: "
+            "omit the duration of the last phase to make it cover the rest"
         )
-    return Schedule(tuple(laid), steps_per_epoch)
+    return Schedule(tuple(resolved), steps_per_epoch)
 
 
-def _time(k: int, unit: Unit, staircase: bool, steps_per_epoch: int) -> float:
-    t = float(k) if unit == "Step" else k / steps_per_epoch
-    return float(math.floor(t)) if staircase else t
+def _elapsed(k: int, unit: Unit, staircase: bool, steps_per_epoch: int) -> float:
+    elapsed = float(k) if unit == "Step" else k / steps_per_epoch
+    return float(math.floor(elapsed)) if staircase else elapsed
 
 
-def _period(steps: int | None, epochs: float | None, steps_per_epoch: int) -> int:
+def _period_steps(steps: int | None, epochs: float | None, steps_per_epoch: int) -> int:
     return steps if steps is not None else max(1, round((epochs or 1.0) * steps_per_epoch))

@@ -1,7 +1,7 @@
-"""Where models and data come from, and where results go: `hf://org/repo` and `pvc://claim/path`.
+"""URIs of models, data sets and outputs: `hf://org/repo` (Hugging Face Hub) and `pvc://claim/path`.
 
-On a cluster a claim is a PersistentVolumeClaim mounted into the trainer; on a laptop it is a folder. The manifest says
-the same thing in both places, which is what makes one file run in both.
+On a cluster a claim is a PersistentVolumeClaim mounted into the trainer; on a workstation it is a directory. The URI is
+the same in both cases, so that the same manifest runs in both.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from pydantic import StringConstraints
 
 from finetune_api.base import DNS_SUBDOMAIN, Rule
 
-_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
-_SEGMENT = r"[A-Za-z0-9_=+@%,~-][A-Za-z0-9_=+@%,~.-]*"
-_CLAIM = f"pvc://{DNS_SUBDOMAIN.strip('^$')}(/{_SEGMENT})*/?"
-_HUB = f"hf://{_NAME}(/{_NAME})?"
+_REPO_PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
+_PATH_SEGMENT = r"[A-Za-z0-9_=+@%,~-][A-Za-z0-9_=+@%,~.-]*"
+_PVC_URI = f"pvc://{DNS_SUBDOMAIN.strip('^$')}(/{_PATH_SEGMENT})*/?"
+_HF_URI = f"hf://{_REPO_PART}(/{_REPO_PART})?"
 
-Source = Annotated[str, StringConstraints(max_length=512, pattern=f"^({_HUB}|{_CLAIM})$")]
-"""`hf://org/repo` or `pvc://claim/path`; no path segment starts with a dot, so none leads out of the claim."""
+Source = Annotated[str, StringConstraints(max_length=512, pattern=f"^({_HF_URI}|{_PVC_URI})$")]
+"""`hf://org/repo` or `pvc://claim/path`; no path segment starts with a dot, so the path stays within the claim."""
 
-Destination = Annotated[str, StringConstraints(max_length=512, pattern=f"^{_CLAIM}$")]
+Destination = Annotated[str, StringConstraints(max_length=512, pattern=f"^{_PVC_URI}$")]
 """`pvc://claim/path`."""
 
 
-REVISION_OF_HUB = Rule(
+REVISION_REQUIRES_HUB = Rule(
     field="revision",
-    message="revision belongs to a hub repository (hf://org/repo); a claim has none",
+    message="revision requires a Hugging Face Hub repository as source (hf://org/repo)",
     cel="!has(self.revision) || !has(self.source) || self.source.startsWith('hf://')",
-    holds=lambda it: it.revision is None or it.source is None or it.source.startswith("hf://"),
+    is_valid=lambda model: model.revision is None or model.source is None or model.source.startswith("hf://"),
 )
 
 
 @dataclass(frozen=True)
 class Location:
-    """A source taken apart: `name` is the repository or the claim, `path` lies within the claim."""
+    """A parsed source URI: `name` is the repository or the claim, `path` is relative to the claim."""
 
     scheme: Literal["hf", "pvc"]
     name: str
@@ -44,7 +44,7 @@ class Location:
 
 
 def locate(source: str) -> Location:
-    """Take a validated source apart.
+    """Parse a validated source URI.
 
     >>> locate("pvc://captions/train/2026")
     Location(scheme='pvc', name='captions', path=PurePosixPath('train/2026'))
@@ -58,7 +58,7 @@ def locate(source: str) -> Location:
     return Location("pvc", claim, PurePosixPath(path.strip("/")))
 
 
-def claims(sources: list[str | None]) -> list[str]:
-    """The names of the claims among these sources, each once, in order."""
-    located = [locate(source) for source in sources if source]
-    return list(dict.fromkeys(place.name for place in located if place.scheme == "pvc"))
+def claim_names(sources: list[str | None]) -> list[str]:
+    """Distinct names of the claims in these sources, in order."""
+    locations = [locate(source) for source in sources if source]
+    return list(dict.fromkeys(location.name for location in locations if location.scheme == "pvc"))

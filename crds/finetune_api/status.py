@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 
-from finetune_api.base import Model, UniqueBy
+from finetune_api.base import ListMapKey, Model
 
 Name = Annotated[str, StringConstraints(max_length=316)]
 Message = Annotated[str, StringConstraints(max_length=32_768)]
@@ -179,7 +179,7 @@ class JobStatus(StatusModel):
 
     observed_generation: Number = -1
     """The `.metadata.generation` that the operator last observed; -1 before it has observed any."""
-    conditions: Annotated[list[Condition], UniqueBy("type"), Field(max_length=8)] = []
+    conditions: Annotated[list[Condition], ListMapKey("type"), Field(max_length=8)] = []
     """Latest observations of the job's state: Succeeded, Reconciling, Stalled, Suspended."""
     attempt: Annotated[int, Field(ge=0, le=100_000)] | None = None
     """Number of the current attempt, starting at 1. Set before the Kubernetes Job of the attempt is created."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from finetune_api.base import Count, Epochs, Model, Rule, Seed, at_most_one, not_yet_supported
+from finetune_api.base import Epochs, MaxNorm, Model, Rule, Seed, Steps, at_most_one_of, not_yet_supported
 
 Precision = Literal["Auto", "FP32", "BF16", "FP16"]
 BatchSize = Annotated[int, Field(ge=1, le=16_777_216)]
@@ -16,24 +16,23 @@ class Training(Model):
     """The training run as a whole; what differs between modules is in `modules`."""
 
     rules = (
-        Rule(
-            field="steps",
-            message="set at most one of epochs and steps",
-            cel="!(has(self.epochs) && has(self.steps))",
-            holds=at_most_one("epochs", "steps"),
-        ),
+        at_most_one_of("epochs", "steps", report="steps"),
         Rule(
             field="microBatchSize",
             message="microBatchSize must divide batchSize (default 32)",
             cel="!has(self.microBatchSize) || (has(self.batchSize) ? self.batchSize : 32) % self.microBatchSize == 0",
-            holds=lambda it: it.micro_batch_size is None or it.batch_size % it.micro_batch_size == 0,
+            is_valid=lambda training: (
+                training.micro_batch_size is None or training.batch_size % training.micro_batch_size == 0
+            ),
         ),
-        not_yet_supported("compile", "compile", "!has(self.compile) || !self.compile", lambda it: not it.compile),
+        not_yet_supported(
+            "compile", "compile", "!has(self.compile) || !self.compile", lambda training: not training.compile
+        ),
     )
 
     epochs: Epochs | None = None
     """Passes over the training set (3 when neither epochs nor steps is set)."""
-    steps: Count | None = None
+    steps: Steps | None = None
     """Optimizer steps, instead of epochs."""
     batch_size: BatchSize = 32
     """Samples per optimizer step, over all devices."""
@@ -41,7 +40,7 @@ class Training(Model):
     """Samples one device takes at once (default: batchSize / devices); the rest is accumulated."""
     precision: Precision = "Auto"
     """What computes; trainable weights and optimizer state stay FP32. Auto: BF16 where the GPU has it, else FP32."""
-    clip_grad_norm: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
+    clip_grad_norm: MaxNorm | None = None
     """Largest gradient norm over all modules, after the modules' own clipping."""
     seed: Seed = 0
     """Seed of everything random: shuffling, dropout, fresh weights."""

@@ -12,7 +12,7 @@ from ruamel.yaml.error import YAMLError
 
 from finetune_api.affinity import Affinity
 from finetune_api.base import Labels, ObjectName, Quantity
-from finetune_api.runtime import EnvFrom, EnvName, Id, PullSecret, Toleration
+from finetune_api.runtime import EnvFromSource, EnvName, LocalObjectReference, Toleration, UserID
 
 Namespace = Annotated[str, StringConstraints(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
 
@@ -60,14 +60,14 @@ class TrainerConfig(ConfigModel):
     image: str = "finetune-trainer:latest"
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     resources: TrainerResources = TrainerResources()
-    run_as_user: Id = 65532
-    fs_group: Id = 65532
+    run_as_user: UserID = 65532
+    fs_group: UserID = 65532
     image_pull_deadline_seconds: Annotated[int, Field(ge=1)] = 600
     termination_grace_period_seconds: Annotated[int, Field(ge=1)] = 120
     env: list[EnvVar] = []
     """Take precedence over the job's."""
-    env_from: list[EnvFrom] = []
-    image_pull_secrets: list[PullSecret] = []
+    env_from: list[EnvFromSource] = []
+    image_pull_secrets: list[LocalObjectReference] = []
     node_selector: Labels = {}
     tolerations: list[Toleration] = []
     affinity: Affinity | None = None

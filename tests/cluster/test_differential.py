@@ -1,7 +1,7 @@
-"""A real API server accepts exactly the specs that `finetune validate` accepts, over the whole language.
+"""A real API server accepts exactly the jobs that `finetune validate` accepts, for every field of the API.
 
-More than 10,000 generated jobs, whole ones and ones broken in one place each; both sides have to name the place.
-Null is a field left out, on either side; and a whole float is sent as kubectl sends it, as an integer.
+More than 10,000 generated jobs: valid ones, and invalid ones with one mistake each, which both must report for the same
+field. Both treat null as unset, and an integral float is sent the way kubectl sends it, as an integer.
 """
 
 from __future__ import annotations
@@ -10,126 +10,126 @@ import json
 import os
 import random
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from cluster.specs import NOT_YET, Broken, Language, Path, at
-from cluster.test_language import our_refusal, refusal
+from cluster.specs import UNSUPPORTED, InvalidJob, SchemaPath, SpecGenerator, get
+from cluster.test_schema_validation import our_error, server_error
 from harness.api import Api
 
 pytestmark = pytest.mark.cluster
 
 SEED = int(os.environ.get("FINETUNE_TEST_SEED", "1"))
 ROUNDS = 3
-LANGUAGE = Language()
-PLACES = list(LANGUAGE.places())
+GENERATOR = SpecGenerator()
+PATHS = list(GENERATOR.paths())
+
+Errors = tuple[str | None, str | None]
+"""The error messages of the API server and of `finetune validate`; None for a job that is accepted."""
 
 
-def test_both_accept_the_same_jobs_and_name_the_same_place(api: Api) -> None:
+def test_both_accept_the_same_jobs_and_report_the_same_field(api: Api) -> None:
     rng = random.Random(SEED)
-    good = [LANGUAGE.placed(rng, place)[0] for place in PLACES for _ in range(ROUNDS)]
-    broken = [found for _ in range(ROUNDS) for place in PLACES for found in LANGUAGE.broken(rng, place)]
-    broken += [found for _ in range(ROUNDS) for found in LANGUAGE.broken_at_the_top(rng)]
-    assert len(good) + len(broken) > 10_000
+    valid = [GENERATOR.valid_job(rng, path)[0] for path in PATHS for _ in range(ROUNDS)]
+    invalid = [job for _ in range(ROUNDS) for path in PATHS for job in GENERATOR.invalid_jobs(rng, path)]
+    invalid += [job for _ in range(ROUNDS) for job in GENERATOR.spec_rule_violations(rng)]
+    assert len(valid) + len(invalid) > 10_000
 
     with ThreadPoolExecutor(4) as pool:
-        accepted = [body for body, verdicts in zip(good, pool.map(lambda body: judge(api, body), good), strict=True)
-                    if agreed(api, body, verdicts)]  # fmt: skip
-        for found, verdicts in zip(broken, pool.map(lambda found: judge(api, found.body), broken), strict=True):
-            assert_refused_by_name(api, found, verdicts)
+        errors_of_valid = pool.map(lambda manifest: validate(api, manifest), valid)
+        accepted = [job for job, errors in zip(valid, errors_of_valid, strict=True) if is_accepted(api, job, errors)]
+        errors_of_invalid = pool.map(lambda job: validate(api, job.manifest), invalid)
+        for job, errors in zip(invalid, errors_of_invalid, strict=True):
+            assert_rejected(api, job, errors)
 
-    assert_every_place_was_present(accepted)
-    assert_every_place_was_broken(broken)
-
-
-Verdicts = tuple[str | None, str | None]
-"""What the API server says, and what validate says; None where it accepts."""
+    assert_every_field_was_set(accepted)
+    assert_every_mistake_was_tried(invalid)
 
 
-def judge(api: Api, body: dict[str, Any]) -> Verdicts:
-    return refusal(api, body), our_refusal(body)
+def validate(api: Api, manifest: dict[str, Any]) -> Errors:
+    return server_error(api, manifest), our_error(manifest)
 
 
-def agreed(api: Api, body: dict[str, Any], verdicts: Verdicts) -> bool:
-    """Whether both accept; fails where only one does."""
-    theirs, ours = verdicts
-    if (theirs is None) != (ours is None):
-        small = smallest(body, lambda it: len({verdict is None for verdict in judge(api, it)}) == 2)
-        pytest.fail(complaint("they disagree", small, judge(api, small)), pytrace=False)
-    return theirs is None
+def is_accepted(api: Api, manifest: dict[str, Any], errors: Errors) -> bool:
+    """Whether both accept the job; fails with a minimal example if only one does."""
+    server, ours = errors
+    if (server is None) != (ours is None):
+        small = minimize(manifest, lambda it: len({error is None for error in validate(api, it)}) == 2)
+        pytest.fail(report("only one accepts the job", small, validate(api, small)), pytrace=False)
+    return server is None
 
 
-def assert_refused_by_name(api: Api, found: Broken, verdicts: Verdicts) -> None:
-    if agreed(api, found.body, verdicts):
-        pytest.fail(complaint(f"both accept {found.field}: {found.how}", found.body, verdicts), pytrace=False)
-    for verdict in verdicts:
-        if found.field not in str(verdict):
-            pytest.fail(complaint(f"{found.field} is not named: {found.how}", found.body, verdicts), pytrace=False)
+def assert_rejected(api: Api, job: InvalidJob, errors: Errors) -> None:
+    if is_accepted(api, job.manifest, errors):
+        pytest.fail(report(f"both accept {job.field}: {job.mistake}", job.manifest, errors), pytrace=False)
+    for error in errors:
+        if job.field not in str(error):
+            pytest.fail(report(f"{job.field} is not named: {job.mistake}", job.manifest, errors), pytrace=False)
 
 
-def smallest(body: dict[str, Any], is_bad: Any) -> dict[str, Any]:
-    """The body with everything taken out that does not matter."""
-    for keys in sorted(paths(body["spec"], ("spec",)), key=len):
+def minimize(manifest: dict[str, Any], still_fails: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The manifest without any field that can be removed while the failure persists."""
+    for keys in sorted(key_paths(manifest["spec"], ("spec",)), key=len):
         try:
-            less = without(body, keys)
+            smaller = without(manifest, keys)
         except (LookupError, TypeError):
             continue
-        if is_bad(less):
-            body = less
-    return body
+        if still_fails(smaller):
+            manifest = smaller
+    return manifest
 
 
-def without(body: Any, keys: tuple[Any, ...]) -> Any:
-    at(body, keys)
-    less = json.loads(json.dumps(body))
-    del at(less, keys[:-1])[keys[-1]]
-    return less
+def without(manifest: Any, keys: tuple[Any, ...]) -> Any:
+    get(manifest, keys)
+    smaller = json.loads(json.dumps(manifest))
+    del get(smaller, keys[:-1])[keys[-1]]
+    return smaller
 
 
-def paths(node: Any, here: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+def key_paths(node: Any, prefix: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
     items = (
         node.items() if isinstance(node, dict) else reversed(list(enumerate(node))) if isinstance(node, list) else ()
     )
     for key, value in items:
-        yield (*here, key)
-        yield from paths(value, (*here, key))
+        yield (*prefix, key)
+        yield from key_paths(value, (*prefix, key))
 
 
-def complaint(what: str, body: dict[str, Any], verdicts: Verdicts) -> str:
-    shown = json.dumps(body["spec"], ensure_ascii=False)
-    theirs, ours = (str(verdict)[:600] for verdict in verdicts)
-    return f"seed {SEED}: {what}\nspec: {shown[:3000]}\nAPI server: {theirs}\nvalidate:   {ours}"
+def report(problem: str, manifest: dict[str, Any], errors: Errors) -> str:
+    spec = json.dumps(manifest["spec"], ensure_ascii=False)
+    server, ours = (str(error)[:600] for error in errors)
+    return f"seed {SEED}: {problem}\nspec: {spec[:3000]}\nAPI server: {server}\nvalidate:   {ours}"
 
 
-def assert_every_place_was_present(accepted: list[dict[str, Any]]) -> None:
-    present = {place for body in accepted for place in LANGUAGE.present(body["spec"])}
-    absent = {".".join(place) for place in PLACES} - {".".join(place) for place in present}
-    assert {place for place in absent if not place.startswith(NOT_YET)} == set()
-    assert all(any(place.startswith(name) for place in absent) for name in NOT_YET), (
-        "supported now: take it off NOT_YET"
+def assert_every_field_was_set(accepted: list[dict[str, Any]]) -> None:
+    present = {path for manifest in accepted for path in GENERATOR.present(manifest["spec"])}
+    absent = {".".join(path) for path in PATHS} - {".".join(path) for path in present}
+    assert {path for path in absent if not path.startswith(UNSUPPORTED)} == set()
+    assert all(any(path.startswith(name) for path in absent) for name in UNSUPPORTED), (
+        "supported now: remove it from UNSUPPORTED"
     )
 
 
-WAYS = {
-    "string": {"boolean", "whole number", "list", "mapping", "too long"},
-    "integer": {"text", "number as text", "boolean", "list", "mapping", "too small", "too large", "fraction"},
-    "number": {"text", "number as text", "boolean", "list", "mapping", "too small", "too large"},
-    "boolean": {"text", "whole number", "list", "mapping"},
-    "array": {"text", "boolean", "whole number", "mapping", "list too long"},
-    "object": {"text", "boolean", "whole number", "list"},
+MISTAKES = {
+    "string": {"boolean", "integer", "list", "mapping", "too long"},
+    "integer": {"string", "number as string", "boolean", "list", "mapping", "too small", "too large", "fraction"},
+    "number": {"string", "number as string", "boolean", "list", "mapping", "too small", "too large"},
+    "boolean": {"string", "integer", "list", "mapping"},
+    "array": {"string", "boolean", "integer", "mapping", "list too long"},
+    "object": {"string", "boolean", "integer", "list"},
 }
 
 
-def assert_every_place_was_broken(broken: list[Broken]) -> None:
-    ways: dict[Path, set[str]] = defaultdict(set)
-    for found in broken:
-        ways[found.where].add(found.how)
-    for place in PLACES:
-        schema = LANGUAGE.schema(place)
-        expected = set() if place[-1].startswith("<") else {*WAYS.get(schema.get("type", ""), ())}
+def assert_every_mistake_was_tried(invalid: list[InvalidJob]) -> None:
+    tried: dict[SchemaPath, set[str]] = defaultdict(set)
+    for job in invalid:
+        tried[job.path].add(job.mistake)
+    for path in PATHS:
+        schema = GENERATOR.schema(path)
+        expected = set() if path[-1].startswith("<") else {*MISTAKES.get(schema.get("type", ""), ())}
         if "enum" in schema or "const" in schema:
             expected -= {"too long"}
         if "enum" in schema:
@@ -140,11 +140,11 @@ def assert_every_place_was_broken(broken: list[Broken]) -> None:
             expected |= {"empty"}
         if "x-kubernetes-list-map-keys" in schema:
             expected |= {"duplicate"}
-        if place[-1] not in ("[]", "{}") and not place[-1].startswith("<"):
-            expected |= {"unknown neighbour"}
-            if place[-1] in LANGUAGE.schema(place[:-1]).get("required", ()):
+        if path[-1] not in ("[]", "{}") and not path[-1].startswith("<"):
+            expected |= {"unknown sibling"}
+            if path[-1] in GENERATOR.schema(path[:-1]).get("required", ()):
                 expected |= {"missing", "null"}
         if "properties" in schema:
-            expected |= {rule.message for rule in LANGUAGE.model(schema).rules}
-        assert expected <= ways[place], f"{'.'.join(place)} was not broken: {expected - ways[place]}"
-    assert all(rule.message in {found.how for found in broken} for rule in LANGUAGE.models["JobSpec"].rules)
+            expected |= {rule.message for rule in GENERATOR.model(schema).rules}
+        assert expected <= tried[path], f"not tried for {'.'.join(path)}: {expected - tried[path]}"
+    assert all(rule.message in {job.mistake for job in invalid} for rule in GENERATOR.models["JobSpec"].rules)

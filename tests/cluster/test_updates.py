@@ -1,4 +1,4 @@
-"""The spec may change until the first attempt; after it three fields only, be it set, changed or taken away."""
+"""The spec is mutable until the first attempt; afterwards only three fields may be added, changed or removed."""
 
 from __future__ import annotations
 
@@ -13,89 +13,88 @@ import pytest
 from pydantic import ValidationError
 
 from cluster.operated import Api
-from cluster.specs import DELETE, Language, Path, at, replaced
-from cluster.test_language import JOBS
+from cluster.specs import DELETE, SchemaPath, SpecGenerator, get, with_value
+from cluster.test_schema_validation import JOBS
 from finetune_api.job import ALWAYS_MUTABLE, parse
 
 pytestmark = pytest.mark.cluster
 
-LANGUAGE = Language()
-PLACES = [place for place in LANGUAGE.places() if not place[-1].startswith(("<", "[", "{"))]
+GENERATOR = SpecGenerator()
+PATHS = [path for path in GENERATOR.paths() if not path[-1].startswith(("<", "[", "{"))]
 NUMBERS = itertools.count()
 
 
-class Change(NamedTuple):
-    """One field of a good job, set, changed or taken away."""
+class Update(NamedTuple):
+    """One field of a valid job that is added, changed or removed."""
 
-    place: Path
+    path: SchemaPath
     before: dict[str, Any]
     after: dict[str, Any]
 
 
-def changes() -> Iterator[Change]:
+def updates() -> Iterator[Update]:
     rng = random.Random(1)
-    for place in PLACES:
-        found = (of_one_job(rng, place) for _ in range(20))
-        yield from next(filter(None, found), [])
+    for path in PATHS:
+        candidates = (updates_of_one_job(rng, path) for _ in range(20))
+        yield from next(filter(None, candidates), [])
 
 
-def of_one_job(rng: random.Random, place: Path) -> list[Change]:
-    """The changes of a field from a good job to a good job."""
-    body, keys = LANGUAGE.placed(rng, place)
-    absent = replaced(body, keys, DELETE)
-    other = replaced(body, keys, another(rng, place, at(body, keys)))
-    pairs = ((body, absent), (absent, body), (body, other))
+def updates_of_one_job(rng: random.Random, path: SchemaPath) -> list[Update]:
+    """The updates of one field for which the job is valid before and after."""
+    manifest, keys = GENERATOR.valid_job(rng, path)
+    unset = with_value(manifest, keys, DELETE)
+    changed = with_value(manifest, keys, other_value(rng, path, get(manifest, keys)))
     return [
-        Change(place, before, after)
-        for before, after in pairs
-        if before != after and is_good(before) and is_good(after)
+        Update(path, before, after)
+        for before, after in ((manifest, unset), (unset, manifest), (manifest, changed))
+        if before != after and is_valid(before) and is_valid(after)
     ]
 
 
-def another(rng: random.Random, place: Path, value: Any) -> Any:
-    found = (LANGUAGE.good(rng, LANGUAGE.schema(place)) for _ in range(50))
-    return next((other for other in found if other != value), value)
+def other_value(rng: random.Random, path: SchemaPath, value: Any) -> Any:
+    candidates = (GENERATOR.valid(rng, GENERATOR.schema(path)) for _ in range(50))
+    return next((candidate for candidate in candidates if candidate != value), value)
 
 
-def is_good(body: dict[str, Any]) -> bool:
+def is_valid(manifest: dict[str, Any]) -> bool:
     try:
-        parse(body)
+        parse(manifest)
     except ValidationError:
         return False
     return True
 
 
-def verdicts(api: Api, change: Change) -> tuple[str, str]:
-    """What the API server says of the change before the first attempt, and after it; empty where it takes it."""
-    name = f"changing-{next(NUMBERS)}"
-    created = api.post(JOBS, change.before | {"metadata": {"name": name}})
+def errors_of(api: Api, update: Update) -> tuple[str, str]:
+    """The API server's errors for the update before and after the first attempt; empty if it accepts it."""
+    name = f"updated-{next(NUMBERS)}"
+    created = api.post(JOBS, update.before | {"metadata": {"name": name}})
     assert created.is_success, created.text
-    early = update(api, created.json() | {"spec": change.after["spec"]})
+    before_attempt = replace(api, created.json() | {"spec": update.after["spec"]})
     started = api.patch(f"{JOBS}/{name}/status", {"status": {"attempt": 1}})
-    late = update(api, started | {"spec": change.after["spec"]})
+    after_attempt = replace(api, started | {"spec": update.after["spec"]})
     api.delete(f"{JOBS}/{name}")
-    return early, late
+    return before_attempt, after_attempt
 
 
-def update(api: Api, body: dict[str, Any]) -> str:
-    path = f"{JOBS}/{body['metadata']['name']}"
-    response = api._client.put(path, json=body, params={"dryRun": "All", "fieldValidation": "Strict"})
+def replace(api: Api, manifest: dict[str, Any]) -> str:
+    path = f"{JOBS}/{manifest['metadata']['name']}"
+    response = api._client.put(path, json=manifest, params={"dryRun": "All", "fieldValidation": "Strict"})
     return "" if response.is_success else str(response.json()["message"])
 
 
-def test_each_field_may_change_until_the_first_attempt_and_three_after(api: Api) -> None:
-    every = list(changes())
+def test_spec_is_immutable_after_the_first_attempt_except_three_fields(api: Api) -> None:
+    tried = list(updates())
     with ThreadPoolExecutor(4) as pool:
-        told = list(pool.map(lambda change: verdicts(api, change), every))
-    for change, (early, late) in zip(every, told, strict=True):
-        top = change.place[0]
-        where = f"{'.'.join(change.place)}: {json.dumps(change.before['spec'])} -> {json.dumps(change.after['spec'])}"
-        assert early == "", where
-        if top in ALWAYS_MUTABLE:
-            assert late == "", where
+        errors = list(pool.map(lambda update: errors_of(api, update), tried))
+    for update, (before_attempt, after_attempt) in zip(tried, errors, strict=True):
+        field = update.path[0]
+        change = f"{'.'.join(update.path)}: {json.dumps(update.before['spec'])} -> {json.dumps(update.after['spec'])}"
+        assert before_attempt == "", change
+        if field in ALWAYS_MUTABLE:
+            assert after_attempt == "", change
         else:
-            assert f"spec.{top} is immutable" in late, where
-    tried = {change.place for change in every}
-    alone = {place for place in PLACES if len(place) == 1} - {("entrypoint",)}
-    assert alone <= tried
-    assert len(tried) > 200
+            assert f"spec.{field} is immutable" in after_attempt, change
+    updated = {update.path for update in tried}
+    top_level = {path for path in PATHS if len(path) == 1} - {("entrypoint",)}
+    assert top_level <= updated
+    assert len(updated) > 200

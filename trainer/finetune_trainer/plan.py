@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from finetune_api.job import FineTuneJob
+from finetune_api.defaults import DefaultedJob, EffectiveJob
 from finetune_api.modules import Module
-from finetune_api.schedules import Judgement, Schedule
+from finetune_api.schedules import EvalResult, Schedule
 
 
 @dataclass(frozen=True)
@@ -47,36 +47,47 @@ class ModulePlan:
     def name(self) -> str:
         return self.spec.name
 
-    def learning_rate(self, step: int, judgements: Iterable[Judgement] = ()) -> float:
+    def learning_rate(self, step: int, eval_history: Iterable[EvalResult] = ()) -> float:
         """The learning rate at optimizer step `step` of the run; 0 while frozen.
 
         Args:
-            judgements: the evaluations so far, at steps of the run; without them a Plateau is flat.
+            eval_history: the evaluations so far, at steps of the run; Plateau follows them.
         """
         if self.schedule is None or self.spec.optimizer is None or step not in self.window:
             return 0.0
         start = self.window.start
-        on_own_clock = ((when - start, value) for when, value in judgements)
-        return self.spec.optimizer.learning_rate * self.schedule.factor(step - start, on_own_clock)
+        module_history = ((eval_step - start, value) for eval_step, value in eval_history)
+        return self.spec.optimizer.learning_rate * self.schedule.factor_at(step - start, module_history)
 
 
 @dataclass(frozen=True)
-class RunPlan:
+class SchedulePlan:
+    """The part of a run's plan that depends on neither the model nor the data.
+
+    Args:
+        job: the job with its defaults.
+        modules: one plan per module, in the manifest's order.
+        planned_steps: optimizer steps planned.
+        steps_per_epoch: optimizer steps in one epoch.
+    """
+
+    job: DefaultedJob
+    modules: tuple[ModulePlan, ...]
+    planned_steps: int
+    steps_per_epoch: int
+
+
+@dataclass(frozen=True)
+class RunPlan(SchedulePlan):
     """The whole run before its first step.
 
     Args:
         job: the effective job.
-        modules: one plan per module, in the manifest's order.
         unmatched: parameters no module names (only with `unmatched: Freeze`).
-        planned_steps: optimizer steps planned.
-        steps_per_epoch: optimizer steps in one epoch.
         train_samples, validation_samples: sizes of the data sets.
     """
 
-    job: FineTuneJob
-    modules: tuple[ModulePlan, ...]
+    job: EffectiveJob
     unmatched: tuple[str, ...]
-    planned_steps: int
-    steps_per_epoch: int
     train_samples: int
     validation_samples: int

@@ -35,7 +35,7 @@ from finetune_api.names import (
     attempt_name,
     output_claim,
 )
-from finetune_api.sources import claims
+from finetune_api.sources import claim_names
 from finetune_operator.config import Config
 from finetune_operator.core.actions import Create
 from finetune_operator.core.objects import JsonObject
@@ -288,7 +288,7 @@ def _claim_volumes(parsed: FineTuneJob) -> dict[str, str]:
 
 def _volume_mounts(parsed: FineTuneJob) -> list[JsonObject]:
     """Of the claims in sources, only the one of the output is writable."""
-    writable = claims([parsed.destination])
+    writable = claim_names([parsed.destination])
     volumes, runtime = _claim_volumes(parsed), parsed.spec.runtime
     mounts: list[JsonObject] = [
         {"name": "job", "mountPath": SPEC_DIR, "readOnly": True},

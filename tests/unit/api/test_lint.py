@@ -1,12 +1,10 @@
-"""The generated CRD keeps the rules of Kubernetes API reviewers (in spirit those of Kueue's kube-api-linter)."""
+"""API conventions that the generated CRD follows: a subset of the rules of kube-api-linter, as Kueue configures it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from typing import Any
-
-import pytest
 
 from finetune_api.crd import job_crd, to_yaml
 
@@ -15,10 +13,10 @@ CRD = job_crd()
 VERSION = CRD["spec"]["versions"][0]
 ROOT = VERSION["schema"]["openAPIV3Schema"]
 
-# Chosen otherwise than the linter would:
-# - floats (`nofloats`): people write 2e-5, and kubectl, Helm, Argo CD and Flux all read it as a number.
-# - booleans (`nobools`): `frozen: true` has no third state to come; what may get one is an enumeration.
-# - maps (`nomaps`): labels are maps everywhere in Kubernetes.
+# Deliberate exceptions:
+# - `nofloats`: learning rates such as 2e-5 are floats, and kubectl, Helm, Argo CD and Flux all read them as numbers.
+# - `nobools`: `frozen: true` has no third state; fields that may get one are enums.
+# - `nomaps`: labels are maps everywhere in Kubernetes.
 
 
 def walk(schema: Schema, path: str) -> Iterator[tuple[str, Schema]]:
@@ -53,7 +51,7 @@ def test_lists_and_maps_are_bounded() -> None:
         assert "additionalProperties" not in schema or "maxProperties" in schema, path
 
 
-def test_numbers_of_the_spec_and_all_integers_are_bounded() -> None:
+def test_numbers_are_bounded() -> None:
     for path, schema in of_type("integer", BOTH) + of_type("number", SPEC):
         assert {"minimum", "maximum"} <= schema.keys(), path
     for path, schema in SPEC:
@@ -68,7 +66,7 @@ def test_every_field_says_in_a_sentence_what_it_is_for() -> None:
         assert said.endswith((".", ")", "`")), f"{path}: {said!r} does not end like one"
 
 
-def test_nothing_is_null_or_free_form() -> None:
+def test_no_nullable_or_untyped_fields() -> None:
     for path, schema in BOTH:
         assert "nullable" not in schema, path
         assert "x-kubernetes-preserve-unknown-fields" not in schema, path
@@ -76,17 +74,17 @@ def test_nothing_is_null_or_free_form() -> None:
         assert schema.get("type") != "object" or schema.keys() & {"properties", "additionalProperties"}, path
 
 
-def test_names_are_those_of_kubernetes() -> None:
+def test_names_follow_api_conventions() -> None:
     for path, _ in FIELDS:
         name = path.rpartition(".")[2]
         assert re.fullmatch(r"[a-z][a-zA-Z0-9]*", name), f"{path} is not camelCase"
         assert name != "phase", path
-        assert not re.search(r"(Duration|Timeout|Minutes|Millis|Ms|Interval)$", name), f"{path} is no ...Seconds"
+        assert not re.search(r"(Duration|Timeout|Minutes|Millis|Ms|Interval)$", name), f"{path} must end with Seconds"
     for path, _ in SPEC:
-        assert "namespace" not in path.lower(), f"{path}: a job reaches only its own namespace"
+        assert "namespace" not in path.lower(), f"{path}: references must not cross namespaces"
 
 
-def test_lists_of_named_things_are_maps_by_name() -> None:
+def test_lists_of_named_objects_are_maps_by_name() -> None:
     for path, schema in of_type("array", BOTH):
         properties = schema["items"].get("properties", {})
         keys = [key for key in ("name", "type", "mountPath") if key in schema["items"].get("required", ())]
@@ -95,7 +93,7 @@ def test_lists_of_named_things_are_maps_by_name() -> None:
         assert set(schema.get("x-kubernetes-list-map-keys", ())) <= set(properties), path
 
 
-def test_status_is_what_kstatus_and_kubectl_wait_read() -> None:
+def test_status_follows_kstatus() -> None:
     status = ROOT["properties"]["status"]
     conditions = status["properties"]["conditions"]
     assert VERSION["subresources"] == {"status": {}}
@@ -104,13 +102,12 @@ def test_status_is_what_kstatus_and_kubectl_wait_read() -> None:
     assert {"type", "status", "reason", "lastTransitionTime"} <= set(conditions["items"]["required"])
 
 
-@pytest.mark.parametrize("kind", ["x-kubernetes-validations"])
-def test_every_rule_says_what_was_expected_and_where(kind: str) -> None:
+def test_every_rule_has_a_message_and_a_field_path() -> None:
     for path, schema in [*BOTH, ("", ROOT)]:
-        for rule in schema.get(kind, ()):
+        for rule in schema.get("x-kubernetes-validations", ()):
             assert rule["message"], path
             assert "fieldPath" in rule or "additionalProperties" in schema, f"{path}: {rule['message']}"
 
 
-def test_the_definition_is_small_enough_to_be_applied() -> None:
+def test_crd_is_smaller_than_200_kib() -> None:
     assert len(to_yaml(CRD).encode()) < 200 * 1024

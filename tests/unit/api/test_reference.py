@@ -1,4 +1,4 @@
-"""docs/reference.md is fresh, and has every field of the language; so is the hook that people put before a commit."""
+"""docs/reference.md is up to date and complete; the pre-commit hook validates manifests."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ def paths(schema: dict[str, Any], path: str) -> Iterator[str]:
         yield from paths(schema["items"], f"{path}[]")
 
 
-def test_the_reference_is_fresh() -> None:
+def test_reference_is_up_to_date() -> None:
     assert reference() == PAGE, "run `make generate`"
 
 
 @pytest.mark.parametrize("part", ["spec", "status"])
-def test_the_reference_has_every_field(part: str) -> None:
+def test_reference_has_every_field(part: str) -> None:
     schema = job_crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"][part]
-    told = set(re.findall(r"^\| (?:\*\*)?`([^`]+)`", PAGE, re.M))
-    assert set(paths(schema, part)) <= told
+    documented = set(re.findall(r"^\| (?:\*\*)?`([^`]+)`", PAGE, re.M))
+    assert set(paths(schema, part)) <= documented
 
 
-def test_every_link_of_the_reference_leads_somewhere() -> None:
+def test_links_have_targets() -> None:
     anchors = {re.sub(r"[^a-z0-9_ -]", "", heading.lower()) for heading in re.findall(r"^#+ (.*)$", PAGE, re.M)}
     assert set(re.findall(r"\(#([^)]*)\)", PAGE)) <= anchors
 
 
-def test_every_rule_is_told() -> None:
+def test_every_rule_is_documented() -> None:
     def models(model: type[Model]) -> Iterator[type[Model]]:
         for child in model.__subclasses__():
             yield child
@@ -63,7 +63,7 @@ def test_every_rule_is_told() -> None:
             assert all(f"- {rule.message}.\n" in PAGE for rule in model.rules), model.__name__
 
 
-def test_the_hook_before_a_commit_judges_a_manifest(tmp_path: Path) -> None:
+def test_pre_commit_hook_validates_manifests(tmp_path: Path) -> None:
     (hook,) = YAML(typ="safe").load(ROOT / ".pre-commit-hooks.yaml")
     assert (hook["id"], hook["language"], hook["types"]) == ("finetune-validate", "python", ["yaml"])
     program, *arguments = hook["entry"].split()

@@ -1,4 +1,4 @@
-"""Schedules are formulae: checked against torch and transformers step by step, and for what holds of any of them."""
+"""Learning rate schedules, compared with torch and transformers at every step, and properties of all of them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from pydantic import TypeAdapter, ValidationError
 from torch.optim import lr_scheduler
 from transformers import get_scheduler
 
-from finetune_api.schedules import Judgement, Phase, ScheduleError, build_schedule
+from finetune_api.schedules import EvalResult, Phase, ScheduleError, build_schedule
 
 PHASE: TypeAdapter[Any] = TypeAdapter(Phase)
 
 
 def factors(*phases: dict[str, Any], total: int, steps_per_epoch: int = 10) -> list[float]:
     schedule = build_schedule([PHASE.validate_python(phase) for phase in phases], total, steps_per_epoch)
-    return [schedule.factor(step) for step in range(total)]
+    return [schedule.factor_at(step) for step in range(total)]
 
 
 def reference(make: Any, total: int, every: int = 1) -> list[float]:
-    """The rates a torch scheduler gives to a base rate of 1; `every` steps of ours are one of the scheduler's."""
+    """Learning rates of a torch scheduler with a base rate of 1, stepped once in `every` optimizer steps."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = make(optimizer)
     rates = []
@@ -49,7 +49,7 @@ TORCH: dict[str, tuple[dict[str, Any], Any]] = {
         {"type": "Warmup", "startFactor": 0.25},
         lambda it: lr_scheduler.LinearLR(it, 0.25, total_iters=60),
     ),
-    "LinearLR downwards": (
+    "LinearLR, decreasing": (
         {"type": "LinearDecay", "endFactor": 0.2},
         lambda it: lr_scheduler.LinearLR(it, 1.0, 0.2, total_iters=60),
     ),
@@ -58,7 +58,7 @@ TORCH: dict[str, tuple[dict[str, Any], Any]] = {
         lambda it: lr_scheduler.ConstantLR(it, 0.3, total_iters=60),
     ),
     "StepLR": ({"type": "StepDecay", "factor": 0.5, "everySteps": 15}, lambda it: lr_scheduler.StepLR(it, 15, 0.5)),
-    "StepLR each step": (
+    "StepLR every step": (
         {"type": "StepDecay", "factor": 0.97, "everySteps": 1},
         lambda it: lr_scheduler.StepLR(it, 1, 0.97),
     ),
@@ -74,11 +74,11 @@ TORCH: dict[str, tuple[dict[str, Any], Any]] = {
         {"type": "ExponentialDecay", "gamma": 0.9, "unit": "Step"},
         lambda it: lr_scheduler.ExponentialLR(it, 0.9),
     ),
-    "ExponentialLR, slowly": (
+    "ExponentialLR, gamma near 1": (
         {"type": "ExponentialDecay", "gamma": 0.999, "unit": "Step"},
         lambda it: lr_scheduler.ExponentialLR(it, 0.999),
     ),
-    "exponential by epochs": (
+    "exponential decay by epochs": (
         {"type": "ExponentialDecay", "gamma": 0.5},
         lambda it: lr_scheduler.LambdaLR(it, lambda k: 0.5 ** (k / 10)),
     ),
@@ -90,12 +90,12 @@ TORCH: dict[str, tuple[dict[str, Any], Any]] = {
         {"type": "TimeDecay", "rate": 0.01, "unit": "Step"},
         lambda it: lr_scheduler.LambdaLR(it, lambda k: 1 / (1 + 0.01 * k)),
     ),
-    "time decay in stairs": (
+    "time decay with staircase": (
         {"type": "TimeDecay", "rate": 2.0, "staircase": True},
         lambda it: lr_scheduler.LambdaLR(it, lambda k: 1 / (1 + 2 * (k // 10))),
     ),
     "CosineAnnealingLR": ({"type": "CosineAnnealing"}, lambda it: lr_scheduler.CosineAnnealingLR(it, 60)),
-    "CosineAnnealingLR to a minimum": (
+    "CosineAnnealingLR with a minimum": (
         {"type": "CosineAnnealing", "minFactor": 0.05},
         lambda it: lr_scheduler.CosineAnnealingLR(it, 60, 0.05),
     ),
@@ -103,7 +103,7 @@ TORCH: dict[str, tuple[dict[str, Any], Any]] = {
         {"type": "CosineAnnealing", "periodSteps": 7},
         lambda it: lr_scheduler.CosineAnnealingWarmRestarts(it, 7),
     ),
-    "CosineAnnealingWarmRestarts, doubling": (
+    "CosineAnnealingWarmRestarts, T_mult 2": (
         {"type": "CosineAnnealing", "periodSteps": 5, "periodMultiplier": 2, "minFactor": 0.01},
         lambda it: lr_scheduler.CosineAnnealingWarmRestarts(it, 5, 2, 0.01),
     ),
@@ -115,7 +115,7 @@ TORCH: dict[str, tuple[dict[str, Any], Any]] = {
         {"type": "PolynomialDecay", "power": 2},
         lambda it: lr_scheduler.PolynomialLR(it, 60, 2.0),
     ),
-    "PolynomialLR, a root": (
+    "PolynomialLR, power 0.5": (
         {"type": "PolynomialDecay", "power": 0.5},
         lambda it: lr_scheduler.PolynomialLR(it, 60, 0.5),
     ),
@@ -123,17 +123,17 @@ TORCH: dict[str, tuple[dict[str, Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", TORCH)
-def test_torchs_schedulers_at_every_step(name: str) -> None:
-    """LinearLR, ExponentialLR and PolynomialLR multiply their last rate at every step, and so drift in floating point:
+def test_equals_torch_scheduler_at_every_step(name: str) -> None:
+    """torch computes LinearLR, ExponentialLR and PolynomialLR from the previous rate; rounding errors accumulate.
 
-    by 1e-15 in these 60 steps and by 4e-14 in 20,000, while the formula here is evaluated anew at each step.
+    They reach 1e-15 in these 60 steps and 4e-14 in 20,000 steps; the closed form has none.
     """
     phase, make = TORCH[name]
     assert_close(factors(phase, total=60), reference(make, 60))
 
 
 @pytest.mark.parametrize("gamma", [0.9, 0.5])
-def test_stairs_are_torchs_exponential_lr_stepped_once_an_epoch(gamma: float) -> None:
+def test_staircase_equals_exponential_lr_stepped_once_per_epoch(gamma: float) -> None:
     theirs = reference(lambda it: lr_scheduler.ExponentialLR(it, gamma), 60, every=10)
     assert_close(factors({"type": "ExponentialDecay", "gamma": gamma, "staircase": True}, total=60), theirs)
 
@@ -156,13 +156,13 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any], list[dict[str, Any]]]] = {
         [WARMUP, {"type": "CosineAnnealing", "minFactor": 0.1}],
     ),
     "polynomial": ("polynomial", {}, [WARMUP, {"type": "PolynomialDecay", "endFactor": 1e-7}]),
-    "polynomial, a parabola": (
+    "polynomial, power 2": (
         "polynomial",
         {"power": 2.0, "lr_end": 0.1},
         [WARMUP, {"type": "PolynomialDecay", "power": 2, "endFactor": 0.1}],
     ),
     "inverse_sqrt": ("inverse_sqrt", {}, [WARMUP, {"type": "InverseSqrt", "timescaleSteps": 7}]),
-    "inverse_sqrt, slowly": (
+    "inverse_sqrt, timescale 100": (
         "inverse_sqrt",
         {"timescale": 100},
         [WARMUP, {"type": "InverseSqrt", "timescaleSteps": 100}],
@@ -172,7 +172,7 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any], list[dict[str, Any]]]] = {
         {"num_stable_steps": 21, "num_decay_steps": 38, "decay_type": "linear"},
         [WARMUP, {"type": "Constant", "steps": 21}, {"type": "LinearDecay"}],
     ),
-    "warmup_stable_decay with a cosine": (
+    "warmup_stable_decay with cosine": (
         "warmup_stable_decay",
         {"num_stable_steps": 21, "num_decay_steps": 38},
         [WARMUP, {"type": "Constant", "steps": 21}, COSINE],
@@ -181,7 +181,7 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any], list[dict[str, Any]]]] = {
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
-def test_transformers_schedules_at_every_step(name: str) -> None:
+def test_equals_transformers_schedule_at_every_step(name: str) -> None:
     theirs, arguments, phases = TRANSFORMERS[name]
     warmup = None if theirs == "constant" else 7
 
@@ -203,33 +203,35 @@ VALUES = [
 @pytest.mark.parametrize("values", VALUES)
 @pytest.mark.parametrize("patience", [0, 1, 3])
 @pytest.mark.parametrize(("factor", "delta"), [(0.1, 0.0), (0.5, 0.15)])
-def test_plateau_is_torchs(values: list[float], patience: int, factor: float, delta: float) -> None:
-    """Over evaluations after each 5 steps; eps=0, because torch otherwise leaves drops below 1e-8 out."""
+def test_equals_reduce_lr_on_plateau(values: list[float], patience: int, factor: float, delta: float) -> None:
+    """One evaluation every 5 steps; eps=0, because torch ignores reductions below 1e-8 by default."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = lr_scheduler.ReduceLROnPlateau(
         optimizer, factor=factor, patience=patience, threshold=delta, threshold_mode="abs", eps=0
     )
     phase = {"type": "Plateau", "factor": factor, "patience": patience, "minDelta": delta}
     schedule = build_schedule([PHASE.validate_python(phase)], 5 * len(values) + 5, 10)
-    judgements: list[Judgement] = []
+    eval_history: list[EvalResult] = []
     for step in range(5 * len(values) + 5):
         if step and step % 5 == 0:
-            judgements.append((step, values[step // 5 - 1]))
+            eval_history.append((step, values[step // 5 - 1]))
             scheduler.step(values[step // 5 - 1])
-        assert_close([schedule.factor(step, judgements)], [optimizer.param_groups[0]["lr"]])
+        assert_close([schedule.factor_at(step, eval_history)], [optimizer.param_groups[0]["lr"]])
 
 
-def test_plateau_hears_no_evaluation_before_its_phase_or_after_the_step() -> None:
+def test_plateau_ignores_evaluations_before_its_phase_and_after_the_step() -> None:
     phases = [{"type": "Warmup", "steps": 10}, {"type": "Plateau", "factor": 0.5, "patience": 0}]
     schedule = build_schedule([PHASE.validate_python(phase) for phase in phases], 40, 10)
-    before: list[Judgement] = [(0, 1.0), (5, 9.0), (10, 9.0)]
-    after: list[Judgement] = [(15, 3.0), (20, 4.0), (25, 5.0)]
-    assert schedule.factor(5, before) == 0.5
-    assert [schedule.factor(step, [*before, *after]) for step in (10, 15, 19, 20, 25, 39)] == [1, 1, 1, 0.5, 0.25, 0.25]
-    assert [schedule.factor(step) for step in (10, 20, 39)] == [1, 1, 1]
+    before: list[EvalResult] = [(0, 1.0), (5, 9.0), (10, 9.0)]
+    after: list[EvalResult] = [(15, 3.0), (20, 4.0), (25, 5.0)]
+    assert schedule.factor_at(5, before) == 0.5
+    eval_history = [*before, *after]
+    found = [schedule.factor_at(step, eval_history) for step in (10, 15, 19, 20, 25, 39)]
+    assert found == [1, 1, 1, 0.5, 0.25, 0.25]
+    assert [schedule.factor_at(step) for step in (10, 20, 39)] == [1, 1, 1]
 
 
-def test_position_is_local_to_the_phase() -> None:
+def test_step_counts_from_start_of_phase() -> None:
     ours = factors(
         {"type": "Constant", "steps": 5}, {"type": "Warmup", "steps": 5}, {"type": "TimeDecay", "rate": 1}, total=15
     )
@@ -243,23 +245,23 @@ def test_durations_in_epochs_and_fractions() -> None:
     assert [ours.count(factor) for factor in (0, 1, 2)] == [10, 20, 10]
 
 
-def test_phases_longer_than_the_run_are_refused() -> None:
+def test_rejects_phases_longer_than_the_run() -> None:
     with pytest.raises(ScheduleError, match=r"schedule\[1\] lasts 30 steps, but only 15 of the module's 20"):
         factors({"type": "Warmup", "steps": 5}, {"type": "Constant", "steps": 30}, total=20)
 
 
-def test_phases_shorter_than_the_run_are_refused() -> None:
+def test_rejects_phases_shorter_than_the_run() -> None:
     with pytest.raises(ScheduleError, match="ends 15 steps before"):
         factors({"type": "Warmup", "steps": 5}, total=20)
 
 
 @pytest.mark.parametrize("parts", [(0.5, 0.5), (0.1, 0.9), (0.3, 0.3, 0.4)])
 @pytest.mark.parametrize("total", [5, 7, 15, 25, 1235])
-def test_fractions_that_make_a_whole_fill_any_number_of_steps(parts: tuple[float, ...], total: int) -> None:
+def test_fractions_that_sum_to_one_cover_any_number_of_steps(parts: tuple[float, ...], total: int) -> None:
     assert len(factors(*({"type": "Constant", "fraction": part} for part in parts), total=total)) == total
 
 
-def test_every_cosine_cycle_begins_at_the_full_rate() -> None:
+def test_every_cosine_cycle_starts_at_the_base_rate() -> None:
     for cycles in range(2, 8):
         for total in range(20, 200):
             ours = factors({"type": "CosineAnnealing", "cycles": cycles}, total=total)
@@ -267,8 +269,8 @@ def test_every_cosine_cycle_begins_at_the_full_rate() -> None:
             assert all(ours[k] > 0.7 for k in starts), (cycles, total)
 
 
-def test_a_module_that_never_trains_needs_no_clock() -> None:
-    assert build_schedule([PHASE.validate_python({"type": "Warmup", "steps": 5})], 0, 10).factor(0) == 0.0
+def test_schedule_of_zero_steps() -> None:
+    assert build_schedule([PHASE.validate_python({"type": "Warmup", "steps": 5})], 0, 10).factor_at(0) == 0.0
 
 
 DURATION = st.one_of(
@@ -309,12 +311,12 @@ EVALUATIONS = st.lists(st.tuples(st.integers(0, 300), st.floats()), max_size=20)
     st.integers(1, 50),
     EVALUATIONS,
 )
-def test_every_schedule_that_fits_gives_a_factor_within_bounds(
+def test_factor_is_within_bounds(
     head: list[tuple[dict[str, Any], dict[str, Any]]],
     tail: dict[str, Any],
     total: int,
     steps_per_epoch: int,
-    evaluations: list[Judgement],
+    evaluations: list[EvalResult],
 ) -> None:
     phases = [PHASE.validate_python(kind | duration) for kind, duration in head if duration]
     phases.append(PHASE.validate_python(tail))
@@ -324,33 +326,33 @@ def test_every_schedule_that_fits_gives_a_factor_within_bounds(
         return
     assert sum(length for _, length in schedule.phases) == total
     for step in range(total + 5):
-        assert 0.0 <= schedule.factor(step, evaluations) <= 1.0 + 1e-12
+        assert 0.0 <= schedule.factor_at(step, evaluations) <= 1.0 + 1e-12
 
 
 @given(KINDS, st.integers(1, 60), st.integers(1, 60), st.integers(1, 20), EVALUATIONS)
-def test_a_phase_knows_nothing_of_those_before_it(
-    kind: dict[str, Any], before: int, length: int, steps_per_epoch: int, evaluations: list[Judgement]
+def test_phase_is_independent_of_earlier_phases(
+    kind: dict[str, Any], before: int, length: int, steps_per_epoch: int, evaluations: list[EvalResult]
 ) -> None:
     phase = PHASE.validate_python(kind)
     alone = build_schedule([phase], length, steps_per_epoch)
-    wait = PHASE.validate_python({"type": "Constant", "factor": 0.5, "steps": before})
-    later = build_schedule([wait, phase], before + length, steps_per_epoch)
-    shifted = [(when + before, value) for when, value in evaluations]
+    first = PHASE.validate_python({"type": "Constant", "factor": 0.5, "steps": before})
+    later = build_schedule([first, phase], before + length, steps_per_epoch)
+    shifted = [(step + before, value) for step, value in evaluations]
     for step in range(length):
-        assert later.factor(before + step, shifted) == alone.factor(step, evaluations)
+        assert later.factor_at(before + step, shifted) == alone.factor_at(step, evaluations)
 
 
 @pytest.mark.parametrize(
-    ("phase", "words"),
+    ("phase", "message"),
     [
         ({"type": "Warmup", "steps": 1, "epochs": 1}, "at most one of steps, epochs and fraction"),
         ({"type": "StepDecay", "factor": 0.1}, "exactly one of everySteps, everyEpochs and milestones"),
         ({"type": "CosineAnnealing", "cycles": 2, "periodSteps": 3}, "at most one of cycles"),
-        ({"type": "CosineAnnealing", "periodMultiplier": 2}, "periodMultiplier needs"),
-        ({"type": "Plateau", "factor": 1.0}, "Plateau's factor is below 1"),
-        ({"type": "StepDecay", "factor": 2.0, "everySteps": 1}, "StepDecay's factor is at most 1"),
+        ({"type": "CosineAnnealing", "periodMultiplier": 2}, "periodMultiplier requires"),
+        ({"type": "Plateau", "factor": 1.0}, "factor must be less than 1 for Plateau"),
+        ({"type": "StepDecay", "factor": 2.0, "everySteps": 1}, "factor must be at most 1 for StepDecay"),
     ],
 )
-def test_contradictions_are_refused(phase: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValidationError, match=words):
+def test_rejects_contradictory_fields(phase: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         PHASE.validate_python(phase)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import BertConfig, LlamaConfig, LlavaConfig, PretrainedConfig
 
-from finetune_api.loading import check_file
+from finetune_api.loading import check_manifests
 
 MODULES = """\
   modules:
@@ -201,7 +201,7 @@ def test_a_job_without_modules_is_told_what_it_could_say(look: Look) -> None:
     assert "proposal: preset text classification" in result.stdout
     assert "Without modules, one module 'all' trains everything with AdamW at 5e-5" in result.stdout.replace("\n", " ")
     snippet = result.stdout[result.stdout.index("  modules:\n    #") :]
-    (verdict,) = check_file(JOB.replace("MODEL", "pvc://tiny/model") + snippet, "pasted.yaml")
+    (verdict,) = check_manifests(JOB.replace("MODEL", "pvc://tiny/model") + snippet, "pasted.yaml")
     assert verdict.issues == ()
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from finetune_api.evaluation import Evaluation as Spec
+from finetune_api.defaults import EffectiveEvaluation
 from finetune_api.evaluation import Every
 from finetune_trainer.errors import UserError
 from finetune_trainer.training.evaluation import Evaluation, Judge, check_metric, is_due
@@ -16,7 +16,7 @@ def history(*values: float) -> list[Evaluation]:
 
 def judge(direction: str = "Minimize", **stopping: float) -> Judge:
     early = {"earlyStopping": stopping} if stopping else {}
-    return Judge(Spec.model_validate({"metric": "eval/loss", "direction": direction, **early}))
+    return Judge(EffectiveEvaluation.model_validate({"metric": "eval/loss", "direction": direction, **early}))
 
 
 @pytest.mark.parametrize(
@@ -56,8 +56,8 @@ def test_patience_counts_evaluations_without_improvement(values: list[float], ex
 
 def test_a_schedule_follows_values_of_which_lower_is_better_and_nan_is_the_worst() -> None:
     values = history(3.0, math.nan, -math.inf, 1.0)
-    assert judge("Minimize").judgements(values) == [(0, 3.0), (1, math.inf), (2, math.inf), (3, 1.0)]
-    assert judge("Maximize").judgements(values) == [(0, -3.0), (1, math.inf), (2, math.inf), (3, -1.0)]
+    assert judge("Minimize").eval_history(values) == [(0, 3.0), (1, math.inf), (2, math.inf), (3, 1.0)]
+    assert judge("Maximize").eval_history(values) == [(0, -3.0), (1, math.inf), (2, math.inf), (3, -1.0)]
 
 
 def test_without_early_stopping_patience_is_endless() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from finetune_api.defaults import DEFAULT_MODULES
+from finetune_api.defaults import DEFAULT_MODULES, DefaultedJob
 from finetune_api.job import FineTuneJob
 from finetune_api.modules import Module
 from finetune_trainer.cli.parameter_tree import Anatomy, Leaf, Name, ownership_tree
@@ -51,7 +51,7 @@ class Preview:
     """
 
     written: FineTuneJob
-    job: FineTuneJob
+    job: DefaultedJob
     rows: tuple[Row, ...]
     anatomy: Anatomy | None = None
     plan: RunPlan | None = None
@@ -96,9 +96,9 @@ def _tree_view(preview: Preview, anatomy: Anatomy) -> RenderableType:
     return ownership_tree(anatomy, _names(preview.job), overview=undecided)
 
 
-def _names(job: FineTuneJob) -> Name:
+def _names(job: DefaultedJob) -> Name:
     """How owners are called: each module in the colour it has everywhere, and what is nobody's so that it is seen."""
-    modules = {module.name: (position, module) for position, module in enumerate(job.spec.modules or ())}
+    modules = {module.name: (position, module) for position, module in enumerate(job.spec.modules)}
     left_out = job.spec.unmatched == "Freeze"
     nobody = Text("no module (frozen)", "yellow") if left_out else Text("no module", "bold red")
 

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from finetune_api.defaults import DefaultedJob
     from finetune_api.evaluation import Every
     from finetune_api.job import FineTuneJob
     from finetune_api.modules import Freeze, Module
@@ -104,13 +105,13 @@ def _phase_phrase(phase: Phase) -> str:
 def _shape(phase: Phase) -> str:
     match phase.type:
         case "Constant":
-            return "constant" if phase.factor_ == 1 else f"constant at {percent(phase.factor_)}"
+            return "constant" if phase.factor == 1 else f"constant at {percent(phase.factor)}"
         case "TimeDecay":
             return f"time decay {number(phase.rate)} per {_unit(phase)}"
         case "ExponentialDecay":
             return f"exponential ×{number(phase.gamma)} per {_unit(phase)}"
         case "StepDecay":
-            return f"×{number(phase.factor_)} {_drops(phase)}"
+            return f"×{number(phase.factor)} {_drops(phase)}"
         case "CosineAnnealing":
             return _cosine(phase)
         case "LinearDecay":
@@ -120,7 +121,7 @@ def _shape(phase: Phase) -> str:
         case "InverseSqrt":
             return f"inverse square root over {plural(phase.timescale_steps, 'step')}"
         case "Plateau":
-            return f"×{number(phase.factor_)} on each plateau of {plural(phase.patience + 1, 'evaluation')}"
+            return f"×{number(phase.factor)} on each plateau of {plural(phase.patience + 1, 'evaluation')}"
         case _:
             return str(phase.type)
 
@@ -215,10 +216,10 @@ def steps_phrase(total: int, per_epoch: int) -> str:
     return f"{plural(total, 'step')} ({epochs} of {plural(per_epoch, 'step')})"
 
 
-def batch_phrase(job: FineTuneJob) -> str:
+def batch_phrase(job: DefaultedJob) -> str:
     """How samples are taken: `batches of 64 (4 × 16)`."""
     training = job.spec.training
-    micro = training.micro_batch_size or training.batch_size
+    micro = training.micro_batch_size
     times = training.batch_size // micro
     return f"batches of {training.batch_size:,}" + (f" ({times} × {micro:,})" if times > 1 else "")
 
@@ -310,7 +311,7 @@ def summary(plan: RunPlan) -> list[tuple[str, str]]:
     return job_facts(plan.job, steps_phrase(plan.planned_steps, plan.steps_per_epoch), samples)
 
 
-def job_facts(job: FineTuneJob, length: str = "", samples: str = "") -> list[tuple[str, str]]:
+def job_facts(job: DefaultedJob, length: str = "", samples: str = "") -> list[tuple[str, str]]:
     """The run as a whole as far as its effective job tells it; length and samples are known where the data are."""
     spec, training, checkpoint = job.spec, job.spec.training, job.spec.checkpoint
     wanted = plural(training.steps, "step") if training.steps else plural(training.epochs or 0, "epoch")
@@ -320,7 +321,7 @@ def job_facts(job: FineTuneJob, length: str = "", samples: str = "") -> list[tup
         ("model", spec.model.source + (f" at {spec.model.revision}" if spec.model.revision else "")),
         ("data", spec.data.train.source + (f", {samples}" if samples else "")),
         ("length", f"{length or wanted}, {batch_phrase(job)}"),
-        ("compute", f"{spec.resources.device or 'CUDA'}, precision {training.precision}, seed {training.seed}"),
+        ("compute", f"{spec.resources.device}, precision {training.precision}, seed {training.seed}"),
         ("evaluation", _evaluation_phrase(job)),
         ("checkpoint", f"every {saved}, the last {checkpoint.keep} are kept" + " and the best" * checkpoint.keep_best),
         ("output", job.destination),

@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from finetune_api.defaults import minimizes
+from finetune_api.defaults import lower_is_better
 from finetune_trainer.callbacks import EvaluationRecord, StepRecord
 from finetune_trainer.cli.plan_table import colour, number, optimizer_phrase, schedule_phrase, steps_phrase
-from finetune_trainer.plan import ModulePlan, RunPlan
+from finetune_trainer.plan import ModulePlan, SchedulePlan
 from finetune_trainer.reporting.metrics_jsonl import Record
 
 INK, FAINT, EDGE, GRID = "#2b2b33", "#84848f", "#c9c9d1", "#ececf1"
@@ -75,7 +75,7 @@ class History:
     def scores(self, metric: str | None) -> list[str]:
         """Evaluation metrics that get better as they rise, the one that decides first."""
         names = dict.fromkeys(name for one in self.evaluations for name in one.metrics)
-        return sorted((name for name in names if not minimizes(name)), key=lambda name: name != metric)
+        return sorted((name for name in names if not lower_is_better(name)), key=lambda name: name != metric)
 
     def _while_learning(self, module: str, values: Sequence[float]) -> list[float]:
         return [math.nan if still else value for still, value in zip(self.frozen(module), values, strict=True)]
@@ -84,7 +84,7 @@ class History:
 # The picture before a run ----------------------------------------------------------------------------------------
 
 
-def schedule_figure(plan: RunPlan) -> Figure:
+def schedule_figure(plan: SchedulePlan) -> Figure:
     """The learning rate of every module over the run, one panel each, with epochs marked and frozen spans shaded."""
     heights = [1.0 if module.schedule else 0.22 for module in plan.modules]
     figure = _figure(1.5 + sum(1.6 * height + 0.35 for height in heights))
@@ -96,7 +96,7 @@ def schedule_figure(plan: RunPlan) -> Figure:
     return figure
 
 
-def _schedule_panel(axes: Axes, plan: RunPlan, module: ModulePlan, shade: str) -> None:
+def _schedule_panel(axes: Axes, plan: SchedulePlan, module: ModulePlan, shade: str) -> None:
     window = module.window
     steps = thinned(range(window.start, window.end))
     rates = [module.learning_rate(step) for step in steps]

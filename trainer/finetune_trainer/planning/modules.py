@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from finetune_api.job import FineTuneJob
+from finetune_api.defaults import EffectiveJob
 from finetune_api.modules import Freeze, Module
 from finetune_api.schedules import ScheduleError, build_schedule
 from finetune_api.training import Training
@@ -83,20 +83,21 @@ def owners_of(modules: Sequence[Module], parameters: Sequence[Parameter]) -> dic
     return {parameter.name: [m.name for m in modules if _owns(m, parameter)] for parameter in parameters}
 
 
-def plan_run(job: FineTuneJob, parameters: Sequence[Parameter], train_samples: int, validation_samples: int) -> RunPlan:
+def plan_run(
+    job: EffectiveJob, parameters: Sequence[Parameter], train_samples: int, validation_samples: int
+) -> RunPlan:
     """Decide everything about an effective job that depends on the model's names and the data's sizes.
 
     Raises:
         UserError: what the manifest says does not fit the model or the data.
     """
     modules = job.spec.modules
-    assert modules is not None, "an effective job has modules"
     per_epoch = steps_per_epoch(job.spec.training, train_samples)
     total = planned_steps(job.spec.training, per_epoch)
     owned = own(modules, parameters, job.spec.unmatched)
     plans = tuple(plan_module(m, owned.by_module[m.name], owned.numel[m.name], total, per_epoch) for m in modules)
     check_something_learns(plans, total)
-    return RunPlan(job, plans, owned.unmatched, total, per_epoch, train_samples, validation_samples)
+    return RunPlan(job, plans, total, per_epoch, owned.unmatched, train_samples, validation_samples)
 
 
 def steps_per_epoch(training: Training, samples: int) -> int:

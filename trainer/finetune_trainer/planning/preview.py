@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from finetune_api import defaults
+from finetune_api.defaults import DefaultedJob, with_defaults
 from finetune_api.job import UNSUPPORTED_TASKS, FineTuneJob
 from finetune_api.modules import Module
 from finetune_api.sources import locate
@@ -21,7 +21,7 @@ from finetune_trainer.cli.parameter_tree import Anatomy, Leaf
 from finetune_trainer.cli.plan_output import Preview
 from finetune_trainer.cli.plan_table import Row, rows_of
 from finetune_trainer.errors import RunError, UserError
-from finetune_trainer.plan import RunPlan
+from finetune_trainer.plan import SchedulePlan
 from finetune_trainer.planning import modules
 from finetune_trainer.planning.presets import Proposal, propose
 
@@ -61,16 +61,16 @@ class _Subject:
     task: str | None
 
 
-def plan_schedules(job: FineTuneJob, per_epoch: int) -> RunPlan:
-    """As much of an effective job's plan as schedules need: no parameters, no samples.
+def plan_schedules(job: DefaultedJob, per_epoch: int) -> SchedulePlan:
+    """As much of a job's plan as schedules need: no parameters, no samples.
 
     Raises:
         UserError: a module would never train, its schedule does not fit the time it has, or nothing learns at a step.
     """
     total = modules.planned_steps(job.spec.training, per_epoch)
-    plans = tuple(modules.plan_module(module, (), 0, total, per_epoch) for module in job.spec.modules or ())
+    plans = tuple(modules.plan_module(module, (), 0, total, per_epoch) for module in job.spec.modules)
     modules.check_something_learns(plans, total)
-    return RunPlan(job, plans, (), total, per_epoch, 0, 0)
+    return SchedulePlan(job, plans, total, per_epoch)
 
 
 def count_samples(job: FineTuneJob, claim_paths: ClaimPaths) -> int:
@@ -108,9 +108,9 @@ def _whole(job: FineTuneJob, claim_paths: ClaimPaths, subject: _Subject) -> Prev
 def _without_model(
     job: FineTuneJob, claim_paths: ClaimPaths, no_model: str | None, no_data: str | None, mistake: UserError | None
 ) -> Preview:
-    filled = defaults.with_defaults(job, job.spec.task)
+    filled = with_defaults(job, job.spec.task)
     steps, mistake = (None, mistake) if no_data or mistake else _steps(filled, claim_paths)
-    rows = tuple(_row(module, None, steps) for module in filled.spec.modules or ())
+    rows = tuple(_row(module, None, steps) for module in filled.spec.modules)
     return Preview(job, filled, rows, steps=steps, unknown=_gaps(no_model, no_data), mistake=mistake)
 
 
@@ -118,11 +118,11 @@ def _partial(
     job: FineTuneJob, claim_paths: ClaimPaths, subject: _Subject, no_data: str | None, mistake: UserError | None
 ) -> Preview:
     """What the model tells, without its data, or about a job that no run would take."""
-    filled = defaults.with_defaults(job, None if subject.task in UNSUPPORTED_TASKS else subject.task)
+    filled = with_defaults(job, None if subject.task in UNSUPPORTED_TASKS else subject.task)
     anatomy = _anatomy(filled, _skeleton(subject))
     mistake = mistake or _ownership_mistake(filled, anatomy)
     steps, mistake = (None, mistake) if no_data or mistake else _steps(filled, claim_paths)
-    rows = tuple(_row(module, anatomy, steps) for module in filled.spec.modules or ())
+    rows = tuple(_row(module, anatomy, steps) for module in filled.spec.modules)
     proposal = _proposal(job, subject.config, anatomy)
     return Preview(job, filled, rows, anatomy, None, steps, _gaps(None, no_data), proposal, mistake)
 
@@ -159,7 +159,7 @@ def _row(module: Module, anatomy: Anatomy | None, steps: tuple[int, int] | None)
     )
 
 
-def _steps(job: FineTuneJob, claim_paths: ClaimPaths) -> tuple[tuple[int, int] | None, UserError | None]:
+def _steps(job: DefaultedJob, claim_paths: ClaimPaths) -> tuple[tuple[int, int] | None, UserError | None]:
     """All steps, and those of an epoch, or why a run would refuse the data, or schedules over so many."""
     try:
         per_epoch = modules.steps_per_epoch(job.spec.training, count_samples(job, claim_paths))
@@ -177,20 +177,20 @@ def _skeleton(subject: _Subject) -> PreTrainedModel:
     return model_loader.skeleton(auto_class(subject.task) if subject.task else AutoModel, subject.config)
 
 
-def _anatomy(job: FineTuneJob, model: PreTrainedModel) -> Anatomy:
+def _anatomy(job: DefaultedJob, model: PreTrainedModel) -> Anatomy:
     """The model's parameters, each with the modules that match it."""
     from finetune_trainer.planning import model_loader
 
     parameters = model_loader.parameters_of(model)
-    owners = modules.owners_of(job.spec.modules or (), parameters)
+    owners = modules.owners_of(job.spec.modules, parameters)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
     leaves = (Leaf(it, shapes[it.name], tuple(owners[it.name])) for it in parameters)
     return Anatomy(type(model).__name__, tuple(leaves))
 
 
-def _ownership_mistake(job: FineTuneJob, anatomy: Anatomy) -> UserError | None:
+def _ownership_mistake(job: DefaultedJob, anatomy: Anatomy) -> UserError | None:
     try:
-        modules.own(job.spec.modules or (), anatomy.parameters, job.spec.unmatched)
+        modules.own(job.spec.modules, anatomy.parameters, job.spec.unmatched)
     except UserError as mistake:
         return mistake
     return None

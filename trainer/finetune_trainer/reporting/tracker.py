@@ -116,7 +116,7 @@ class Tracker(Callback):
     def _best(self) -> BestEvaluation | None:
         if self.best is None or self.plan is None:
             return None
-        metric = self.plan.job.spec.evaluation.metric or ""
+        metric = self.plan.job.spec.evaluation.metric
         return BestEvaluation(metric=metric, value=self.best.metrics[metric], step=self.best.step)
 
     def _module(self, module: ModulePlan) -> ModuleStatus:
@@ -195,7 +195,7 @@ class Exporter(Collector):
                 latest.add_metric([short(name)], value)
             yield latest
         if (best := self.tracker.best) is not None:
-            metric = plan.job.spec.evaluation.metric or ""
+            metric = plan.job.spec.evaluation.metric
             value = GaugeMetricFamily(names.BEST_EVALUATION, "Best evaluation.", labels=[names.METRIC_LABEL])
             value.add_metric([short(metric)], best.metrics[metric])
             step = GaugeMetricFamily(names.BEST_EVALUATION_STEP, "Its step.", labels=[names.METRIC_LABEL])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from finetune_api.job import JobSpec
+from finetune_api.defaults import EffectiveSpec
 from finetune_trainer.errors import OutOfGPUMemory, UserError
 
 DTYPES = {"BF16": torch.bfloat16, "FP16": torch.float16, "FP32": None}
@@ -32,7 +32,7 @@ class Compute:
         return {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
 
 
-def choose(spec: JobSpec) -> Compute:
+def choose(spec: EffectiveSpec) -> Compute:
     """The device and precision of an effective job.
 
     Raises:
@@ -60,9 +60,9 @@ def set_determinism(deterministic: bool) -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def out_of_memory(spec: JobSpec, error: torch.OutOfMemoryError) -> OutOfGPUMemory:
+def out_of_memory(spec: EffectiveSpec, error: torch.OutOfMemoryError) -> OutOfGPUMemory:
     """What would help when the GPU's memory is full."""
-    size = spec.training.micro_batch_size or spec.training.batch_size
+    size = spec.training.micro_batch_size
     smaller = "batchSize" if spec.task == "Contrastive" else "microBatchSize"
     precision = "" if spec.training.precision in ("BF16", "FP16") else ", or set training.precision to BF16"
     return OutOfGPUMemory(

@@ -10,9 +10,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from finetune_api.evaluation import Evaluation as EvaluationSpec
+from finetune_api.defaults import EffectiveEvaluation
 from finetune_api.evaluation import Every
-from finetune_api.schedules import Judgement
+from finetune_api.schedules import EvalResult
 from finetune_trainer.errors import UserError
 
 
@@ -31,11 +31,10 @@ class Judge:
     The evaluation before the first step is where the run starts from; it never is the best.
     """
 
-    spec: EvaluationSpec
+    spec: EffectiveEvaluation
 
     @property
     def metric(self) -> str:
-        assert self.spec.metric is not None, "an effective job has a metric"
         return self.spec.metric
 
     def value(self, evaluation: Evaluation) -> float:
@@ -49,8 +48,8 @@ class Judge:
         judged = (it for it in history if it.step and math.isfinite(it.metrics[self.metric]))
         return max(judged, key=self.value, default=None)
 
-    def judgements(self, history: Sequence[Evaluation]) -> list[Judgement]:
-        """The history as a schedule follows it: lower is better."""
+    def eval_history(self, history: Sequence[Evaluation]) -> list[EvalResult]:
+        """The history in the form that schedules read: (step, value) pairs, lower is better."""
         return [(it.step, -self.value(it)) for it in history]
 
     def is_exhausted(self, history: Sequence[Evaluation]) -> bool:

@@ -126,8 +126,8 @@ class Loop:
     def _step(self, micro_batches: list[Batch]) -> None:
         step = self.progress.step
         self._freeze_and_thaw(step)
-        judgements = self.judge.judgements(self.progress.history)
-        rates = {module.name: module.learning_rate(step, judgements) for module in self.plan.modules}
+        eval_history = self.judge.eval_history(self.progress.history)
+        rates = {module.name: module.learning_rate(step, eval_history) for module in self.plan.modules}
         set_learning_rates(self.setup.optimizers, rates)
         loss = self._backward(micro_batches)
         unscale(self.active, self.progress.loss_scale.value)
@@ -211,7 +211,7 @@ class Loop:
 
     @property
     def _micro_batch_size(self) -> int:
-        return self.spec.training.micro_batch_size or self.spec.training.batch_size
+        return self.spec.training.micro_batch_size
 
     def _micro_batches(self) -> Generator[Batch]:
         training = self.spec.training

@@ -1,4 +1,4 @@
-"""A real API server accepts exactly what `finetune validate` accepts, and its refusals name the field."""
+"""A real API server and `finetune validate` accept the same jobs, and both name the field of a mistake."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from finetune_api.job import parse
-from finetune_api.loading import check_file
+from finetune_api.loading import check_manifests
 from harness.api import Api
 from harness.cluster import Cluster
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.cluster
 CRD = Path(__file__).parents[2] / "crds" / "finetunejobs.finetune.dev.yaml"
 JOBS = "/apis/finetune.dev/v1alpha1/namespaces/default/finetunejobs"
 
-FULL: dict[str, Any] = {
+VALID: dict[str, Any] = {
     "model": {"source": "hf://openai/clip-vit-base-patch32", "revision": "3d74acf"},
     "task": "Contrastive",
     "data": {
@@ -80,9 +80,9 @@ FULL: dict[str, Any] = {
     "retry": {"limit": 0, "backoffSeconds": 1},
     "suspend": False,
 }
-SMALL = {key: FULL[key] for key in ("model", "data")}
+MINIMAL = {key: VALID[key] for key in ("model", "data")}
 
-REFUSED: list[tuple[str, Any]] = [
+INVALID: list[tuple[str, Any]] = [
     ("model.source", "s3://bucket"),
     ("model.source", "pvc://claim/../etc"),
     ("model.source", "hf://a/b/c"),
@@ -160,8 +160,8 @@ def manifest(spec: dict[str, Any], name: str = "job") -> dict[str, Any]:
     return {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": name}, "spec": spec}
 
 
-def changed(path: str, value: Any) -> dict[str, Any]:
-    spec = copy.deepcopy(FULL)
+def with_field(path: str, value: Any) -> dict[str, Any]:
+    spec = copy.deepcopy(VALID)
     node: Any = spec
     *parents, last = path.split(".")
     for key in parents:
@@ -182,47 +182,47 @@ def api(control_plane: Cluster) -> Iterator[Api]:
     control_plane.kubectl("delete", "ftj", "--all", "--namespace=default")
 
 
-def refusal(api: Api, body: dict[str, Any]) -> str | None:
+def server_error(api: Api, body: dict[str, Any]) -> str | None:
     response = api.post(JOBS, body, dryRun="All", fieldValidation="Strict")
     return None if response.is_success else str(response.json()["message"])
 
 
-def our_refusal(body: dict[str, Any]) -> str | None:
-    verdict = check_file(json.dumps(body), "job.json")[0]
+def our_error(body: dict[str, Any]) -> str | None:
+    result = check_manifests(json.dumps(body), "job.json")[0]
     try:
         parse(body)
     except ValidationError:
-        assert verdict.issues
+        assert result.issues
     else:
-        assert not verdict.issues
-    return "\n".join(str(issue) for issue in verdict.issues) or None
+        assert not result.issues
+    return "\n".join(str(issue) for issue in result.issues) or None
 
 
-@pytest.mark.parametrize("spec", [FULL, SMALL], ids=["full", "small"])
-def test_good_jobs_are_accepted_by_both(api: Api, spec: dict[str, Any]) -> None:
-    assert (refusal(api, manifest(spec)), our_refusal(manifest(spec))) == (None, None)
+@pytest.mark.parametrize("spec", [VALID, MINIMAL], ids=["valid", "minimal"])
+def test_both_accept_valid_jobs(api: Api, spec: dict[str, Any]) -> None:
+    assert (server_error(api, manifest(spec)), our_error(manifest(spec))) == (None, None)
 
 
-@pytest.mark.parametrize(("path", "value"), REFUSED, ids=[f"{path}={value}" for path, value in REFUSED])
-def test_a_mistake_is_refused_by_both_and_both_name_the_field(api: Api, path: str, value: Any) -> None:
-    body = manifest(changed(path, value))
+@pytest.mark.parametrize(("path", "value"), INVALID, ids=[f"{path}={value}" for path, value in INVALID])
+def test_both_reject_an_invalid_field_by_name(api: Api, path: str, value: Any) -> None:
+    body = manifest(with_field(path, value))
     field = path.rsplit(".", maxsplit=1)[-1]
-    theirs, ours = refusal(api, body), our_refusal(body)
-    assert theirs is not None, f"the API server accepts {path}={value!r}; validate says: {ours}"
-    assert ours is not None, f"validate accepts {path}={value!r}; the API server says: {theirs}"
+    server, ours = server_error(api, body), our_error(body)
+    assert server is not None, f"the API server accepts {path}={value!r}; validate says: {ours}"
+    assert ours is not None, f"validate accepts {path}={value!r}; the API server says: {server}"
     named = [key for key in path.split(".") if not key.isdigit()][:-1]
-    for verdict in (theirs, ours):
-        assert all(key in verdict for key in named[:1]), verdict
-        assert field.isdigit() or field in verdict or named[-1] in verdict, verdict
+    for error in (server, ours):
+        assert all(key in error for key in named[:1]), error
+        assert field.isdigit() or field in error or named[-1] in error, error
 
 
 @pytest.mark.parametrize("name", ["Job", "1job", "job.x", "j" * 41, "job-"])
-def test_a_name_that_children_could_not_carry_is_refused_by_both(api: Api, name: str) -> None:
-    body = manifest(SMALL, name)
-    assert refusal(api, body) is not None
-    assert our_refusal(body) is not None
+def test_both_reject_invalid_names(api: Api, name: str) -> None:
+    body = manifest(MINIMAL, name)
+    assert server_error(api, body) is not None
+    assert our_error(body) is not None
 
 
-def test_a_new_job_is_not_yet_observed(api: Api, control_plane: Cluster) -> None:
-    assert api.post(JOBS, manifest(SMALL, "unseen")).is_success
+def test_observed_generation_of_a_new_job(api: Api, control_plane: Cluster) -> None:
+    assert api.post(JOBS, manifest(MINIMAL, "unseen")).is_success
     assert control_plane.get("ftj", "unseen")["status"] == {"observedGeneration": -1}
