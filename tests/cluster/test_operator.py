@@ -1,4 +1,4 @@
-"""The operator against a real API server: every phase of a job, as a person sees it."""
+"""The operator against a real API server: every phase of a job, as kubectl shows it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cluster.operated import Namespace, Operator, trainer, wait_for
+from cluster.operated import Namespace, Operator, serve_metrics, wait_for
 from harness.cluster import Cluster
 
 pytestmark = pytest.mark.cluster
@@ -43,12 +43,12 @@ def test_job_runs_reports_progress_and_succeeds(
 ) -> None:
     namespace.create_job()
     pod = namespace.pod()
-    assert namespace.reaches("Pending")["attempt"] == 1
+    assert namespace.wait_for_state("Pending")["attempt"] == 1
     assert namespace.condition("Reconciling")["status"] == "True"
     page = PAGE
-    with trainer("127.0.7.1", lambda: page):
+    with serve_metrics("127.0.7.1", lambda: page):
         namespace.run(pod, "127.0.7.1")
-        namespace.reaches("Running")
+        namespace.wait_for_state("Running")
         status = wait_for(lambda: (it := namespace.status()).get("modules") and it)
         assert status["progress"]["step"] == 10 and status["progress"]["percentage"] == 25.0
         assert status["best"] == {"metric": "eval/loss", "value": 1.125, "step": 8}
@@ -61,12 +61,12 @@ def test_job_runs_reports_progress_and_succeeds(
         assert columns[1].split()[:6] == ["job", "Running", "10/40", "(25%)", "1.5", "1.125"]
         wide = control_plane.kubectl("get", "ftj", "-n", namespace.name, "-o", "wide").splitlines()
         assert wide[0].split()[7:] == ["ATTEMPT", "QUEUE", "MODEL", "MESSAGE"]
-    namespace.end(pod, 0, REPORT)
+    namespace.terminate(pod, 0, REPORT)
     control_plane.kubectl("wait", "-n", namespace.name, "--for=condition=Succeeded", "ftj/job", "--timeout=20s")
-    _succeeded_for_good(namespace, operator)
+    _assert_success_is_final(namespace, operator)
 
 
-def _succeeded_for_good(namespace: Namespace, operator: Operator) -> None:
+def _assert_success_is_final(namespace: Namespace, operator: Operator) -> None:
     status = namespace.status()
     assert status["observedGeneration"] == 1
     assert status["progress"]["step"] == 40 and status["output"]["digest"] == "sha256:abc"
@@ -85,7 +85,7 @@ def _succeeded_for_good(namespace: Namespace, operator: Operator) -> None:
     assert f'finetune_job_learning_rate{{module="visual",name="job",namespace="{namespace.name}"}} 0.001' in (
         operator.metrics()
     )
-    namespace.api.remove(namespace.path("jobs", "job-a1"), propagationPolicy="Background")
+    namespace.api.delete_with_options(namespace.path("jobs", "job-a1"), propagationPolicy="Background")
     wait_for(lambda: not namespace.attempts())
     namespace.set_suspend(True)
     wait_for(lambda: namespace.status()["observedGeneration"] == 2)
@@ -112,7 +112,7 @@ def test_objects_of_an_attempt(operator: Operator, namespace: Namespace) -> None
 
 
 @pytest.mark.parametrize(
-    ("code", "why", "reason", "says"),
+    ("code", "container_reason", "reason", "message"),
     [
         (2, "Error", "InvalidJob", "no column caption"),
         (77, "Error", "OutOfGPUMemory", "no column caption"),
@@ -121,34 +121,32 @@ def test_objects_of_an_attempt(operator: Operator, namespace: Namespace) -> None
     ],
 )
 def test_failed_job_reports_the_cause(
-    operator: Operator, namespace: Namespace, code: int, why: str, reason: str, says: str
+    operator: Operator, namespace: Namespace, code: int, container_reason: str, reason: str, message: str
 ) -> None:
     namespace.create_job(retry={"limit": 0})
     pod = namespace.pod()
     namespace.run(pod)
-    namespace.end(pod, code, "Traceback...\nno column caption", why)
-    status = namespace.reaches("Failed")
+    namespace.terminate(pod, code, "Traceback...\nno column caption", container_reason)
+    status = namespace.wait_for_state("Failed")
     stalled = namespace.condition("Stalled")
     assert (stalled["status"], stalled["reason"]) == ("True", reason)
-    assert says in namespace.condition("Succeeded")["message"]
-    record = status["attempts"][0]
-    assert record["exitCode"] == code and record.get("oomKilled", False) == (why == "OOMKilled")
+    assert message in namespace.condition("Succeeded")["message"]
+    attempt = status["attempts"][0]
+    assert attempt["exitCode"] == code and attempt.get("oomKilled", False) == (container_reason == "OOMKilled")
     assert len(namespace.attempts()) == 1
 
 
 def test_crash_is_retried_up_to_the_retry_limit(operator: Operator, namespace: Namespace) -> None:
     namespace.create_job(retry={"limit": 1, "backoffSeconds": 4})
-    namespace.end(namespace.pod(1), 1, "boom")
-    status = namespace.reaches("Restarting")
+    namespace.terminate(namespace.pod(1), 1, "boom")
+    status = namespace.wait_for_state("Restarting")
     assert "boom" in status["attempts"][0]["message"]
-    namespace.end(namespace.pod(2), 1, "boom again")
-    status = namespace.reaches("Failed")
+    namespace.terminate(namespace.pod(2), 1, "boom again")
+    status = namespace.wait_for_state("Failed")
     assert status["restarts"] == 1 and status["attempt"] == 2
     assert [it["number"] for it in status["attempts"]] == [1, 2]
-    assert (
-        "retry limit (1) reached: attempt 2 exited with code 1: boom again"
-        in namespace.condition("Succeeded")["message"]
-    )
+    message = namespace.condition("Succeeded")["message"]
+    assert message == "retry limit (1) reached: attempt 2 exited with code 1: boom again"
 
 
 @pytest.mark.parametrize("disrupted", [True, False])
@@ -156,9 +154,9 @@ def test_interruption_uses_no_retry(operator: Operator, namespace: Namespace, di
     namespace.create_job(retry={"limit": 0, "backoffSeconds": 1})
     target = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}
     status: dict[str, Any] = {"conditions": [target]} if disrupted else {}
-    namespace.end(namespace.pod(1), 137 if disrupted else 75, **status)
-    namespace.end(namespace.pod(2), 0, REPORT)
-    found = namespace.reaches("Succeeded")
+    namespace.terminate(namespace.pod(1), 137 if disrupted else 75, **status)
+    namespace.terminate(namespace.pod(2), 0, REPORT)
+    found = namespace.wait_for_state("Succeeded")
     assert "restarts" not in found
     assert found["attempts"][0]["reason"] == ("Disrupted" if disrupted else "Interrupted")
     assert found["attempts"][0].get("disruption") == ("PreemptionByScheduler" if disrupted else None)
@@ -169,19 +167,19 @@ def test_suspend_and_resume(operator: Operator, namespace: Namespace) -> None:
     pod = namespace.pod()
     namespace.bind(pod)
     namespace.run(pod)
-    namespace.reaches("Running")
+    namespace.wait_for_state("Running")
     namespace.set_suspend(True)
-    namespace.reaches("Suspending")
+    namespace.wait_for_state("Suspending")
     wait_for(lambda: namespace.pods()[0]["metadata"].get("deletionTimestamp"))
-    namespace.end(pod, 75, '{"reason": "Interrupted", "message": "checkpoint at step 10"}')
-    namespace.remove_pod(pod)
-    status = namespace.reaches("Suspended")
+    namespace.terminate(pod, 75, '{"reason": "Interrupted", "message": "checkpoint at step 10"}')
+    namespace.force_delete(pod)
+    status = namespace.wait_for_state("Suspended")
     assert status["attempts"][0]["reason"] == "Suspended" and status["attempts"][0]["exitCode"] == 75
     assert namespace.condition("Suspended")["status"] == "True"
     assert namespace.condition("Reconciling")["status"] == "False"
     namespace.set_suspend(False)
-    namespace.end(namespace.pod(2), 0, REPORT)
-    assert "restarts" not in namespace.reaches("Succeeded")
+    namespace.terminate(namespace.pod(2), 0, REPORT)
+    assert "restarts" not in namespace.wait_for_state("Succeeded")
 
 
 def test_missing_claim_and_config_map_stall_the_job_until_they_exist(
@@ -189,7 +187,7 @@ def test_missing_claim_and_config_map_stall_the_job_until_they_exist(
 ) -> None:
     env = [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "settings", "key": "a"}}}]
     namespace.create_job(data={"train": {"source": "pvc://captions/train"}}, runtime={"env": env})
-    namespace.reaches("Stalled")
+    namespace.wait_for_state("Stalled")
     assert "PersistentVolumeClaim captions not found" in namespace.condition("Stalled")["message"]
     assert "ConfigMap settings not found" in namespace.condition("Stalled")["message"]
     assert namespace.condition("Reconciling")["status"] == "False" and "attempt" not in namespace.status()
@@ -197,14 +195,14 @@ def test_missing_claim_and_config_map_stall_the_job_until_they_exist(
     wait_for(lambda: "captions" not in namespace.condition("Stalled")["message"])
     control_plane.kubectl("create", "configmap", "settings", "--from-literal=a=1", "-n", namespace.name)
     namespace.pod()
-    assert namespace.reaches("Pending")["attempt"] == 1
+    assert namespace.wait_for_state("Pending")["attempt"] == 1
 
 
 def test_spec_is_mutable_until_an_attempt_exists(
     operator: Operator, namespace: Namespace, control_plane: Cluster
 ) -> None:
     namespace.create_job(data={"train": {"source": "pvc://captoins"}})
-    namespace.reaches("Stalled")
+    namespace.wait_for_state("Stalled")
     namespace.create_claim("captions")
     change = json.dumps({"spec": {"data": {"train": {"source": "pvc://captions"}}}})
     control_plane.kubectl("patch", "ftj", "job", "-n", namespace.name, "--type=merge", "-p", change)
@@ -223,7 +221,7 @@ def test_image_pull_error_is_reported_at_once_and_fails_after_the_deadline(
     namespace.set_state(namespace.pod(), "Pending", {"waiting": waiting})
     wait_for(lambda: "cannot pull image trainer:test" in namespace.condition("Succeeded").get("message", ""))
     assert namespace.state() == "Pending"
-    namespace.reaches("Failed")
+    namespace.wait_for_state("Failed")
     assert namespace.condition("Stalled")["reason"] == "ImagePullFailed"
     wait_for(lambda: not namespace.attempts())
     assert namespace.status()["attempt"] == 1
@@ -234,17 +232,17 @@ def test_missing_secret_stalls_the_job_until_the_container_starts(operator: Oper
     pod = namespace.pod()
     waiting = {"reason": "CreateContainerConfigError", "message": 'secret "token" not found'}
     namespace.set_state(pod, "Pending", {"waiting": waiting})
-    namespace.reaches("Stalled")
+    namespace.wait_for_state("Stalled")
     assert 'secret "token" not found' in namespace.condition("Stalled")["message"]
     namespace.run(pod)
-    namespace.reaches("Running")
+    namespace.wait_for_state("Running")
     assert namespace.condition("Stalled")["status"] == "False"
 
 
 def test_deleting_a_job_deletes_everything_but_the_output_claim(operator: Operator, namespace: Namespace) -> None:
     namespace.create_job()
     namespace.run(namespace.pod())
-    namespace.reaches("Running")
+    namespace.wait_for_state("Running")
     namespace.api.delete(namespace.path("finetunejobs", "job"))
     wait_for(lambda: not namespace.attempts() and not namespace.pods())
     wait_for(lambda: namespace.api.find(namespace.path("configmaps", "job-a1")) is None)
@@ -259,24 +257,24 @@ def test_job_of_another_owner_with_the_same_name_is_not_touched(operator: Operat
     body = {"metadata": {"name": "job-a1"}, "spec": {"suspend": True, "template": template}}
     namespace.api.post(namespace.path("jobs"), {"apiVersion": "batch/v1", "kind": "Job"} | body)
     namespace.create_job()
-    namespace.reaches("Stalled")
+    namespace.wait_for_state("Stalled")
     assert "is not controlled by this FineTuneJob" in namespace.condition("Stalled")["message"]
-    namespace.api.remove(namespace.path("jobs", "job-a1"), propagationPolicy="Background")
+    namespace.api.delete_with_options(namespace.path("jobs", "job-a1"), propagationPolicy="Background")
     namespace.pod()
-    namespace.reaches("Pending")
+    namespace.wait_for_state("Pending")
 
 
 def test_deleted_attempt_is_followed_by_the_next(operator: Operator, namespace: Namespace) -> None:
     namespace.create_job()
     namespace.run(namespace.pod())
-    namespace.reaches("Running")
-    namespace.api.remove(namespace.path("jobs", "job-a1"), propagationPolicy="Background")
+    namespace.wait_for_state("Running")
+    namespace.api.delete_with_options(namespace.path("jobs", "job-a1"), propagationPolicy="Background")
     namespace.pod(2)
-    assert namespace.reaches("Pending")["attempts"][0]["reason"] == "Deleted"
+    assert namespace.wait_for_state("Pending")["attempts"][0]["reason"] == "Deleted"
 
 
 def test_probes_and_metrics_endpoint(operator: Operator) -> None:
-    assert operator.answer("/healthz") == 200 and operator.answer("/readyz") == 200
+    assert operator.status_code("/healthz") == 200 and operator.status_code("/readyz") == 200
     text = operator.metrics()
     for name in ("finetune_reconcile_total", "finetune_api_calls_total", "finetune_queue_depth", "finetune_jobs"):
         assert name in text
