@@ -71,7 +71,7 @@ class Progress(StatusModel):
         planned_steps: int,
         *,
         epoch: float,
-        observed_time: datetime,
+        observed_time: datetime | None,
         samples_per_second: float | None = None,
         estimated_completion_time: datetime | None = None,
     ) -> Progress:

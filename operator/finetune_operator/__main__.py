@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from finetune_operator.client.cluster import ApiError, KubeconfigError
+from finetune_operator.client.kube_client import ApiError, KubeconfigError
 from finetune_operator.client.lease import LeaseLostError
 from finetune_operator.config import ConfigError, load
 from finetune_operator.logs import LogFormat, configure_logging

@@ -69,6 +69,7 @@ def test_job_runs_reports_progress_and_succeeds(
 def _assert_success_is_final(namespace: Namespace, operator: Operator) -> None:
     status = namespace.status()
     assert status["observedGeneration"] == 1
+    assert status["progress"]["summary"] == "40/40 (100%)"
     assert status["progress"]["step"] == 40 and status["output"]["digest"] == "sha256:abc"
     assert status["attempts"][0]["exitCode"] == 0 and status["attempts"][0]["reason"] == "Succeeded"
     assert {it["type"]: it["status"] for it in status["conditions"]} == {

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from finetune_api.names import API_VERSION, JOB_KIND, JOB_LABEL, JOB_PLURAL
-from finetune_operator.client.cluster import ApiError, Cluster, job_path, resource_path
+from finetune_operator.client.kube_client import ApiError, KubeClient, job_path, resource_path
 from finetune_operator.core.actions import Actions, Create, Delete, Event
 from finetune_operator.core.objects import JsonObject, controller_uid
 from finetune_operator.core.observed import ObservedJob
@@ -39,7 +39,7 @@ class AlreadyExistsError(ApplyError):
     """An object of an earlier FineTuneJob of the same name still exists, and will be garbage collected."""
 
 
-async def apply(actions: Actions, job: ObservedJob, cluster: Cluster, on_write: OnWrite) -> None:
+async def apply(actions: Actions, job: ObservedJob, client: KubeClient, on_write: OnWrite) -> None:
     """Carry out actions.
 
     Raises:
@@ -47,21 +47,21 @@ async def apply(actions: Actions, job: ObservedJob, cluster: Cluster, on_write: 
         ApiError: any other error; the actions may be partly done, and the next reconciliation continues from there.
     """
     for create in actions.creates:
-        await _create(create, job, cluster, on_write)
+        await _create(create, job, client, on_write)
     if actions.status is not None:
-        await _update_status(actions, job, cluster, on_write)
+        await _update_status(actions, job, client, on_write)
     for delete in actions.deletes:
-        await _delete(delete, job, cluster)
+        await _delete(delete, job, client)
     for event in actions.events:
-        await _emit_event(event, job, cluster)
+        await _emit_event(event, job, client)
 
 
-async def _create(create: Create, job: ObservedJob, cluster: Cluster, on_write: OnWrite) -> None:
+async def _create(create: Create, job: ObservedJob, client: KubeClient, on_write: OnWrite) -> None:
     try:
-        created = await cluster.create(resource_path(create.resource, job.key.namespace), create.body)
+        created = await client.create(resource_path(create.resource, job.key.namespace), create.body)
     except ApiError as error:
         if error.is_already_exists:
-            created = await _existing(create, job, cluster)
+            created = await _existing(create, job, client)
         elif error.is_rejection:
             raise RejectedError(f"API server rejected {_describe(create)}: {error}") from error
         else:
@@ -70,9 +70,9 @@ async def _create(create: Create, job: ObservedJob, cluster: Cluster, on_write: 
         on_write("jobs", created)
 
 
-async def _existing(create: Create, job: ObservedJob, cluster: Cluster) -> JsonObject:
+async def _existing(create: Create, job: ObservedJob, client: KubeClient) -> JsonObject:
     """The object that has this name already, if it can be used."""
-    existing = await cluster.get(resource_path(create.resource, job.key.namespace, create.body["metadata"]["name"]))
+    existing = await client.get(resource_path(create.resource, job.key.namespace, create.body["metadata"]["name"]))
     if create.accept_existing or controller_uid(existing) == job.uid:
         return existing
     if existing["metadata"].get("labels", {}).get(JOB_LABEL) == job.key.name:
@@ -83,31 +83,31 @@ async def _existing(create: Create, job: ObservedJob, cluster: Cluster) -> JsonO
     )
 
 
-async def _update_status(actions: Actions, job: ObservedJob, cluster: Cluster, on_write: OnWrite) -> None:
+async def _update_status(actions: Actions, job: ObservedJob, client: KubeClient, on_write: OnWrite) -> None:
     assert actions.status is not None
     patch = merge_patch(job.status, actions.status)
     if not patch:
         return
     body = {"metadata": {"resourceVersion": job.resource_version, "uid": job.uid}, "status": patch}
     try:
-        on_write(JOB_PLURAL, await cluster.patch(f"{job_path(job.key)}/status", body))
+        on_write(JOB_PLURAL, await client.patch(f"{job_path(job.key)}/status", body))
     except ApiError as error:
         if error.is_conflict or error.is_not_found:
             raise ConflictError("the FineTuneJob was changed or deleted after it was read") from error
         raise
 
 
-async def _delete(delete: Delete, job: ObservedJob, cluster: Cluster) -> None:
+async def _delete(delete: Delete, job: ObservedJob, client: KubeClient) -> None:
     # Without a propagation policy, the API server orphans the pods of a Job, and they keep running.
     options = {"propagationPolicy": "Background", "preconditions": {"uid": delete.uid}}
     try:
-        await cluster.delete(resource_path(delete.resource, job.key.namespace, delete.name), options)
+        await client.delete(resource_path(delete.resource, job.key.namespace, delete.name), options)
     except ApiError as error:
         if not (error.is_not_found or error.is_conflict):
             raise
 
 
-async def _emit_event(event: Event, job: ObservedJob, cluster: Cluster) -> None:
+async def _emit_event(event: Event, job: ObservedJob, client: KubeClient) -> None:
     body = {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
@@ -128,7 +128,7 @@ async def _emit_event(event: Event, job: ObservedJob, cluster: Cluster) -> None:
             "uid": job.uid,
         },
     }
-    await cluster.create(resource_path("events", job.key.namespace), body)
+    await client.create(resource_path("events", job.key.namespace), body)
 
 
 def _describe(create: Create) -> str:

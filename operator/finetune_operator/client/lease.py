@@ -14,7 +14,7 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from finetune_operator.client.cluster import ApiError, Cluster, resource_path
+from finetune_operator.client.kube_client import ApiError, KubeClient, resource_path
 from finetune_operator.core.objects import JsonObject
 
 logger = logging.getLogger(__name__)
@@ -33,8 +33,8 @@ class LeaseLostError(Exception):
 class LeaderElector:
     """Acquires, renews and releases a Lease."""
 
-    def __init__(self, cluster: Cluster, namespace: str, name: str, identity: str) -> None:
-        self._cluster = cluster
+    def __init__(self, client: KubeClient, namespace: str, name: str, identity: str) -> None:
+        self._client = client
         self._path = resource_path("leases", namespace, name)
         self._namespace = namespace
         self._name = name
@@ -84,9 +84,9 @@ class LeaderElector:
     async def release(self) -> None:
         """Give up the Lease, so that another candidate takes over at once."""
         try:
-            lease = await self._cluster.get(self._path)
+            lease = await self._client.get(self._path)
             if lease["spec"].get("holderIdentity") == self._identity:
-                await self._cluster.update(self._path, lease | {"spec": self._new_spec(lease["spec"], holder="")})
+                await self._client.update(self._path, lease | {"spec": self._new_spec(lease["spec"], holder="")})
         except ApiError as error:
             logger.warning("cannot release %s: %s", self._display_name, error)
 
@@ -94,7 +94,7 @@ class LeaderElector:
         """Acquire or renew the Lease if possible; the identity of the holder."""
         async with asyncio.timeout(RENEW_DEADLINE_SECONDS / 2):
             try:
-                lease = await self._cluster.get(self._path)
+                lease = await self._client.get(self._path)
             except ApiError as error:
                 if not error.is_not_found:
                     raise
@@ -118,9 +118,9 @@ class LeaderElector:
         body = lease | {"spec": self._new_spec(lease["spec"], holder=self._identity)}
         try:
             if existing:
-                await self._cluster.update(self._path, body)
+                await self._client.update(self._path, body)
             else:
-                await self._cluster.create(resource_path("leases", self._namespace), body)
+                await self._client.create(resource_path("leases", self._namespace), body)
         except ApiError as error:
             if error.is_conflict:
                 return "another candidate"

@@ -168,16 +168,16 @@ def _pod_spec(parsed: FineTuneJob, config_map: str, number: int, config: Config)
 
 def _scheduling(parsed: FineTuneJob, config: Config) -> JsonObject:
     """Where and as whom the pod runs; the configuration takes precedence over the job."""
-    job, admin = parsed.spec.runtime, config.trainer
-    secrets = {it.name: it.manifest() for it in (*job.image_pull_secrets, *admin.image_pull_secrets)}
+    runtime, trainer = parsed.spec.runtime, config.trainer
+    secrets = {it.name: it.manifest() for it in (*runtime.image_pull_secrets, *trainer.image_pull_secrets)}
     fields: JsonObject = {
         "imagePullSecrets": list(secrets.values()),
-        "nodeSelector": {**(job.node_selector or {}), **admin.node_selector},
-        "tolerations": [it.manifest() for it in (*job.tolerations, *admin.tolerations)],
-        "affinity": {**_manifest(job.affinity), **_manifest(admin.affinity)},
-        "priorityClassName": admin.priority_class_name or job.priority_class_name,
-        "schedulerName": admin.scheduler_name or job.scheduler_name,
-        "serviceAccountName": admin.service_account_name or job.service_account_name,
+        "nodeSelector": {**(runtime.node_selector or {}), **trainer.node_selector},
+        "tolerations": [it.manifest() for it in (*runtime.tolerations, *trainer.tolerations)],
+        "affinity": {**_manifest(runtime.affinity), **_manifest(trainer.affinity)},
+        "priorityClassName": trainer.priority_class_name or runtime.priority_class_name,
+        "schedulerName": trainer.scheduler_name or runtime.scheduler_name,
+        "serviceAccountName": trainer.service_account_name or runtime.service_account_name,
     }
     return {field: value for field, value in fields.items() if value}
 

@@ -2,7 +2,7 @@
 
 Each attempt is announced (its number is in status), created (its Job exists), active, and ended (its Job failed or is
 gone, and so are all its pods); then the next attempt is announced, or the job is finished. Each step is one write and
-is recognized by what that write left in the cluster, so an operator that dies before or after any write resumes there.
+is recognized by what that write left in the client, so an operator that dies before or after any write resumes there.
 
 The cases, in the order in which they are checked; comments below and the table test refer to these numbers:
 
@@ -48,7 +48,7 @@ The cases, in the order in which they are checked; comments below and the table 
  7.5    the retry limit is reached                  Failed
  7.6    spec.suspend                                Suspended
  7.7    activeDeadlineSeconds used up               Failed (DeadlineExceeded)
- 7.8    its end is not in status, or backoff        Restarting
+ 7.8    end not in status, or backoff not over      Restarting
  7.9    otherwise                                   start the next attempt, as in 4
 """
 
@@ -108,7 +108,7 @@ def reconcile(job: ObservedJob, children: Children, now: datetime, config: Confi
         return _reconcile_finished(job, children, now)
     if job.parsed is None:  # case 3
         update = ConditionUpdate("Stalled", f"invalid FineTuneJob: {job.parse_error}", "InvalidJob")
-        actions = _update_status(job, update, now)
+        actions = _status_update(job, update, now)
         # An operator of another version may have started it: leave it running, but let the user stop it.
         return actions.deleting(*_active_jobs(job, children)) if job.suspended else actions
     return AttemptReconciler(job, job.parsed, children, now, config).reconcile()
@@ -116,10 +116,10 @@ def reconcile(job: ObservedJob, children: Children, now: datetime, config: Confi
 
 def reconcile_rejected(job: ObservedJob, message: str, now: datetime) -> Actions:
     """What to do when the API server rejected an object of an attempt: report it; the worker retries later."""
-    return _update_status(job, ConditionUpdate("Stalled", message, "FailedCreate"), now)
+    return _status_update(job, ConditionUpdate("Stalled", message, "FailedCreate"), now)
 
 
-def _update_status(
+def _status_update(
     job: ObservedJob, update: ConditionUpdate, now: datetime, **changes: Unpack[StatusChanges]
 ) -> Actions:
     status = build_status(job, update, now, **changes)
@@ -201,7 +201,7 @@ class AttemptReconciler:
         if self.attempt_job is None or self.attempt_job.failed:
             return self._reconcile_ended(attempt)
         if self.attempt_job.complete:  # case 6
-            return self._succeeded(attempt)
+            return self._succeed(attempt)
         return self._reconcile_active(self.attempt_job, attempt)
 
     def _observe_attempt(self) -> AttemptStatus:
@@ -233,7 +233,7 @@ class AttemptReconciler:
             actions = self._update_status("Pending", "waiting for pods of an earlier run to terminate")
             return actions.requeue_within(self.config.recheck_interval_seconds)
         if self.children.missing_references:  # case 4.4
-            return self._missing(self.children.missing_references)
+            return self._report_missing_references(self.children.missing_references)
         if number != self.job.status.attempt:  # case 4.5
             return self._announce(number)
         return Actions(creates=build_attempt(self.job, self.parsed, number, self.config))  # case 4.6
@@ -250,7 +250,7 @@ class AttemptReconciler:
             config_map_keys=tuple((it.name, it.key) for it in keys if it and not it.optional),
         )
 
-    def _missing(self, references: tuple[str, ...]) -> Actions:
+    def _report_missing_references(self, references: tuple[str, ...]) -> Actions:
         more = len(references) - MAX_MISSING_NAMED
         named = "; ".join(references[:MAX_MISSING_NAMED]) + (f"; and {more} more" if more > 0 else "")
         message = f"{named}; the attempt starts once they exist in namespace {self.job.key.namespace}"
@@ -272,16 +272,16 @@ class AttemptReconciler:
             return actions.deleting(attempt_job)
         limit = self.spec.active_deadline_seconds
         if limit is None or attempt.end_time is not None:
-            return self._reconcile_unsuspended(attempt_job, attempt)
+            return self._reconcile_pods(attempt_job, attempt)
         elapsed = active_deadline.elapsed_seconds(self.job.status, attempt_job, attempt, self.now)
         if elapsed >= limit:  # case 5.2
             end_time = attempt_job.suspended_at or self.now
             attempt = termination.finalize(attempt, end_time, termination.DEADLINE_EXCEEDED)
-            return self._deadline_exceeded(attempt, limit).deleting(attempt_job)
-        actions = self._reconcile_unsuspended(attempt_job, attempt)
+            return self._fail_on_deadline(attempt, limit).deleting(attempt_job)
+        actions = self._reconcile_pods(attempt_job, attempt)
         return actions.requeue_within(limit - elapsed) if active_deadline.is_active(attempt_job, attempt) else actions
 
-    def _reconcile_unsuspended(self, attempt_job: AttemptJob, attempt: AttemptStatus) -> Actions:
+    def _reconcile_pods(self, attempt_job: AttemptJob, attempt: AttemptStatus) -> Actions:
         if attempt_job.suspended:  # case 5.3
             return self._update_status("Queued", self._queued_message(), attempt)
         if not self.pods:  # case 5.4
@@ -289,12 +289,12 @@ class AttemptReconciler:
         pod = self.pods[0]
         waiting = pod.waiting
         if waiting and waiting.reason in IMAGE_PULL_ERRORS:
-            return self._image_pull_failing(attempt_job, pod, waiting, attempt)
+            return self._handle_image_pull_error(attempt_job, pod, waiting, attempt)
         if waiting and waiting.reason in CONTAINER_CREATE_ERRORS:  # case 5.7
             message = f"container cannot be created: {waiting.message}; {CONTAINER_CREATE_ERRORS[waiting.reason]}"
             return self._update_status("Stalled", message, attempt, reason=waiting.reason)
         if pod.running or pod.terminated or pod.terminal:  # case 5.8
-            return self._running(pod, attempt)
+            return self._report_running(pod, attempt)
         if pod.unschedulable:  # case 5.9
             message = f"pod is unschedulable: {pod.unschedulable}"
             return self._update_status("Pending", message, attempt, reason="Unschedulable")
@@ -317,7 +317,7 @@ class AttemptReconciler:
         advice = f"check {check}, and " if check else ""
         return f"waiting for the pod; if none is created, {advice}see `kubectl describe job {attempt_job.name}`"
 
-    def _image_pull_failing(
+    def _handle_image_pull_error(
         self, attempt_job: AttemptJob, pod: TrainerPod, waiting: ReasonMessage, attempt: AttemptStatus
     ) -> Actions:
         """Reported at once; the attempt fails after a deadline only, for a registry may come back."""
@@ -331,9 +331,9 @@ class AttemptReconciler:
         attempt = update_attempt(attempt, message=message[: termination.MAX_MESSAGE_LENGTH])
         attempt = termination.finalize(attempt, self.now, termination.IMAGE_PULL_FAILED)
         message = f"{message}; check spec.runtime.image, and that the cluster can reach its registry"
-        return self._failed(attempt, message).deleting(attempt_job)  # case 5.6
+        return self._fail(attempt, message).deleting(attempt_job)  # case 5.6
 
-    def _running(self, pod: TrainerPod, attempt: AttemptStatus) -> Actions:
+    def _report_running(self, pod: TrainerPod, attempt: AttemptStatus) -> Actions:
         """A change of state is written at once, progress alone at most once per interval."""
         message = f"attempt {self.number} is running" if pod.running else "trainer has exited; its pods are terminating"
         actions = self._update_status("Running", message, attempt, **self._scraped_fields())
@@ -347,7 +347,7 @@ class AttemptReconciler:
 
     # Cases 6 and 7: after the attempt.
 
-    def _succeeded(self, attempt: AttemptStatus) -> Actions:
+    def _succeed(self, attempt: AttemptStatus) -> Actions:
         report = termination.final_report(self.pods)
         attempt = update_attempt(attempt, reason=SUCCEEDED.reason)
         attempt = termination.finalize(attempt, self._end_time(attempt), SUCCEEDED)
@@ -362,7 +362,7 @@ class AttemptReconciler:
             state: State = "Suspending" if stopped_by_user else "Restarting"
             return self._update_status(state, f"waiting for pods of attempt {self.number} to terminate", attempt)
         if attempt.reason == SUCCEEDED.reason:  # case 7.2
-            return self._succeeded(attempt)
+            return self._succeed(attempt)
         if attempt.end_time is None and self.attempt_job is None and self.children.missing_references is None:
             return Actions(lookup=self._required_references())  # case 7.3
         default = termination.SUSPENDED if stopped_by_user else termination.DELETED
@@ -376,14 +376,14 @@ class AttemptReconciler:
         end = termination.describe_end(attempt)
         retries, deadline = self.spec.retry.limit, self.spec.active_deadline_seconds
         if not outcome.retryable:  # case 7.4
-            return self._failed(attempt, termination.last_line(attempt.message) or end)
+            return self._fail(attempt, termination.last_line(attempt.message) or end)
         if outcome.consumes_retry and (self.job.status.restarts or 0) >= retries:  # case 7.5
-            return self._failed(attempt, f"retry limit ({retries}) reached: {end}")
+            return self._fail(attempt, f"retry limit ({retries}) reached: {end}")
         if self.job.suspended:  # case 7.6
             message = "suspended; set spec.suspend to false to resume from the last checkpoint"
             return self._update_status("Suspended", message, attempt, **self._reported_fields())
         if deadline is not None and (self.job.status.active_seconds or 0) >= deadline:  # case 7.7
-            return self._deadline_exceeded(attempt, deadline)
+            return self._fail_on_deadline(attempt, deadline)
         backoff = self._remaining_backoff(attempt)
         if self.recorded != attempt or backoff > 0:  # case 7.8
             message = f"attempt {self.number + 1} will resume from the last checkpoint: {end}"
@@ -415,7 +415,7 @@ class AttemptReconciler:
 
     # Status.
 
-    def _deadline_exceeded(self, attempt: AttemptStatus, limit: int) -> Actions:
+    def _fail_on_deadline(self, attempt: AttemptStatus, limit: int) -> Actions:
         message = (
             f"spec.activeDeadlineSeconds ({limit}) exceeded by the total time of all attempts; "
             "recreate the job with a higher value, or without it"
@@ -423,7 +423,7 @@ class AttemptReconciler:
         reason = termination.DEADLINE_EXCEEDED.reason
         return self._update_status("Failed", message, attempt, reason=reason, **self._reported_fields())
 
-    def _failed(self, attempt: AttemptStatus, message: str) -> Actions:
+    def _fail(self, attempt: AttemptStatus, message: str) -> Actions:
         changes = self._reported_fields()
         changes["completion_time"] = attempt.end_time
         return self._update_status("Failed", message, attempt, reason=attempt.reason or CRASHED.reason, **changes)
@@ -457,4 +457,4 @@ class AttemptReconciler:
             if status.start_time is None:
                 changes["start_time"] = changes["attempts"][0].start_time
             changes |= active_deadline.active_time_fields(status, self.attempt_job, current, self.now)
-        return _update_status(self.job, ConditionUpdate(state, message, reason), self.now, **changes)
+        return _status_update(self.job, ConditionUpdate(state, message, reason), self.now, **changes)

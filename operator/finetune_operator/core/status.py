@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, Literal, Unpack
 
 from finetune_api.names import State
-from finetune_api.status import AttemptStatus, Condition, JobStatus, Report
+from finetune_api.status import AttemptStatus, Condition, JobStatus, Progress, Report
 from finetune_operator.core.actions import Event
 from finetune_operator.core.changes import StatusChanges, update_status
 from finetune_operator.core.observed import ObservedJob
@@ -99,8 +99,9 @@ def status_fields(source: Report | ProgressSnapshot | None) -> StatusChanges:
     fields: StatusChanges = {}
     if source is None:
         return fields
-    if source.progress:
-        fields["progress"] = source.progress
+    if progress := source.progress:
+        # A trainer of another version may not report a summary.
+        fields["progress"] = progress if progress.summary else _with_summary(progress)
     if source.metrics:
         fields["metrics"] = list(source.metrics)[:MAX_ROWS]
     if source.best:
@@ -113,6 +114,17 @@ def status_fields(source: Report | ProgressSnapshot | None) -> StatusChanges:
         # A run that succeeded deletes its checkpoints.
         fields["output"], fields["checkpoint"] = source.output, None
     return fields
+
+
+def _with_summary(progress: Progress) -> Progress:
+    return Progress.at_step(
+        progress.step,
+        progress.planned_steps,
+        epoch=progress.epoch,
+        samples_per_second=progress.samples_per_second,
+        estimated_completion_time=progress.estimated_completion_time,
+        observed_time=progress.observed_time,
+    )
 
 
 def with_attempt(status: JobStatus, attempt: AttemptStatus) -> list[AttemptStatus]:

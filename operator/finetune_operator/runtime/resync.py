@@ -11,7 +11,7 @@ import random
 import time
 
 from finetune_api.names import API_VERSION, GROUP, JOB_LABEL, JOB_PLURAL
-from finetune_operator.client.cluster import ApiError, Cluster, resource_path
+from finetune_operator.client.kube_client import ApiError, KubeClient, resource_path
 from finetune_operator.core.objects import NamespacedName
 from finetune_operator.runtime.cache import Cache
 from finetune_operator.runtime.queue import WorkQueue
@@ -27,8 +27,8 @@ RESOURCES = ("pods", "jobs", JOB_PLURAL)
 class Resyncer:
     """Lists the watched namespaces into the cache."""
 
-    def __init__(self, cluster: Cluster, cache: Cache, queue: WorkQueue, namespaces: list[str]) -> None:
-        self._cluster = cluster
+    def __init__(self, client: KubeClient, cache: Cache, queue: WorkQueue, namespaces: list[str]) -> None:
+        self._client = client
         self._cache = cache
         self._queue = queue
         self._namespaces: list[str | None] = [*namespaces] or [None]
@@ -77,26 +77,26 @@ class Resyncer:
     async def _list_namespace(self, namespace: str | None, resource: str) -> set[NamespacedName]:
         existing: set[NamespacedName] = set()
         selector = "" if resource == JOB_PLURAL else JOB_LABEL
-        async for item in self._cluster.list_items(resource_path(resource, namespace), selector):
+        async for item in self._client.list_items(resource_path(resource, namespace), selector):
             self._cache.put(resource, item)
             existing.add(NamespacedName(item["metadata"]["namespace"], item["metadata"]["name"]))
         return existing
 
 
-async def wait_until_served(cluster: Cluster) -> None:
+async def wait_until_served(client: KubeClient) -> None:
     """Wait until the API server serves FineTuneJobs, which it does once their CRD is Established."""
     reported = ""
-    while problem := await _discovery_problem(cluster):
+    while problem := await _discovery_problem(client):
         if problem != reported:
             logger.warning("waiting for the FineTuneJob API: %s", problem)
             reported = problem
         await asyncio.sleep(DISCOVERY_INTERVAL_SECONDS)
 
 
-async def _discovery_problem(cluster: Cluster) -> str:
+async def _discovery_problem(client: KubeClient) -> str:
     crd = f"CustomResourceDefinition {JOB_PLURAL}.{GROUP}"
     try:
-        discovered = await cluster.get(f"/apis/{API_VERSION}")
+        discovered = await client.get(f"/apis/{API_VERSION}")
     except ApiError as error:
         return f"{API_VERSION} is not served; install {crd}" if error.is_not_found else str(error)
     served = any(resource["name"] == JOB_PLURAL for resource in discovered.get("resources") or [])

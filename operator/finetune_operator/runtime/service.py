@@ -11,7 +11,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_operator.client.cluster import Cluster
+from finetune_operator.client.kube_client import KubeClient
 from finetune_operator.client.lease import LeaderElector
 from finetune_operator.config import Config
 from finetune_operator.health import Health, serve_endpoints
@@ -52,11 +52,11 @@ async def run_operator(config: Config, options: Options) -> None:
     """
     stop = asyncio.Event()
     _set_on_signals(stop)
-    cluster = await Cluster.connect()
+    client = await KubeClient.connect()
     try:
-        await OperatorService(config, options, cluster, stop).run()
+        await OperatorService(config, options, client, stop).run()
     finally:
-        await cluster.close()
+        await client.close()
 
 
 def _set_on_signals(stop: asyncio.Event) -> None:
@@ -68,21 +68,21 @@ def _set_on_signals(stop: asyncio.Event) -> None:
 class OperatorService:
     """Owns the cache, the queue and the tasks around them."""
 
-    def __init__(self, config: Config, options: Options, cluster: Cluster, stop: asyncio.Event) -> None:
+    def __init__(self, config: Config, options: Options, client: KubeClient, stop: asyncio.Event) -> None:
         self._config = config
         self._options = options
-        self._cluster = cluster
+        self._client = client
         self._stop = stop
         self._health = Health()
         self._cache = Cache()
         self._queue = WorkQueue()
-        self._resyncer = Resyncer(cluster, self._cache, self._queue, options.namespaces)
+        self._resyncer = Resyncer(client, self._cache, self._queue, options.namespaces)
 
     async def run(self) -> None:
         REGISTRY.register(JobCollector(self._cache, self._queue))
         async with serve_endpoints(self._health, REGISTRY, self._options.metrics_port, self._options.health_port):
             self._health.not_ready = "waiting for the FineTuneJob API"
-            if not await self._finish_unless_stopped(wait_until_served(self._cluster)):
+            if not await self._finish_unless_stopped(wait_until_served(self._client)):
                 return
             if self._options.leader_elect:
                 await self._run_as_candidate()
@@ -92,7 +92,7 @@ class OperatorService:
     async def _run_as_candidate(self) -> None:
         """Run the controller while holding the Lease."""
         identity = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
-        elector = LeaderElector(self._cluster, self._options.lease_namespace, self._options.lease_name, identity)
+        elector = LeaderElector(self._client, self._options.lease_namespace, self._options.lease_name, identity)
         # A candidate is ready: it does all that is expected of it.
         self._health.not_ready = ""
         if not await self._finish_unless_stopped(elector.acquire()):
@@ -123,7 +123,7 @@ class OperatorService:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _controller_tasks(self) -> list[Coroutine[Any, Any, None]]:
-        workers = [Worker(self._cluster, self._cache, self._queue, self._config).run() for _ in range(WORKERS)]
+        workers = [Worker(self._client, self._cache, self._queue, self._config).run() for _ in range(WORKERS)]
         scraper = Scraper(self._cache, self._queue, self._config.poll_interval_seconds)
         return [*workers, scraper.run(), self._resyncer.run(), self._watch(), self._wait_for_stop()]
 

@@ -57,7 +57,7 @@ def _event_handler(resource: str, cache: Cache, queue: WorkQueue) -> Any:
 
 
 def _login(**kwargs: Any) -> kopf.ConnectionInfo | None:
-    """Log in to the same cluster as `Cluster.connect`."""
+    """Log in to the same cluster as `KubeClient.connect`."""
     if os.environ.get("KUBECONFIG"):
         return kopf.login_with_kubeconfig(**kwargs)
     return kopf.login_with_service_account(**kwargs)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from finetune_api.names import JOB_PLURAL
 from finetune_operator.client.apply import AlreadyExistsError, ApplyError, ConflictError, RejectedError, apply
-from finetune_operator.client.cluster import ApiError, Cluster, job_path
+from finetune_operator.client.kube_client import ApiError, KubeClient, job_path
 from finetune_operator.client.lookup import resolve_references
 from finetune_operator.config import Config
 from finetune_operator.core.actions import Actions
@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 class Worker:
     """One of several workers that share a queue."""
 
-    def __init__(self, cluster: Cluster, cache: Cache, queue: WorkQueue, config: Config) -> None:
-        self._cluster = cluster
+    def __init__(self, client: KubeClient, cache: Cache, queue: WorkQueue, config: Config) -> None:
+        self._client = client
         self._cache = cache
         self._queue = queue
         self._config = config
@@ -53,7 +53,7 @@ class Worker:
             return
         actions = await self._decide(job)
         try:
-            await apply(actions, job, self._cluster, self._cache.put)
+            await apply(actions, job, self._client, self._cache.put)
         except RejectedError as error:
             await self._report_rejection(job, error)
         except AlreadyExistsError as error:
@@ -71,7 +71,7 @@ class Worker:
         actions = reconcile(job, self._cache.children(job.key), now, self._config)
         if actions.lookup is None:
             return actions
-        result = await resolve_references(actions.lookup, job.key, self._cluster)
+        result = await resolve_references(actions.lookup, job.key, self._client)
         self._cache.replace_children(job.key, result.jobs, result.pods)
         children = replace(
             self._cache.children(job.key),
@@ -83,7 +83,7 @@ class Worker:
     async def _refresh(self, key: NamespacedName) -> None:
         """Read a FineTuneJob again, after its cached version turned out to be stale."""
         try:
-            self._cache.put(JOB_PLURAL, await self._cluster.get(job_path(key)))
+            self._cache.put(JOB_PLURAL, await self._client.get(job_path(key)))
         except ApiError as error:
             if not error.is_not_found:
                 raise
@@ -101,7 +101,7 @@ class Worker:
     async def _report_rejection(self, job: ObservedJob, error: RejectedError) -> None:
         self._logger(job.key).warning("%s", error)
         actions = reconcile_rejected(job, str(error), datetime.now(UTC))
-        await apply(actions, job, self._cluster, self._cache.put)
+        await apply(actions, job, self._client, self._cache.put)
         self._queue.add_after(job.key, self._config.recheck_interval_seconds)
 
     def _handle_error(self, key: NamespacedName, error: Exception) -> None:

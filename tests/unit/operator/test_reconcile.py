@@ -290,6 +290,7 @@ def test_final_report_is_copied_to_status() -> None:
     sim.settle()
     assert sim.job.state == "Succeeded" and sim.message == "done in 40 steps"
     assert sim.job.status.output and sim.job.status.output.digest == "sha256:1"
+    assert sim.job.status.progress and sim.job.status.progress.summary == "40/40 (100%)"
     assert sim.job.status.completion_time
 
 

@@ -67,14 +67,14 @@ class KubeconfigError(Exception):
     """There is no usable kubeconfig and no service account."""
 
 
-class Cluster:
+class KubeClient:
     """A connection to one API server."""
 
     def __init__(self, client: ApiClient) -> None:
         self._client = client
 
     @classmethod
-    async def connect(cls) -> Cluster:
+    async def connect(cls) -> KubeClient:
         """Connect to the cluster of `$KUBECONFIG`, else to the one this pod runs in; never to a default context.
 
         Raises:
