@@ -85,11 +85,11 @@ class OperatorService:
             if not await self._finish_unless_stopped(wait_until_served(self._client)):
                 return
             if self._options.leader_elect:
-                await self._run_as_candidate()
+                await self._run_with_leader_election()
             else:
                 await self._run_controller()
 
-    async def _run_as_candidate(self) -> None:
+    async def _run_with_leader_election(self) -> None:
         """Run the controller while holding the Lease."""
         identity = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
         elector = LeaderElector(self._client, self._options.lease_namespace, self._options.lease_name, identity)
