@@ -19,14 +19,14 @@ from finetune_api.structural_schema import to_structural
 
 COLUMNS: list[Schema] = [
     {"name": "Status", "type": "string", "jsonPath": '.status.conditions[?(@.type=="Succeeded")].reason'},
-    {
-        "name": "Progress",
-        "type": "number",
-        "jsonPath": ".status.progress.percentage",
-        "description": "Percent of the planned steps",
-    },
-    {"name": "Step", "type": "integer", "jsonPath": ".status.progress.step"},
+    {"name": "Progress", "type": "string", "jsonPath": ".status.progress.summary"},
     {"name": "Loss", "type": "number", "jsonPath": '.status.metrics[?(@.name=="train/loss")].value'},
+    {
+        "name": "Best",
+        "type": "number",
+        "jsonPath": ".status.best.value",
+        "description": "Best value of the metric that selects the best checkpoint",
+    },
     {"name": "ETA", "type": "string", "jsonPath": ".status.progress.estimatedCompletionTime"},
     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
     {"name": "Attempt", "type": "integer", "jsonPath": ".status.attempt", "priority": 1},
