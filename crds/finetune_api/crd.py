@@ -7,10 +7,12 @@ distinguished from what the user set.
 from __future__ import annotations
 
 import sys
+from copy import deepcopy
 from io import StringIO
 from pathlib import Path
 
 from ruamel.yaml import YAML
+from ruamel.yaml.scalarstring import walk_tree
 
 from finetune_api.descriptions import Schema, move_defaults
 from finetune_api.job import ALWAYS_MUTABLE, FineTuneJob, JobSpec
@@ -79,7 +81,8 @@ def to_yaml(document: Schema) -> str:
     yaml.default_flow_style = False
     yaml.width = 120
     yaml.representer.ignore_aliases = lambda *_: True
-    stream = StringIO()
+    document, stream = deepcopy(document), StringIO()
+    walk_tree(document)  # multi-line strings as literal blocks
     yaml.dump(document, stream)
     return "# Generated from finetune_api by `make generate`; edit the models instead.\n" + stream.getvalue()
 

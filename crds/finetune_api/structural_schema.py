@@ -78,8 +78,8 @@ def _flatten_union(union: Schema, definitions: dict[str, Schema]) -> Schema:
 
 def _merge_properties(members: dict[str, Schema]) -> Schema:
     """The fields of all members; a field must have the same constraints in all members that have it."""
-    summaries = " ".join(f"{tag}: {member['description']}" for tag, member in members.items())
-    description = f"Type, which determines the fields that may be set. {summaries}"
+    summaries = "\n".join(f"- {tag}: {member['description']}" for tag, member in members.items())
+    description = f"Type, which determines the fields that may be set:\n{summaries}"
     merged: Schema = {"type": {"type": "string", "enum": list(members), "description": description}}
     for name, tags in _types_by_field(members).items():
         variants = {tag: members[tag]["properties"][name] for tag in tags}

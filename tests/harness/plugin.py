@@ -25,7 +25,8 @@ CANNOT_RUN = pytest.StashKey[dict[str, str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the markers, and a place for what cannot run."""
+    """Register the markers, and a place for what cannot run; start the fork server."""
+    config.addinivalue_line("markers", "independent: shares no costly fixture with other tests of its file")
     config.addinivalue_line("markers", "cluster: needs a real API server (started by the harness, no root)")
     config.addinivalue_line("markers", "e2e: needs a real node (started by the harness, as root)")
     config.stash[CANNOT_RUN] = {}
@@ -43,10 +44,15 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests one worker of pytest-xdist runs: those of a file, and all that share the node."""
+    """Say which tests one worker of pytest-xdist runs: those of a file, and all that share the node.
+
+    A mark `xdist_group` of their own sets other bounds; tests marked `independent` run in any worker.
+    """
     for item in items:
-        shares_node = "node" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("node" if shares_node else item.path.stem))
+        if "node" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("node"))
+        elif not any(item.get_closest_marker(name) for name in ("xdist_group", "independent")):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
