@@ -1,8 +1,6 @@
 """Every error of the user is one message on stderr and an exit code, never a traceback."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,8 @@ from finetune_api.exit_codes import ExitCode
 from finetune_trainer import errors
 from finetune_trainer.cli import main
 from finetune_trainer.training import run as trainer
+from harness import forkserver
+from harness.processes import wait_until
 
 ERRORS = {
     "unknown field": ("cycles: 2", "cycels: 2", "did you mean 'cycles'"),
@@ -100,21 +100,14 @@ def test_each_error_has_its_exit_code(
 
 
 def test_sigterm_writes_a_checkpoint_and_exits_with_75(work: Any) -> None:
-    command = [
-        sys.executable,
-        "-c",
-        "from finetune_trainer.cli.main import main; main()",
-        "run",
-        work.job,
-        *work.claim_paths(),
-    ]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([*command, "--set", "training.epochs=100000"], **pipes) as running:
-        next(line for line in running.stdout if "  step " in line)
-        running.terminate()
-        _, stderr = running.communicate(timeout=60)
-    assert running.returncode == ExitCode.INTERRUPTED
-    assert stderr.startswith("stopped: interrupted after step ")
+    log, errors_log = work.folder / "stdout", work.folder / "stderr"
+    with log.open("w") as stdout, errors_log.open("w") as stderr:
+        arguments = ["run", work.job, *work.claim_paths(), "--set", "training.epochs=100000"]
+        running = forkserver.start([forkserver.script("finetune"), *arguments], stdout=stdout, stderr=stderr)
+    wait_until("a step", lambda: "  step " in log.read_text(), 120)
+    running.terminate()
+    assert running.wait(60) == ExitCode.INTERRUPTED
+    assert errors_log.read_text().startswith("stopped: interrupted after step ")
     assert list(work.folder.glob("claims/out/tiny/.checkpoints/*/step-*"))
 
 

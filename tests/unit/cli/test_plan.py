@@ -151,6 +151,7 @@ def test_missing_model_still_shows_the_modules(plan: Plan) -> None:
     assert re.search(r"head +\? +SGD", result.stdout)
 
 
+@pytest.mark.usefixtures("empty_hub")
 def test_schedule_error_is_reported_without_the_model(plan: Plan) -> None:
     modules = MODULES.replace("learningRate: 1e-4}", "learningRate: 1e-4}, schedule: [{type: Constant, steps: 500}]")
     result = plan(None, modules, source="hf://nobody/nothing")
@@ -187,7 +188,7 @@ def test_unsupported_task_still_shows_the_model(plan: Plan) -> None:
 def test_unclear_task_still_shows_the_model(plan: Plan) -> None:
     result = plan(unclear())
     assert result.exit_code == 2
-    assert "task: not clear from the model's config" in result.stderr
+    assert "task: cannot be inferred from the model's config" in result.stderr
     assert re.search(r"BertModel  39 tensors", result.stdout)
     assert "no preset matches this model" in result.stdout
 

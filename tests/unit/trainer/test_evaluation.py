@@ -5,7 +5,7 @@ import math
 import pytest
 
 from finetune_api.defaults import EffectiveEvaluation
-from finetune_api.evaluation import Every
+from finetune_api.evaluation import Interval
 from finetune_trainer.training.evaluation import Evaluation, Judge, is_due
 
 
@@ -66,12 +66,12 @@ def test_without_early_stopping_patience_is_endless() -> None:
 @pytest.mark.parametrize(
     ("every", "expected"),
     [
-        (Every(steps=4), [4, 8, 12]),
-        (Every(epochs=1.0), [5, 10]),
-        (Every(epochs=0.5), [2, 5, 8, 10, 12]),
-        (Every(epochs=2.0), [10]),
-        (Every(epochs=0.1), list(range(1, 13))),
+        (Interval(steps=4), [4, 8, 12]),
+        (Interval(epochs=1.0), [5, 10]),
+        (Interval(epochs=0.5), [2, 5, 8, 10, 12]),
+        (Interval(epochs=2.0), [10]),
+        (Interval(epochs=0.1), list(range(1, 13))),
     ],
 )
-def test_intervals(every: Every, expected: list[int]) -> None:
+def test_intervals(every: Interval, expected: list[int]) -> None:
     assert [step for step in range(1, 13) if is_due(every, step, steps_per_epoch=5)] == expected

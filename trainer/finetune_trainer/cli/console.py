@@ -90,21 +90,21 @@ class TerminalDisplay(Display):
     def on_message(self, text: str) -> None:
         self._console.print(Text(text, "dim"))
 
-    def on_plan(self, plan: RunPlan, resumed_step: int) -> None:
+    def on_train_begin(self, plan: RunPlan, resumed_step: int) -> None:
         self._plan = plan
         self.print_view(render_plan(plan))
         self._live = Live(get_renderable=self._view, console=self._console, refresh_per_second=5, transient=True)
         self._live.start()
 
-    def on_step(self, record: StepRecord) -> None:
+    def on_step_end(self, record: StepRecord) -> None:
         self._record = record
         self._evaluating = None
         self._losses.append(record.loss)
 
-    def on_evaluation_progress(self, done: int, total: int) -> None:
+    def on_prediction_step(self, done: int, total: int) -> None:
         self._evaluating = (done, total)
 
-    def on_evaluation(self, record: EvaluationRecord) -> None:
+    def on_evaluate(self, record: EvaluationRecord) -> None:
         self._evaluating = None
         line = Text.assemble(
             ("evaluation ", "bold"),
@@ -117,10 +117,10 @@ class TerminalDisplay(Display):
         self._evaluating = None
         self._console.print(Text.assemble(("test set ", "bold"), describe_metrics(record.metrics)))
 
-    def on_checkpoint(self, record: CheckpointRecord) -> None:
+    def on_save(self, record: CheckpointRecord) -> None:
         self._console.print(Text(f"checkpoint at step {record.step:,}", "dim"))
 
-    def on_end(self, report: Report) -> None:
+    def on_run_end(self, report: Report) -> None:
         self.close()
 
     def close(self) -> None:
@@ -199,18 +199,18 @@ class PlainDisplay(Display):
     def on_message(self, text: str) -> None:
         self.print_line(text)
 
-    def on_plan(self, plan: RunPlan, resumed_step: int) -> None:
+    def on_train_begin(self, plan: RunPlan, resumed_step: int) -> None:
         self.print_line("the plan:")
         self.print_view(render_plan(plan))
 
-    def on_step(self, record: StepRecord) -> None:
+    def on_step_end(self, record: StepRecord) -> None:
         now = self._clock()
         if now - self._last < LOG_INTERVAL and record.step != record.planned_steps:
             return
         self._last = now
         self.print_line("  ".join(filter(None, _step_fields(record))))
 
-    def on_evaluation(self, record: EvaluationRecord) -> None:
+    def on_evaluate(self, record: EvaluationRecord) -> None:
         fields = (
             f"evaluation at step {record.step:,}",
             f"epoch {record.epoch:.2f}",
@@ -222,7 +222,7 @@ class PlainDisplay(Display):
     def on_test(self, record: TestRecord) -> None:
         self.print_line(f"test set  {describe_metrics(record.metrics)}")
 
-    def on_checkpoint(self, record: CheckpointRecord) -> None:
+    def on_save(self, record: CheckpointRecord) -> None:
         self.print_line(f"checkpoint at step {record.step:,}: {record.path}")
 
 

@@ -25,7 +25,7 @@ from finetune_trainer.cli.describe import describe_optimizer, describe_schedule,
 from finetune_trainer.cli.plan_table import module_color
 from finetune_trainer.formatting import format_number
 from finetune_trainer.plan import ModulePlan, SchedulePlan
-from finetune_trainer.reporting.metrics_jsonl import Record
+from finetune_trainer.reporting.metrics_jsonl import MetricsRecord
 
 TEXT_COLOR, MUTED_COLOR, SPINE_COLOR, GRID_COLOR = "#2b2b33", "#84848f", "#c9c9d1", "#ececf1"
 METRIC_COLORS = ("#ee7733", "#009988", "#aa4499", "#997700", "#555560")
@@ -45,7 +45,7 @@ class History:
     evaluations: tuple[EvaluationRecord, ...]
 
     @classmethod
-    def from_records(cls, records: Iterable[Record]) -> History:
+    def from_records(cls, records: Iterable[MetricsRecord]) -> History:
         """The history of a run, downsampled if it is long."""
         found = list(records)
         steps = [record for record in found if isinstance(record, StepRecord)]

@@ -18,8 +18,7 @@ from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.cli.console import Display
 from finetune_trainer.cli.describe import describe_metrics
 from finetune_trainer.cli.plan_table import DASH
-from finetune_trainer.reporting.metrics_jsonl import NAME as METRICS
-from finetune_trainer.reporting.metrics_jsonl import read
+from finetune_trainer.reporting.metrics_jsonl import METRICS_FILE, read_records
 from finetune_trainer.training.export import RUN
 
 PLOT = "training.png"
@@ -40,7 +39,7 @@ def print_summary(job: FineTuneJob, claim_paths: ClaimPaths, report: Report, dis
         display.print_line(f"test set  {describe_metrics({name: it for name, it in test.items() if name != 'step'})}")
     display.print_line(report.message)
     display.print_line(f"  model    {folder}")
-    display.print_line(f"  metrics  {folder / METRICS}")
+    display.print_line(f"  metrics  {folder / METRICS_FILE}")
     display.print_line(f"  plot     {_save_plot(folder, job.name, metric)}")
 
 
@@ -49,7 +48,7 @@ def _save_plot(folder: Path, title: str, metric: str) -> str:
     try:
         from finetune_trainer.cli import plots  # its import is a part of what may fail
 
-        history = plots.History.from_records(read(folder / METRICS))
+        history = plots.History.from_records(read_records(folder / METRICS_FILE))
         return str(plots.save_figure(plots.plot_training(history, title, metric), folder / PLOT))
     except Exception as error:  # noqa: BLE001
         return f"not saved: {type(error).__name__}: {error}"

@@ -67,7 +67,7 @@ class PretrainedSource:
             is_hub = locate(self.source).scheme == "hf"
             if is_hub and (explanation := hub.explain(error, self._repository)):
                 raise explanation from error
-            kind = RunError if hub.may_pass(error) else UserError
+            kind = RunError if hub.is_transient(error) else UserError
             reason = hub.first_line(error)
             message = f"model.source: {self.source}: cannot load the {what} from {self.name_or_path}: {reason}"
             raise kind(message) from error
@@ -182,7 +182,7 @@ def configure_model(model: PreTrainedModel, task: Task, processors: Processors, 
     Raises:
         UserError: the model does not support activation checkpointing.
     """
-    if task.pads_by_config and model.config.get_text_config().pad_token_id is None:
+    if task.uses_config_pad_token and model.config.get_text_config().pad_token_id is None:
         # Not before the model is built: it would never train the embedding of this token, which may be a regular one.
         model.config.get_text_config().pad_token_id = processors.tokenizer.pad_token_id
     if activation_checkpointing:
@@ -199,8 +199,8 @@ def load_processors(
     """
     from finetune_trainer.tasks.base import Processors
 
-    images = _load_image_processor(pretrained) if task.reads_images else None
-    if not task.reads_text:
+    images = _load_image_processor(pretrained) if task.uses_images else None
+    if not task.uses_text:
         if max_length:
             raise UserError(f"data.maxLength: {max_length}: task {type(task).__name__} reads no text; remove it")
         return Processors(None, images, None)
@@ -256,19 +256,20 @@ def _reinitialize_head(model: PreTrainedModel, task: Task) -> list[str]:
 
     They are the weights whose shape depends on the number of classes.
     """
+    from finetune_trainer.compat.hf_transformers import reinitialize
+
     one_more = copy.deepcopy(model.config)
     one_more.num_labels = len(model.config.id2label or ()) + 1
     others = dict(build_meta_model(task.auto_class, one_more).named_parameters())
     names = [name for name, weight in model.named_parameters() if weight.shape != others[name].shape]
     for name in {name.rpartition(".")[0] for name in names}:
-        head = model.get_submodule(name)
-        for weight in head.parameters(recurse=False):
-            weight._is_hf_initialized = False  # type: ignore[attr-defined]
-        model._init_weights(head)  # type: ignore[no-untyped-call]
+        reinitialize(model, name)
     return names
 
 
 def _enable_activation_checkpointing(model: PreTrainedModel) -> None:
+    from finetune_trainer.compat.hf_transformers import disable_input_require_grads
+
     try:
         model.activation_checkpointing_enable({"use_reentrant": False})
     except ValueError as error:
@@ -276,8 +277,7 @@ def _enable_activation_checkpointing(model: PreTrainedModel) -> None:
             f"training.activationCheckpointing: models of type {model.config.model_type} do not support it; remove it"
         ) from error
     # Without reentrance the inputs need no gradient, and frozen embeddings no backward pass.
-    if hasattr(model, "_require_grads_hooks"):
-        model.disable_input_require_grads()  # type: ignore[no-untyped-call]
+    disable_input_require_grads(model)
 
 
 def _max_length(tokenizer: Any, config: PretrainedConfig) -> int | None:

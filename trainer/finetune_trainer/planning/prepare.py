@@ -12,12 +12,12 @@ from finetune_api.job import FineTuneJob
 from finetune_api.suggestions import closest_match
 from finetune_trainer import data
 from finetune_trainer.claims import ClaimPaths
-from finetune_trainer.data import BadRows, Dataset
+from finetune_trainer.data import BadRowPolicy, Dataset
 from finetune_trainer.errors import UserError
 from finetune_trainer.plan import RunPlan
 from finetune_trainer.planning import model_loader
 from finetune_trainer.planning.run_plan import plan_run
-from finetune_trainer.tasks import Task, detect, find
+from finetune_trainer.tasks import Task, get_task, infer_task
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -54,21 +54,21 @@ def prepare(job: FineTuneJob, claim_paths: ClaimPaths) -> PreparedRun:
     """
     pretrained = model_loader.resolve_model(job.spec.model, claim_paths)
     config = model_loader.load_config(pretrained)
-    task_name = job.spec.task or detect(config)
-    kind = find(task_name)
+    task_name = job.spec.task or infer_task(config)
+    task_class = get_task(task_name)
     training = job.spec.training
-    kind.check_batches(training.batch_size, training.micro_batch_size or training.batch_size)
+    task_class.check_batch_size(training.batch_size, training.micro_batch_size or training.batch_size)
     job = with_defaults(job, task_name)
     spec = job.spec
-    bad_rows = data.BadRows.of(spec.data)
-    whole, train, validation, test = _open_data(job, kind, claim_paths, bad_rows)
-    task = kind.fit(config, whole)
-    check_metric(spec.evaluation.metric, task.metrics)
+    bad_rows = BadRowPolicy.from_spec(spec.data)
+    whole, train, validation, test = _open_data(job, task_class, claim_paths, bad_rows)
+    task = task_class.build(config, whole)
+    check_metric(spec.evaluation.metric, task.metric_names)
     if bad_rows.skip:  # before samples are counted; with onBadRow: Fail, a run checks the rows once it has processors
         processors = model_loader.load_processors(pretrained, task, config, spec.data.max_length)
-        train = bad_rows.drop(train, task.problems(train, processors))
-        validation = bad_rows.drop(validation, task.problems(validation, processors)) if validation else None
-        test = bad_rows.drop(test, task.problems(test, processors)) if test else None
+        train = bad_rows.drop_rows(train, task.find_problems(train, processors))
+        validation = bad_rows.drop_rows(validation, task.find_problems(validation, processors)) if validation else None
+        test = bad_rows.drop_rows(test, task.find_problems(test, processors)) if test else None
     parameters = model_loader.list_parameters(model_loader.build_meta_model(task.auto_class, config))
     plan = plan_run(job, parameters, len(train), len(validation) if validation else 0)
     return PreparedRun(task, pretrained, config, train, validation, test, plan, tuple(bad_rows.notes()))
@@ -88,29 +88,30 @@ def check_metric(metric: str, available: Sequence[str]) -> None:
 
 
 def _open_data(
-    job: FineTuneJob, kind: type[Task], claim_paths: ClaimPaths, bad_rows: BadRows
+    job: FineTuneJob, task_class: type[Task], claim_paths: ClaimPaths, bad_rows: BadRowPolicy
 ) -> tuple[Dataset, Dataset, Dataset | None, Dataset | None]:
     """All of `data.train`, then training, validation and test set, with the columns that the task needs."""
     spec = job.spec.data
-    layout = data.find(spec.train, "data.train", claim_paths)
-    table = data.read(layout, bad_rows)
-    names = data.name_columns(table.columns, spec.columns, kind.needs, kind.optional, table.layout.said)
+    data_files = data.resolve_files(spec.train, "data.train", claim_paths)
+    table = data.read_table(data_files, bad_rows)
+    roles = task_class.required_roles, task_class.optional_roles
+    names = data.resolve_columns(table.columns, spec.columns, *roles, table.data_files.field_path)
     whole = _drop_incomplete_rows(table, names, bad_rows)
-    train, validation = data.split(whole, spec, table)
+    train, validation = data.train_validation_split(whole, spec, table)
 
     def other(source: DataSource | Validation | None, field_path: str) -> Dataset | None:
         if source is None or source.source is None:
             return None
-        found = data.find(source, field_path, claim_paths)
-        data.check_apart(found, layout)
-        table = data.read(found, bad_rows)
-        named = data.name_columns(table.columns, Columns(**names), [list(names)], (), table.layout.said)
-        return data.same_classes(_drop_incomplete_rows(table, named, bad_rows), train)
+        found = data.resolve_files(source, field_path, claim_paths)
+        data.check_no_overlap(found, data_files)
+        table = data.read_table(found, bad_rows)
+        named = data.resolve_columns(table.columns, Columns(**names), [list(names)], (), table.data_files.field_path)
+        return data.align_labels(_drop_incomplete_rows(table, named, bad_rows), train)
 
     return whole, train, validation or other(spec.validation, "data.validation"), other(spec.test, "data.test")
 
 
-def _drop_incomplete_rows(table: data.Table, columns: Mapping[str, str], bad_rows: BadRows) -> Dataset:
+def _drop_incomplete_rows(table: data.Table, columns: Mapping[str, str], bad_rows: BadRowPolicy) -> Dataset:
     """The rows that have a value in every column that the task reads."""
-    dataset = table.dataset(columns, every_image=bad_rows.skip)
-    return bad_rows.drop(dataset, data.in_order(*map(dataset.missing, columns)))
+    dataset = table.to_dataset(columns, verify_all_images=bad_rows.skip)
+    return bad_rows.drop_rows(dataset, data.merge_problems(*map(dataset.missing_values, columns)))

@@ -173,7 +173,7 @@ def count_samples(job: FineTuneJob, claim_paths: ClaimPaths) -> int:
         raise UserError(f"the length of the run depends on its data. {gap}. Set it with --samples N")
     from finetune_trainer import data
 
-    rows = data.count(data.find(spec.train, "data.train", claim_paths), data.BadRows.of(spec))
+    rows = data.count_rows(data.resolve_files(spec.train, "data.train", claim_paths), data.BadRowPolicy.from_spec(spec))
     train, _ = data.split_sizes(spec, rows)
     return train
 
@@ -222,16 +222,16 @@ def _gaps(model_gap: str | None, data_gap: str | None) -> tuple[str, ...]:
 
 def _find_task(job: FineTuneJob, config: PretrainedConfig) -> tuple[str | None, UserError | None]:
     """The task, and why a run would reject it."""
-    from finetune_trainer.tasks import detect, find
+    from finetune_trainer.tasks import get_task, infer_task
 
     if job.spec.task is not None:
         return job.spec.task, None
     try:
-        task = detect(config)
+        task = infer_task(config)
     except UserError as unclear:
         return None, unclear
     try:
-        find(task)
+        get_task(task)
     except UserError as unsupported:
         return task, unsupported
     return task, None
@@ -258,9 +258,9 @@ def _build_model(config: PretrainedConfig, task: str | None) -> PreTrainedModel:
     from transformers import AutoModel
 
     from finetune_trainer.planning.model_loader import build_meta_model
-    from finetune_trainer.tasks import auto_class
+    from finetune_trainer.tasks import get_auto_class
 
-    return build_meta_model(auto_class(task) if task else AutoModel, config)
+    return build_meta_model(get_auto_class(task) if task else AutoModel, config)
 
 
 def _match_parameters(job: DefaultedJob, model: PreTrainedModel) -> ModelParameters:

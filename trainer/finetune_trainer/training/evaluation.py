@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from finetune_api.defaults import EffectiveEvaluation
-from finetune_api.evaluation import Every
+from finetune_api.evaluation import Interval
 from finetune_api.schedules import EvalResult
 
 
@@ -62,7 +62,7 @@ class Judge:
         return waited >= stopping.patience
 
 
-def is_due(every: Every, step: int, steps_per_epoch: int) -> bool:
+def is_due(every: Interval, step: int, steps_per_epoch: int) -> bool:
     """Whether something that happens so often happens after `step` optimizer steps."""
     if every.steps is not None:
         return step % every.steps == 0

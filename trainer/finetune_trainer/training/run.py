@@ -17,9 +17,9 @@ from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.errors import RunError, UserError
 from finetune_trainer.planning import model_loader
 from finetune_trainer.planning.prepare import PreparedRun, prepare
-from finetune_trainer.reporting.metrics_jsonl import NAME as METRICS
-from finetune_trainer.reporting.metrics_jsonl import MetricsFile, cut_back, tested_at
-from finetune_trainer.reporting.tracker import Tracker, serving
+from finetune_trainer.reporting.metrics_jsonl import METRICS_FILE, MetricsWriter, find_test_record, truncate
+from finetune_trainer.reporting.prometheus import serve_metrics
+from finetune_trainer.reporting.tracker import StatusTracker
 from finetune_trainer.tasks import Processors
 from finetune_trainer.training import checkpoint as saved
 from finetune_trainer.training import device, export, optimizers, rng
@@ -59,10 +59,10 @@ def run(job: FineTuneJob, options: RunOptions, callback: Callback) -> Report:
     Raises:
         RunError: it did not end well; `exit_code` and `reason` say how.
     """
-    tracker = Tracker()
+    tracker = StatusTracker()
     everyone = CallbackList((tracker, callback))
     try:
-        with watch_signals() as stop, serving(tracker, options.metrics_port):
+        with watch_signals() as stop, serve_metrics(tracker, options.metrics_port):
             destination = options.claims.destination(job.destination)
             checkpoints = Checkpoints.of(job, destination, options.attempt)
             report = _run(_Session(job, options, everyone, tracker, stop, destination, checkpoints))
@@ -76,7 +76,7 @@ def run(job: FineTuneJob, options: RunOptions, callback: Callback) -> Report:
 def _end(report: Report, options: RunOptions, callback: Callback) -> None:
     """Say the last word to everybody; what goes wrong with that must not hide how the run ended."""
     with closing(callback):
-        callback.on_end(report)
+        callback.on_run_end(report)
         with suppress(OSError):
             _write(report, options)
 
@@ -93,14 +93,14 @@ class _Session:
     job: FineTuneJob
     options: RunOptions
     callback: Callback
-    tracker: Tracker
+    tracker: StatusTracker
     stop: Stop
     destination: Path
     checkpoints: Checkpoints
 
     @property
     def metrics(self) -> Path:
-        return self.checkpoints.folder / METRICS
+        return self.checkpoints.folder / METRICS_FILE
 
 
 def _run(session: _Session) -> Report:
@@ -128,7 +128,7 @@ def _set_up(prepared: PreparedRun, callback: Callback) -> Setup:
     processors = model_loader.load_processors(prepared.pretrained, task, prepared.config, spec.data.max_length)
     if spec.data.on_bad_row == "Fail":
         for part in filter(None, (prepared.train, prepared.validation, prepared.test)):
-            for problem in task.problems(part, processors):
+            for problem in task.find_problems(part, processors):
                 raise UserError(part.describe(problem))
     callback.on_message(f"loading {prepared.pretrained.source}")
     model, new = model_loader.load_model(prepared.pretrained, task, prepared.config)
@@ -207,12 +207,12 @@ def _check_same_data(checkpoint: Checkpoint, setup: Setup) -> None:
 
 
 def _train(session: _Session, setup: Setup, progress: Progress) -> None:
-    cut_back(session.metrics, progress.step, progress.evaluated)
-    session.tracker.recall(session.metrics)
-    with closing(MetricsFile(session.metrics)) as metrics:
+    truncate(session.metrics, progress.step, progress.evaluated)
+    session.tracker.restore(session.metrics)
+    with closing(MetricsWriter(session.metrics)) as metrics:
         pulse = Pulse()
         callback = CallbackList((session.callback, metrics, pulse))
-        callback.on_plan(setup.plan, progress.step)
+        callback.on_train_begin(setup.plan, progress.step)
         loop = Loop(setup, progress, session.checkpoints, callback, session.stop)
         loop.before_save = metrics.flush
         with _watching(session, pulse):
@@ -268,9 +268,9 @@ def _conclude(session: _Session, setup: Setup, progress: Progress, pulse: Pulse)
 
 def _test(session: _Session, setup: Setup, progress: Progress, pulse: Pulse) -> TestRecord:
     """Evaluate the test set, unless an attempt before this one has, and was interrupted after it."""
-    if earlier := tested_at(session.metrics, progress.step):
+    if earlier := find_test_record(session.metrics, progress.step):
         return earlier
-    with closing(MetricsFile(session.metrics)) as metrics:
+    with closing(MetricsWriter(session.metrics)) as metrics:
         callback = CallbackList((session.callback, metrics, pulse))
         record = Loop(setup, progress, session.checkpoints, callback, session.stop).test()
         metrics.flush()
