@@ -63,7 +63,7 @@ def run(job: FineTuneJob, options: RunOptions, callback: Callback) -> Report:
     everyone = CallbackList((tracker, callback))
     try:
         with watch_signals() as stop, serve_metrics(tracker, options.metrics_port):
-            destination = options.claims.destination(job.destination)
+            destination = options.claims.create_destination(job.destination)
             checkpoints = Checkpoints.of(job, destination, options.attempt)
             report = _run(_Session(job, options, everyone, tracker, stop, destination, checkpoints))
     except BaseException as error:
