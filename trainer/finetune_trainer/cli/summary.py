@@ -14,7 +14,7 @@ from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.cli.console import Display
 from finetune_trainer.cli.plan_table import metrics_phrase, result_table
 from finetune_trainer.reporting.metrics_jsonl import METRICS_FILE, read_records
-from finetune_trainer.training.export import RUN
+from finetune_trainer.training.export import RUN_FILE
 
 PICTURE = "training.png"
 
@@ -22,7 +22,7 @@ PICTURE = "training.png"
 def conclude(job: FineTuneJob, claim_paths: ClaimPaths, report: Report, display: Display) -> None:
     """Say what became of a run and where everything is; draw its picture."""
     folder = claim_paths.destination(job.destination)
-    told = json.loads((folder / RUN).read_text())
+    told = json.loads((folder / RUN_FILE).read_text())
     metric = told["spec"]["evaluation"]["metric"]
     before, after = told["metrics"]["first"], told["metrics"]["last"]
     if told["spec"]["checkpoint"]["keepBest"]:
