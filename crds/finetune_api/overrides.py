@@ -1,74 +1,91 @@
-"""`--set path=value`: change one field of a manifest without editing it.
+"""`--set path=value`: changes one field of a manifest without editing the file.
 
-A path walks the manifest's own words from `spec` on; list items are named by their `name` or by their position:
-`modules.visual.optimizer.learningRate=1e-4`, `modules.textual.schedule.0.steps=50`.
+A path is relative to `spec`, or starts with `spec` or `metadata`. List items are selected by name or by index:
+`modules.visual.optimizer.learningRate=1e-4`, `spec.modules[0].schedule[1].steps=50`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from finetune_api.kubectl_yaml import ReadingError, read
+from finetune_api.field_paths import format_path, split_path
+from finetune_api.kubectl_yaml import FieldPath, PathElement, YamlParseError, parse_yaml
+from finetune_api.suggestions import closest_match
+
+ROOTS = ("spec", "metadata")
 
 
 class OverrideError(ValueError):
-    """A `--set` that cannot be applied; the message names the setting and what would be possible."""
+    """An override that cannot be applied; the message names what was found and what was expected."""
 
 
-def apply_overrides(document: dict[str, Any], settings: list[str] | tuple[str, ...]) -> None:
-    """Apply `path=value` settings to a manifest in place.
+def apply_override(manifest: dict[str, Any], override: str) -> FieldPath:
+    """Apply one `path=value` to a manifest in place.
+
+    Returns:
+        The path of the field that was set.
 
     Raises:
-        OverrideError: no `=`, no such list item, or a path through something that holds nothing.
+        OverrideError: it is not of the form `path=value`, or its path leads nowhere.
     """
-    for setting in settings:
-        path, equals, value = setting.partition("=")
-        if not equals or not path:
-            raise OverrideError(f"--set {setting!r}: expected path=value, e.g. training.epochs=1")
-        spec = document.get("spec")
-        if not isinstance(spec, dict):
-            spec = document["spec"] = {}
-        _place(spec, path.removeprefix("spec.").split("."), _scalar(value, setting), setting)
+    text, equals, value = override.partition("=")
+    try:
+        keys = split_path(text)
+    except ValueError:
+        keys = []
+    if not (equals and keys):
+        raise OverrideError("expected path=value, e.g. training.epochs=1")
+    if keys[0] not in ROOTS:
+        keys = ["spec", *keys]
+    return _set_value(manifest, keys, _parse_value(value))
 
 
-def _place(node: Any, keys: list[str], value: object, setting: str) -> None:
+def _set_value(manifest: Any, keys: list[str], value: object) -> FieldPath:
+    node = manifest
+    path: FieldPath = ()
     for key in keys[:-1]:
-        node = _step(node, key, setting)
-    last = keys[-1]
-    if isinstance(node, list):
-        node[_position(node, last, setting)] = value
-    else:
-        node[last] = value
+        node, path = _child(node, key, path)
+    last = _list_index(node, keys[-1], path) if isinstance(node, list) else keys[-1]
+    node[last] = value
+    return (*path, last)
 
 
-def _step(node: Any, key: str, setting: str) -> Any:
-    if isinstance(node, list):
-        return node[_position(node, key, setting)]
-    child = node.setdefault(key, {})
+def _child(node: Any, key: str, path: FieldPath) -> tuple[Any, FieldPath]:
+    """The mapping or list below a key, which is created if there is none."""
+    is_list = isinstance(node, list)
+    element: PathElement = _list_index(node, key, path) if is_list else key
+    child = node[element] if is_list or element in node else None
     if child is None:
-        child = node[key] = {}
+        child = node[element] = {}
+    child_path = (*path, element)
     if not isinstance(child, dict | list):
-        raise OverrideError(f"--set {setting!r}: {key} is {child!r}, which has nothing inside")
-    return child
+        raise OverrideError(f"{format_path(child_path)} is {child!r}, which has no fields")
+    return child, child_path
 
 
-def _position(items: list[Any], key: str, setting: str) -> int:
+def _list_index(items: list[Any], key: str, path: FieldPath) -> int:
     names = [item.get("name") if isinstance(item, dict) else None for item in items]
     if key in names:
         return names.index(key)
     if key.isdigit() and int(key) < len(items):
         return int(key)
-    choices = ", ".join(str(name) for name in names if name) or f"0 to {len(items) - 1}"
-    raise OverrideError(f"--set {setting!r}: no item {key!r} here; there is {choices}")
+    near = closest_match(key, [str(name) for name in names if name])
+    hint = f"; did you mean {near!r}?" if near else ""
+    choices = ", ".join(f"{index} ({name})" if name else str(index) for index, name in enumerate(names)) or "none"
+    raise OverrideError(f"{format_path(path)} has no item {key!r}; available: {choices}{hint}")
 
 
-def _scalar(text: str, setting: str) -> object:
-    """The value as it would be read from a file: `1e-4` is a number, `true` a boolean, `[a, b]` a list."""
+def _parse_value(text: str) -> object:
+    """The value as a file would define it: `1e-4` is a number, `true` a boolean, `[a, b]` a list.
+
+    Raises:
+        OverrideError: parsers disagree about the value.
+    """
     try:
-        documents = read(text)
-    except ReadingError:
+        documents = parse_yaml(text)
+    except YamlParseError:
         return text
     for document in documents:
-        for _, problem in document.ambiguous:
-            raise OverrideError(f"--set {setting!r}: {problem}")
+        for _, message in document.ambiguous:
+            raise OverrideError(message)
     return documents[0].value if documents else None

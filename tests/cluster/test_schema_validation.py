@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from finetune_api.job import parse
-from finetune_api.loading import check_file
+from finetune_api.loading import check_manifests
 from harness.api import Api
 from harness.cluster import Cluster
 
@@ -188,14 +188,14 @@ def server_error(api: Api, body: dict[str, Any]) -> str | None:
 
 
 def our_error(body: dict[str, Any]) -> str | None:
-    verdict = check_file(json.dumps(body), "job.json")[0]
+    result = check_manifests(json.dumps(body), "job.json")[0]
     try:
         parse(body)
     except ValidationError:
-        assert verdict.issues
+        assert result.issues
     else:
-        assert not verdict.issues
-    return "\n".join(str(issue) for issue in verdict.issues) or None
+        assert not result.issues
+    return "\n".join(str(issue) for issue in result.issues) or None
 
 
 @pytest.mark.parametrize("spec", [VALID, MINIMAL], ids=["valid", "minimal"])

@@ -1,4 +1,4 @@
-"""What the real kubectl reads in a manifest, `finetune validate` reads too, or says that it has to be quoted."""
+"""`finetune validate` parses every manifest as the real kubectl does, or reports that a value has to be quoted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.kubectl_yaml import ReadingError, kubectl_reads, read
+from finetune_api.kubectl_yaml import YamlParseError, parse_kubectl_scalar, parse_yaml
 from harness.api import Api
 from harness.cluster import Cluster
 
@@ -24,7 +24,7 @@ NULL nUll none None 0 00 -0 -0.0 +1 -1 010 -010 +010 0777 08 09 +08 0_1 0o10 0O1
 9223372036854775807 9223372036854775808 18446744073709551615 18446744073709551616
 123456789012345678901234567890 .inf -.inf +.inf .Inf .INF inf Infinity .nan .NaN .NAN nan NaN 1:30 190:20:30
 1:30.5 12:30:45 2001-01-01 2001-1-1 2001-01-01T00:00:00Z 2001-12-14t21:59:43.10-05:00 = << 1,000 é hello
-""".split()  # noqa: SIM905 - a list of 150 words reads better without quotes
+""".split()  # noqa: SIM905 - a list of 150 words is easier to read without quotes
 QUOTED = ['"y"', "'010'", '"\\x41"', '"\\u263a"', '"~"', "''", '""', "'1e3'"]
 SHAPES = [
     "", "[]", "{}", "[y, 1, .5]", "{a: 010}", "hello # comment", "a b", "a\tb", "|\n    x\n    y", ">-\n    x\n    y",
@@ -46,44 +46,44 @@ def manifest(written: str) -> str:
 
 @pytest.fixture(scope="module")
 def kubectl_read(control_plane: Cluster, api: Api) -> dict[str, Any]:
-    """What the real kubectl makes of each; an exception's text where it refuses."""
+    """What the real kubectl reads; a `YamlParseError` where it rejects the manifest."""
 
     def ask(written: str) -> Any:
         command = ("create", "--dry-run=client", "--validate=false", "--output=json", "--filename=-")
         done = control_plane.try_kubectl(*command, input=manifest(written))
-        return ReadingError(done.stderr) if done.returncode else json.loads(done.stdout)["spec"].get("field")
+        return YamlParseError(done.stderr) if done.returncode else json.loads(done.stdout)["spec"].get("field")
 
     with ThreadPoolExecutor(4) as pool:
         return dict(zip(WRITTEN, pool.map(ask, WRITTEN), strict=True))
 
 
 @pytest.mark.parametrize("written", WRITTEN)
-def test_a_value_is_read_as_kubectl_reads_it_or_flagged(kubectl_read: dict[str, Any], written: str) -> None:
+def test_value_is_parsed_as_kubectl_does_or_flagged(kubectl_read: dict[str, Any], written: str) -> None:
     theirs = kubectl_read[written]
     try:
-        (document,) = read(manifest(written))
-    except ReadingError:
+        (document,) = parse_yaml(manifest(written))
+    except YamlParseError:
         return
     if not document.ambiguous:
-        assert not isinstance(theirs, ReadingError), f"kubectl refuses what we read as {document.value['spec']}"
+        assert not isinstance(theirs, YamlParseError), f"kubectl rejects what we parse as {document.value['spec']}"
         assert exactly(document.value["spec"]["field"]) == exactly(theirs)
 
 
 @pytest.mark.parametrize("written", PLAIN)
-def test_we_know_what_kubectl_reads(kubectl_read: dict[str, Any], written: str) -> None:
-    """So that a message about a plain scalar tells the truth."""
+def test_plain_scalar_is_parsed_as_kubectl_does(kubectl_read: dict[str, Any], written: str) -> None:
+    """Also for flagged scalars, whose message states what kubectl reads."""
     theirs = kubectl_read[written]
-    if not isinstance(theirs, ReadingError):
-        assert exactly(kubectl_reads(written)) == exactly(theirs)
+    if not isinstance(theirs, YamlParseError):
+        assert exactly(parse_kubectl_scalar(written)) == exactly(theirs)
 
 
 @pytest.mark.parametrize("written", ["hello", "a b", "true", "1", "1.5", "2e-5", "1e3", ".5", "2001-01-01", "'y'", "~"])
-def test_what_is_plain_to_everybody_is_not_flagged(kubectl_read: dict[str, Any], written: str) -> None:
-    assert read(manifest(written))[0].ambiguous == ()
+def test_portable_scalar_is_not_flagged(kubectl_read: dict[str, Any], written: str) -> None:
+    assert parse_yaml(manifest(written))[0].ambiguous == ()
 
 
 def exactly(value: Any) -> Any:
-    """A value with its types, so that 1, true and 1.0 are three things; integers beyond 64 bits are floats anywhere."""
+    """A value with its types, so that 1, true and 1.0 differ; integers beyond 64 bits become floats."""
     if isinstance(value, dict):
         return {key: exactly(item) for key, item in value.items()}
     if isinstance(value, list):

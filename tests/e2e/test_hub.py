@@ -1,13 +1,12 @@
 """Models and data sets of the hub: downloaded once, pinned, from the cache without a network, and gated.
 
-Each run is a process of its own, with a cache of its own: the hub's client reads the environment once.
+Each run is a process of its own, with a cache of its own: the hub's client reads the environment once, at its import.
 """
 
 import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,11 @@ import pytest
 
 from e2e.world import ROOT
 from finetune_api.exit_codes import ExitCode
+from harness import forkserver
 from harness.hub import Hub, serving
 from unit.trainer import tiny
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.independent]
 
 GATED_EXAMPLE = ROOT / "examples" / "gated-model" / "job.yaml"
 TOKEN = "hf_" + "x" * 34
@@ -87,14 +87,8 @@ def finetune(
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     endpoint = hub.address if hub else "http://127.0.0.1:9"
     variables = {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "OMP_NUM_THREADS": "1", **(environment or {})}
-    return subprocess.run(
-        [str(Path(sys.executable).with_name("finetune")), "run", *arguments],
-        check=False,
-        timeout=120,
-        capture_output=True,
-        text=True,
-        env=clean | variables,
-        cwd=cwd,
+    return forkserver.run(
+        [forkserver.script("finetune"), "run", *arguments], cwd=cwd, env=clean | variables, timeout=120
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from finetune_api.loading import check_file
+from finetune_api.loading import check_manifests
 from finetune_api.names import ATTEMPT_ENV
 from finetune_trainer.cli.main import app
 
@@ -135,6 +135,7 @@ def test_plan_without_the_data_knows_the_parameters(changed: Any) -> None:
     assert "elsewhere" in found["unknown"][0]
 
 
+@pytest.mark.usefixtures("empty_hub")
 def test_plan_without_the_model_knows_the_steps(changed: Any) -> None:
     work = changed("pvc://tiny/model", "hf://nobody/nothing")
     found = json.loads(work.on_job("plan", "--output", "json").stdout)
@@ -146,7 +147,7 @@ def test_plan_without_the_model_knows_the_steps(changed: Any) -> None:
 @pytest.mark.parametrize("claims", [True, False])
 def test_the_effective_yaml_is_a_valid_job(work: Any, claims: bool) -> None:
     result = work.on_job("plan", "--output", "yaml", claims=claims)
-    (verdict,) = check_file(result.stdout, "effective.yaml")
+    (verdict,) = check_manifests(result.stdout, "effective.yaml")
     assert (verdict.kind, verdict.name, verdict.issues) == ("FineTuneJob", "tiny", ())
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import BertConfig, LlamaConfig, LlavaConfig, PretrainedConfig
 
-from finetune_api.loading import check_file
+from finetune_api.loading import check_manifests
 
 MODULES = """\
   modules:
@@ -151,6 +151,7 @@ def test_a_model_that_is_not_where_it_should_be_still_shows_the_modules(look: Lo
     assert re.search(r"head +\? +SGD", result.stdout)
 
 
+@pytest.mark.usefixtures("empty_hub")
 def test_a_schedule_longer_than_the_data_is_a_mistake_without_the_model_too(look: Look) -> None:
     modules = MODULES.replace("learningRate: 1e-4}", "learningRate: 1e-4}, schedule: [{type: Constant, steps: 500}]")
     result = look(None, modules, source="hf://nobody/nothing")
@@ -201,7 +202,7 @@ def test_a_job_without_modules_is_told_what_it_could_say(look: Look) -> None:
     assert "proposal: preset text classification" in result.stdout
     assert "Without modules, one module 'all' trains everything with AdamW at 5e-5" in result.stdout.replace("\n", " ")
     snippet = result.stdout[result.stdout.index("  modules:\n    #") :]
-    (verdict,) = check_file(JOB.replace("MODEL", "pvc://tiny/model") + snippet, "pasted.yaml")
+    (verdict,) = check_manifests(JOB.replace("MODEL", "pvc://tiny/model") + snippet, "pasted.yaml")
     assert verdict.issues == ()
 
 

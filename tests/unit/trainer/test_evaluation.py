@@ -6,7 +6,7 @@ import re
 import pytest
 
 from finetune_api.defaults import EffectiveEvaluation
-from finetune_api.evaluation import Every
+from finetune_api.evaluation import Interval
 from finetune_trainer.errors import UserError
 from finetune_trainer.training.evaluation import HistoryEntry, MetricTracker, check_metric, is_due
 
@@ -74,12 +74,12 @@ def test_unknown_metric_is_rejected() -> None:
 @pytest.mark.parametrize(
     ("every", "expected"),
     [
-        (Every(steps=4), [4, 8, 12]),
-        (Every(epochs=1.0), [5, 10]),
-        (Every(epochs=0.5), [2, 5, 8, 10, 12]),
-        (Every(epochs=2.0), [10]),
-        (Every(epochs=0.1), list(range(1, 13))),
+        (Interval(steps=4), [4, 8, 12]),
+        (Interval(epochs=1.0), [5, 10]),
+        (Interval(epochs=0.5), [2, 5, 8, 10, 12]),
+        (Interval(epochs=2.0), [10]),
+        (Interval(epochs=0.1), list(range(1, 13))),
     ],
 )
-def test_is_due(every: Every, expected: list[int]) -> None:
+def test_is_due(every: Interval, expected: list[int]) -> None:
     assert [step for step in range(1, 13) if is_due(every, step, steps_per_epoch=5)] == expected

@@ -16,7 +16,7 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from finetune_api.loading import check_file
+from finetune_api.loading import check_manifests
 from finetune_trainer.planning import model_loader, presets
 from finetune_trainer.planning.modules import Parameter, own
 from finetune_trainer.planning.presets import Preset, Proposal, modules_yaml, propose
@@ -171,7 +171,7 @@ def test_each_parameter_has_one_owner_and_the_snippet_is_a_valid_job(architectur
     counts = Counter(owner for names in owned.by_module.values() for owner in names)
     assert counts == Counter(parameter.name for parameter in parameters)
     assert not owned.unmatched
-    (verdict,) = check_file(f"{MANIFEST}{modules_yaml(proposal)}\n", "job.yaml")
+    (verdict,) = check_manifests(f"{MANIFEST}{modules_yaml(proposal)}\n", "job.yaml")
     assert verdict.issues == ()
 
 

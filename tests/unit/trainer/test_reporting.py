@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from finetune_api import trainer_metrics as names
-from finetune_api.status import TERMINATION_MESSAGE_BYTES, Report
+from finetune_api.status import TERMINATION_MESSAGE_BYTES, BestEvaluation, Report
 from finetune_trainer.callbacks import EvaluationRecord, StepRecord
 from finetune_trainer.errors import RunError, UserError
 from finetune_trainer.plan import RunPlan
@@ -74,6 +74,7 @@ def test_collector_exports_the_metric_names_that_the_operator_reads(tracker: Sta
     assert math.isnan(found[names.LOSS, ""])
     assert found[names.EVALUATION, "recall_at_1"] == 0.25
     assert found[names.BEST_EVALUATION, "recall_at_1"] == 0.25
+    assert found[names.BEST_EVALUATION_STEP, "recall_at_1"] == 3
     assert found[names.LEARNING_RATE, "visual"] == 0.1
     assert found[names.GRADIENT_NORM, "textual"] == 2.0
     assert found[names.MODULE_PARAMETERS, "visual"] == 3272
@@ -85,6 +86,13 @@ def test_collector_exports_the_metric_names_that_the_operator_reads(tracker: Sta
     assert found[names.NONFINITE_STEPS, ""] == 1
     assert found[names.ESTIMATED_COMPLETION_TIME, ""] == datetime(2030, 1, 1, tzinfo=UTC).timestamp()
     assert found[names.LAST_STEP_TIME, ""] > 0
+
+
+def test_module_that_trains_from_the_start_is_not_frozen_before_the_first_step(run_plan: RunPlan) -> None:
+    tracker = StatusTracker()
+    tracker.on_train_begin(run_plan, 0)
+    frozen = {module.name: module.frozen for module in tracker.report("Failed", "").modules}
+    assert frozen == {"visual": False, "textual": True, "temperature": True}, "textual is frozen in the first epoch"
 
 
 def test_collector_exports_nothing_before_training_begins() -> None:
@@ -119,10 +127,11 @@ def test_report_has_the_fields_of_the_status(tracker: StatusTracker) -> None:
     assert len(report.message) <= 1024
     assert report.progress is not None
     assert (report.progress.step, report.progress.planned_steps, report.progress.percentage) == (4, 6, 66.67)
+    assert report.progress.summary == "4/6 (66%)"
+    assert report.best == BestEvaluation(metric="eval/recall_at_1", value=0.25, step=3)
     assert {metric.name: metric.value for metric in report.metrics} == {
         "eval/loss": 1.5,
         "eval/recall_at_1": 0.25,
-        "best/recall_at_1": 0.25,
     }
     visual = report.modules[0]
     assert (visual.name, visual.trainable, visual.optimizer, visual.learning_rate) == ("visual", 3272, "AdamW", 0.1)

@@ -5,8 +5,6 @@ import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +16,7 @@ from finetune_api import FineTuneJob
 from finetune_trainer.callbacks import StepRecord
 from finetune_trainer.errors import Interrupted, RunError, UserError
 from finetune_trainer.training.run import RunOptions, run
+from harness import forkserver
 from unit.trainer import tiny
 from unit.trainer.tiny import Recorder
 
@@ -324,12 +323,6 @@ run(job, RunOptions(claims=ClaimPaths(Path(sys.argv[1]), {"out": Path(sys.argv[2
 """
 
 
-def start_process(claims: Path, out: Path, manifest: Path) -> tuple["subprocess.Popen[bytes]", Path]:
-    step_file = out / "step"
-    arguments = [sys.executable, "-c", SCRIPT, str(claims), str(out), str(step_file), str(manifest)]
-    return subprocess.Popen(arguments, env={**os.environ, "HF_HUB_OFFLINE": "1"}), step_file
-
-
 @pytest.mark.parametrize("workers", [2])
 def test_sigkill_at_a_random_step(
     workers: int, claims: Path, out: Path, tmp_path: Path, uninterrupted: tuple[str, Any]
@@ -337,7 +330,9 @@ def test_sigkill_at_a_random_step(
     spec = job(data={"workers": workers})
     manifest = tmp_path / "job.json"
     manifest.write_text(json.dumps(spec.model_dump(mode="json", by_alias=True, exclude_none=True)))
-    process, step_file = start_process(claims, out, manifest)
+    step_file = out / "step"
+    arguments = ["-c", SCRIPT, claims, out, step_file, manifest]
+    process = forkserver.start(arguments, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     step = random.randint(1, 5)
     deadline = time.monotonic() + 120
     while not (step_file.exists() and step_file.read_text() and int(step_file.read_text()) >= step):

@@ -77,7 +77,8 @@ def test_complete_run(claims: Path, out: Path) -> None:
     assert recorder.has_message("dropping the last incomplete batch: 3 of 21 samples per epoch")
     assert report.progress is not None
     assert (report.progress.step, report.progress.planned_steps, report.progress.percentage) == (6, 6, 100)
-    assert {metric.name for metric in report.metrics} >= {"train/loss", "eval/recall_at_1", "best/recall_at_1"}
+    assert {metric.name for metric in report.metrics} >= {"train/loss", "eval/recall_at_1"}
+    assert report.best is not None and report.best.metric == "eval/recall_at_1"
     assert [module.name for module in report.modules] == ["visual", "textual", "temperature"]
     assert not list(out.glob("result/.checkpoints"))
 

@@ -2,20 +2,23 @@
 
 import json
 import os
-import subprocess
-import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from finetune_api import FineTuneJob
 from finetune_api.exit_codes import ExitCode
 from finetune_api.status import Report
 from finetune_trainer.training.watchdog import CHECKS_PER_TIMEOUT, StallDetector
+from harness import forkserver
+from harness.forkserver import Process
+from harness.processes import wait_until
 from unit.trainer import tiny
 
+WORKERS = (1, 3)
 N = CHECKS_PER_TIMEOUT
 
 
@@ -40,14 +43,14 @@ from pathlib import Path
 import torch
 from transformers import VisionTextDualEncoderModel
 from finetune_api import FineTuneJob
-from finetune_trainer.training import run as whole
+from finetune_trainer.training import run as run_module
 from finetune_trainer.callbacks import Callback
 from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.tasks.contrastive import Contrastive
 
 claims, out, manifest, log, hang = sys.argv[1:]
 C, HOLDING_GIL = ctypes.CDLL(None), ctypes.PyDLL(None)
-collate, prepare = Contrastive.collate, whole.prepare
+collate, prepare = Contrastive.collate, run_module.prepare
 
 def hanging(self, rows, processors):
     if Path(out, "hang").exists():
@@ -60,19 +63,19 @@ def slow(*arguments):
 
 class HangAfterStepTwo(Callback):
     def on_step_end(self, record):
-        if record.step == 2 and hang != "saving":
+        if record.step == 2 and hang != "export":
             Path(out, "hang").touch()
 
-if hang == "saving":
+if hang == "export":
     VisionTextDualEncoderModel.save_pretrained = lambda *arguments, **named: C.sleep(600)
 Contrastive.collate = hanging
-whole.prepare = slow
+run_module.prepare = slow
 torch.set_num_threads(1)
 job = FineTuneJob.model_validate_json(Path(manifest).read_text(), strict=True)
-options = whole.RunOptions(
+options = run_module.RunOptions(
     claims=ClaimPaths(Path(claims), {"out": Path(out)}), termination_log=Path(log), stall_timeout=10.0
 )
-whole.run(job, options, HangAfterStepTwo())
+run_module.run(job, options, HangAfterStepTwo())
 """
 """The data set hangs after two steps. Preparation takes longer than the timeout, which does not apply to it."""
 
@@ -81,55 +84,76 @@ def job(**changes: Any) -> FineTuneJob:
     return tiny.contrastive_job(**tiny.merged({"checkpoint": {"everySteps": 2}, "training": {"epochs": 4}}, changes))
 
 
-def run_script(spec: FineTuneJob, claims: Path, out: Path, hang: str) -> "subprocess.CompletedProcess[str]":
+@dataclass
+class Run:
+    """A run in a process of its own."""
+
+    out: Path
+    process: Process
+
+    def end(self) -> tuple[int, str]:
+        """Wait for the end of the process. Returns its exit status and its standard error."""
+        return self.process.wait(300), (self.out / "stderr").read_text()
+
+
+def start(spec: FineTuneJob, claims: Path, out: Path, hang: str) -> Run:
     manifest = out / "job.json"
     manifest.write_text(json.dumps(spec.model_dump(mode="json", by_alias=True, exclude_none=True)))
-    arguments = [claims, out, manifest, out / "termination.log", hang]
-    return subprocess.run(
-        [sys.executable, "-c", SCRIPT, *map(str, arguments)],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    arguments = ["-c", SCRIPT, claims, out, manifest, out / "termination.log", hang]
+    with (out / "stderr").open("w") as stderr:
+        process = forkserver.start(arguments, stdout=stderr, stderr=stderr, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    return Run(out, process)
+
+
+@pytest.fixture(scope="module")
+def runs(claims: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
+    """All runs that hang, started together: they mostly wait."""
+    arguments = {"c": ("c", {}), "export": ("export", {}), "gil": ("gil", {})}
+    arguments |= {f"workers-{count}": ("c", {"data": {"workers": count}}) for count in WORKERS}
+    runs = {
+        name: start(job(**changes), claims, tmp_path_factory.mktemp(name), hang)
+        for name, (hang, changes) in arguments.items()
+    }
+    yield runs
+    for run in runs.values():
+        run.process.kill_session()
 
 
 def report(out: Path) -> Report:
     return Report.model_validate_json((out / "termination.log").read_text())
 
 
-def test_data_set_that_hangs_in_c_code(claims: Path, out: Path) -> None:
-    process = run_script(job(), claims, out, "c")
-    assert process.returncode == ExitCode.STALLED, process.stderr
-    assert "in hanging" in process.stderr, process.stderr
-    assert 'File "' in process.stderr
-    assert "error: no progress for 10 s after step 2: no step, evaluation batch, checkpoint or" in process.stderr
-    last = report(out)
+def test_data_set_that_hangs_in_c_code(runs: dict[str, Run]) -> None:
+    status, stderr = runs["c"].end()
+    assert status == ExitCode.STALLED, stderr
+    assert "in hanging" in stderr, stderr
+    assert 'File "' in stderr
+    assert "error: no progress for 10 s after step 2: no step, evaluation batch, checkpoint or" in stderr
+    last = report(runs["c"].out)
     assert last.reason == "Stalled"
     assert "raise stallTimeoutSeconds" in last.message
     assert last.progress is not None and last.progress.step == 2
     assert last.checkpoint is not None and last.checkpoint.step == 2
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_hanging_workers_dump_their_stacks_and_are_killed(claims: Path, out: Path, workers: int) -> None:
-    process = run_script(job(data={"workers": workers}), claims, out, "c")
-    assert process.returncode == ExitCode.STALLED, process.stderr
-    assert process.stderr.count(" in hanging\n") >= workers, process.stderr
-    assert not [process for process in psutil.process_iter(["cmdline"]) if str(out) in (process.info["cmdline"] or [])]
+@pytest.mark.parametrize("workers", WORKERS)
+def test_hanging_workers_dump_their_stacks_and_are_killed(runs: dict[str, Run], workers: int) -> None:
+    run = runs[f"workers-{workers}"]
+    status, stderr = run.end()
+    assert status == ExitCode.STALLED, stderr
+    assert stderr.count(" in hanging\n") >= workers, stderr
+    wait_until("the end of the workers", lambda: not run.process.members(), 10)
 
 
-def test_storage_that_hangs_during_export(claims: Path, out: Path) -> None:
-    process = run_script(job(), claims, out, "saving")
-    assert process.returncode == ExitCode.STALLED, process.stderr
-    assert "in export_model" in process.stderr
-    assert report(out).reason == "Stalled"
+def test_storage_that_hangs_during_export(runs: dict[str, Run]) -> None:
+    status, stderr = runs["export"].end()
+    assert status == ExitCode.STALLED, stderr
+    assert "in export_model" in stderr
+    assert report(runs["export"].out).reason == "Stalled"
 
 
-def test_c_code_that_holds_the_gil(claims: Path, out: Path) -> None:
-    process = run_script(job(), claims, out, "gil")
-    assert process.returncode == ExitCode.FAILED, process.stderr
-    assert "Timeout" in process.stderr
-    assert "in hanging" in process.stderr, process.stderr
+def test_c_code_that_holds_the_gil(runs: dict[str, Run]) -> None:
+    status, stderr = runs["gil"].end()
+    assert status == ExitCode.FAILED, stderr
+    assert "Timeout" in stderr
+    assert "in hanging" in stderr, stderr

@@ -281,10 +281,10 @@ def _honest(debug: bool, *, in_pod: bool = False) -> Iterator[None]:
 
 def _explained(error: Exception) -> tuple[str, int, str]:
     """Message, exit code, and in one word what it is."""
-    from finetune_api.loading import SpecError
+    from finetune_api.loading import ManifestError
     from finetune_trainer.errors import Interrupted, RunError
 
-    if isinstance(error, SpecError):
+    if isinstance(error, ManifestError):
         return "\n".join(str(issue) for issue in error.issues), INVALID, "error"
     if isinstance(error, RunError):
         return str(error), int(error.exit_code), "stopped" if isinstance(error, Interrupted) else "error"
@@ -307,13 +307,13 @@ def _fail(message: str, code: int, label: str = "error") -> NoReturn:
 
 
 def _load(manifest: Path, settings: Sequence[str] | None, termination_log: Path | None = None) -> FineTuneJob:
-    from finetune_api.loading import SpecError, load_job
+    from finetune_api.loading import ManifestError, load_job
     from finetune_api.status import Report
     from finetune_trainer.errors import UserError
 
     try:
         return load_job(manifest, settings or ())
-    except SpecError as error:
+    except ManifestError as error:
         if termination_log is not None:
             report = Report(reason=UserError.reason, message=str(error)[:1000])
             termination_log.write_text(report.termination_message())

@@ -12,20 +12,20 @@ from typing import Any
 
 import typer
 
-from finetune_api.loading import Issue, Verdict, check_file
+from finetune_api.loading import DocumentResult, Issue, check_manifests
 
 STDIN = "-"
 
 
-def judge(name: str) -> list[Verdict]:
+def judge(name: str) -> list[DocumentResult]:
     """One verdict for each document of a file; `-` is stdin."""
     try:
         text = sys.stdin.read() if name == STDIN else Path(name).read_text(encoding="utf-8")
     except OSError as error:
-        return [Verdict("", "", 1, (Issue("", f"cannot be read: {error.strerror}", file=name),))]
+        return [DocumentResult("", "", 1, (Issue("", f"cannot be read: {error.strerror}", file=name),))]
     except UnicodeDecodeError:
-        return [Verdict("", "", 1, (Issue("", "is not UTF-8 text", file=name),))]
-    return check_file(text, shown(name)) or [Verdict("", "", 1, skipped="nothing in it")]
+        return [DocumentResult("", "", 1, (Issue("", "is not UTF-8 text", file=name),))]
+    return check_manifests(text, shown(name)) or [DocumentResult("", "", 1, skipped="nothing in it")]
 
 
 def shown(name: str) -> str:
@@ -33,7 +33,7 @@ def shown(name: str) -> str:
     return "<stdin>" if name == STDIN else name
 
 
-def show(found: Sequence[tuple[str, Verdict]]) -> None:
+def show(found: Sequence[tuple[str, DocumentResult]]) -> None:
     """Print a line for each verdict, or for each issue of a bad one, with the name of its file."""
     for name, verdict in found:
         what = " ".join(filter(None, (verdict.kind, verdict.name)))
@@ -46,7 +46,7 @@ def show(found: Sequence[tuple[str, Verdict]]) -> None:
             typer.secho(f"{name}:{verdict.line}: {what} is valid", fg="green")
 
 
-def document(name: str, verdict: Verdict) -> dict[str, Any]:
+def document(name: str, verdict: DocumentResult) -> dict[str, Any]:
     """The same for machines."""
     return {
         "file": name,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from datasets import Features
 
-from finetune_api.loading import nearest
 from finetune_api.sources import locate
+from finetune_api.suggestions import closest_match
 from finetune_trainer import hub
 from finetune_trainer.errors import RunError, UserError
 
@@ -75,7 +75,7 @@ def check_no_overlap(data_files: DataFiles, train: DataFiles) -> None:
 
 def describe_choices(word: str, choices: Sequence[str]) -> str:
     """What exists instead of `word`, with the closest match first if there is one."""
-    closest = nearest(word, choices)
+    closest = closest_match(word, choices)
     return f"did you mean {closest!r}? It has {', '.join(choices)}" if closest else f"it has {', '.join(choices)}"
 
 

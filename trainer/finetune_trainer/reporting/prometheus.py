@@ -87,11 +87,12 @@ class StatusCollector(Collector):
             yield latest
         if (best := self.tracker.best) is not None:
             metric = plan.job.spec.evaluation.metric
-            family = GaugeMetricFamily(
-                names.BEST_EVALUATION, "Best value of evaluation.metric.", labels=[names.METRIC_LABEL]
-            )
-            family.add_metric([strip_eval_prefix(metric)], best.metrics[metric])
-            yield family
+            labels = [names.METRIC_LABEL]
+            best_value = GaugeMetricFamily(names.BEST_EVALUATION, "Best value of evaluation.metric.", labels=labels)
+            best_value.add_metric([strip_eval_prefix(metric)], best.metrics[metric])
+            best_step = GaugeMetricFamily(names.BEST_EVALUATION_STEP, "Step of the best evaluation.", labels=labels)
+            best_step.add_metric([strip_eval_prefix(metric)], best.step)
+            yield from (best_value, best_step)
 
     def _counters(self, plan: RunPlan) -> Iterator[CounterMetricFamily]:
         it = self.tracker

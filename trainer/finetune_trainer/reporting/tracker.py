@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from finetune_api.names import CHECKPOINTS_FOLDER
-from finetune_api.status import CheckpointStatus, Metric, ModuleStatus, OutputStatus, Report
+from finetune_api.status import BestEvaluation, CheckpointStatus, Metric, ModuleStatus, OutputStatus, Report
 from finetune_api.status import Progress as ProgressStatus
 from finetune_trainer.callbacks import Callback, CheckpointRecord, EvaluationRecord, StepRecord, TestRecord
 from finetune_trainer.plan import ModulePlan, RunPlan
@@ -81,6 +81,7 @@ class StatusTracker(Callback):
             message=message[:MAX_MESSAGE_LENGTH],
             progress=self._progress(),
             metrics=list(self._metrics()),
+            best=self._best(),
             modules=[self._module(module) for module in self.plan.modules] if self.plan else [],
             checkpoint=None if output else self._checkpoint(),
             output=output,
@@ -90,11 +91,10 @@ class StatusTracker(Callback):
         if self.plan is None:
             return None
         rate = self.step.samples_per_second if self.step else None
-        return ProgressStatus(
-            step=self.steps_done,
-            planned_steps=self.plan.planned_steps,
+        return ProgressStatus.at_step(
+            self.steps_done,
+            self.plan.planned_steps,
             epoch=round(self.epoch, 4),
-            percentage=round(100 * self.steps_done / self.plan.planned_steps, 2),
             samples_per_second=round(rate, 3) if rate else None,
             observed_time=datetime.now(UTC),
         )
@@ -102,13 +102,16 @@ class StatusTracker(Callback):
     def _metrics(self) -> Iterator[Metric]:
         if self.step is not None and math.isfinite(self.step.loss):
             yield Metric(name="train/loss", value=self.step.loss, step=self.step.step)
-        for record in (self.evaluation, self.test):
-            for name, value in record.metrics.items() if record else ():
-                if record and math.isfinite(value):
-                    yield Metric(name=name, value=value, step=record.step)
-        if self.best is not None and self.plan is not None:
-            metric = self.plan.job.spec.evaluation.metric
-            yield Metric(name=f"best/{strip_eval_prefix(metric)}", value=self.best.metrics[metric], step=self.best.step)
+        for measured in (self.evaluation, self.test):
+            for name, value in measured.metrics.items() if measured else ():
+                if measured and math.isfinite(value):
+                    yield Metric(name=name, value=value, step=measured.step)
+
+    def _best(self) -> BestEvaluation | None:
+        if self.best is None or self.plan is None:
+            return None
+        metric = self.plan.job.spec.evaluation.metric
+        return BestEvaluation(metric=metric, value=self.best.metrics[metric], step=self.best.step)
 
     def _module(self, module: ModulePlan) -> ModuleStatus:
         norm = self.step.gradient_norms[module.name] if self.step else None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PretrainedConfig
 
-from finetune_api.loading import nearest
+from finetune_api.suggestions import closest_match
 from finetune_trainer.data import Batch, Dataset, RowProblem, Sample, merge_problems
 from finetune_trainer.errors import UserError
 from finetune_trainer.tasks.base import Processors, Task
@@ -92,7 +92,7 @@ class Classification(Task):
 
     def _describe_unknown(self, label: Any) -> str:
         names = [str(name) for name in self.label2id]
-        closest = nearest(str(label), names)
+        closest = closest_match(str(label), names)
         hint = f"; did you mean {closest!r}?" if closest else ""
         shown = ", ".join(repr(name) for name in list(self.label2id)[:MAX_SHOWN_CLASSES])
         more = f" and {len(names) - MAX_SHOWN_CLASSES} more" if len(names) > MAX_SHOWN_CLASSES else ""

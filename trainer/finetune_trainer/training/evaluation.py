@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from finetune_api.defaults import EffectiveEvaluation
-from finetune_api.evaluation import Every
-from finetune_api.loading import nearest
+from finetune_api.evaluation import Interval
 from finetune_api.schedules import EvalResult
+from finetune_api.suggestions import closest_match
 from finetune_trainer.errors import UserError
 
 
@@ -75,12 +75,12 @@ def check_metric(metric: str, available: Sequence[str]) -> None:
         UserError: the task does not have this metric.
     """
     if metric not in available:
-        closest = nearest(metric, available)
+        closest = closest_match(metric, available)
         hint = f"; did you mean {closest!r}?" if closest else ""
         raise UserError(f"evaluation.metric: unknown metric {metric!r}; available: {', '.join(available)}{hint}")
 
 
-def is_due(every: Every, step: int, steps_per_epoch: int) -> bool:
+def is_due(every: Interval, step: int, steps_per_epoch: int) -> bool:
     """Whether a periodic action is due after `step` optimizer steps."""
     if every.steps is not None:
         return step % every.steps == 0

@@ -15,7 +15,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from finetune_api.evaluation import Every
+from finetune_api.evaluation import Interval
 from finetune_trainer.callbacks import Callback, EvaluationRecord, StepRecord, TestRecord
 from finetune_trainer.data import Batch, Dataset, TrainBatchSampler, evaluation_batches, load_batches
 from finetune_trainer.errors import Interrupted, UserError
@@ -261,7 +261,7 @@ class Trainer:
 
     def _save_if_due(self) -> None:
         step, spec = self.state.step, self.spec.checkpoint
-        every = Every(steps=spec.every_steps) if spec.every_steps else Every(epochs=spec.every_epochs or 1.0)
+        every = Interval(steps=spec.every_steps) if spec.every_steps else Interval(epochs=spec.every_epochs or 1.0)
         is_best = spec.keep_best and self._best_step() == step
         if step > self.last_saved_step and (is_best or is_due(every, step, self.plan.steps_per_epoch)):
             self._save()
