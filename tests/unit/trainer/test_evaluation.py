@@ -1,14 +1,12 @@
 """Best evaluation, early stopping and evaluation intervals, from the history alone."""
 
 import math
-import re
 
 import pytest
 
 from finetune_api.defaults import EffectiveEvaluation
 from finetune_api.evaluation import Interval
-from finetune_trainer.errors import UserError
-from finetune_trainer.training.evaluation import HistoryEntry, MetricTracker, check_metric, is_due
+from finetune_trainer.training.evaluation import HistoryEntry, MetricTracker, is_due
 
 
 def history(*values: float) -> list[HistoryEntry]:
@@ -63,12 +61,6 @@ def test_eval_history_is_lower_is_better_and_nan_is_worst() -> None:
 
 def test_no_early_stopping_by_default() -> None:
     assert not metric_tracker().should_stop_early(history(*range(100)))
-
-
-def test_unknown_metric_is_rejected() -> None:
-    message = "unknown metric 'eval/los'; available: eval/loss, eval/accuracy; did you mean 'eval/loss'?"
-    with pytest.raises(UserError, match=re.escape(f"evaluation.metric: {message}")):
-        check_metric("eval/los", ("eval/loss", "eval/accuracy"))
 
 
 @pytest.mark.parametrize(

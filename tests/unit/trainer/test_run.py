@@ -27,11 +27,12 @@ from finetune_api import FineTuneJob
 from finetune_api.status import Report
 from finetune_trainer.errors import UserError
 from finetune_trainer.planning import model_loader
+from finetune_trainer.planning.prepare import prepare
 from finetune_trainer.tasks.causal_lm import CausalLM
 from finetune_trainer.tasks.contrastive import Contrastive
 from finetune_trainer.training.checkpoint import CheckpointManager
 from finetune_trainer.training.freeze import set_train_mode
-from finetune_trainer.training.run import RunOptions, plan, prepare, run
+from finetune_trainer.training.run import RunOptions, run
 from unit.trainer import tiny
 from unit.trainer.tiny import Recorder
 
@@ -297,7 +298,7 @@ def max_tokens(
     tokenizer = tiny.byte_tokenizer()
     tokenizer.model_max_length = model_max_length or 10**30
     tokenizer.save_pretrained(folder)
-    pretrained = model_loader.Pretrained("pvc://models/llm", str(folder), None)
+    pretrained = model_loader.PretrainedSource("pvc://models/llm", str(folder), None)
     return model_loader.load_processors(pretrained, CausalLM(("text",)), config, max_length).max_tokens
 
 
@@ -379,8 +380,8 @@ def test_plan_needs_no_weights(claims: Path, out: Path, tmp_path: Path) -> None:
     bare.mkdir(parents=True)
     (bare / "config.json").write_bytes((claims / "models" / "dual" / "config.json").read_bytes())
     claim_paths = tiny.ClaimPaths(claims, {"models": bare.parent, "out": out})
-    without = plan(tiny.contrastive_job(), claim_paths)
-    assert without == plan(tiny.contrastive_job(), tiny.claim_paths(claims, out))
+    without = prepare(tiny.contrastive_job(), claim_paths).plan
+    assert without == prepare(tiny.contrastive_job(), tiny.claim_paths(claims, out)).plan
     assert sum(module.numel for module in without.modules) == 3272 + 2920 + 1
     assert not list(out.iterdir())
 

@@ -13,10 +13,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BertCo
 from finetune_trainer.data import Batch, Sample
 from finetune_trainer.errors import UserError
 from finetune_trainer.planning import model_loader
+from finetune_trainer.planning.prepare import prepare
 from finetune_trainer.tasks.base import Processors
 from finetune_trainer.tasks.causal_lm import ALWAYS_DECODERS, CausalLM
 from finetune_trainer.tasks.loss_mask import UntrainableRowError, from_messages
-from finetune_trainer.training.run import RunOptions, prepare, run
+from finetune_trainer.training.run import RunOptions, run
 from unit.trainer import tiny
 
 # As Qwen3 does: the last answer is rendered differently from earlier ones.
@@ -258,7 +259,7 @@ def test_activation_checkpointing_recomputes_activations(language: Path) -> None
     task, model = CausalLM(("text",)), load_model(language)
     calls = []
     model.model.layers[0].self_attn.register_forward_hook(lambda *_: calls.append(1))
-    model_loader.make_ready(model, task, processors(), activation_checkpointing=True)
+    model_loader.configure_model(model, task, processors(), activation_checkpointing=True)
     model.train()
     task.loss(model, task.collate(tiny.texts(2), processors())).backward()
     assert len(calls) == 2

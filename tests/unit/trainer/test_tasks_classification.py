@@ -15,9 +15,10 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 from finetune_trainer.data import Dataset as Rows
 from finetune_trainer.errors import UserError
 from finetune_trainer.planning import model_loader
+from finetune_trainer.planning.prepare import PreparedRun, prepare
 from finetune_trainer.tasks.classification import Classification
 from finetune_trainer.tasks.image_classification import ImageClassification
-from finetune_trainer.training.run import Prepared, RunOptions, prepare, run
+from finetune_trainer.training.run import RunOptions, run
 from unit.trainer import tiny
 
 NAMES = list(tiny.COLOURS)
@@ -46,11 +47,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def prepared(pictures: Path, model: str, data: str) -> Prepared:
+def prepared(pictures: Path, model: str, data: str) -> PreparedRun:
     return prepare(tiny.job(model, data), tiny.claim_paths(pictures, pictures))
 
 
-def classes(found: Prepared) -> dict[Any, int]:
+def classes(found: PreparedRun) -> dict[Any, int]:
     assert isinstance(found.task, Classification)
     return dict(found.task.label2id)
 

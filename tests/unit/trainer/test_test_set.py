@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from finetune_trainer.cli.console import PlainDisplay
-from finetune_trainer.cli.summary import conclude
+from finetune_trainer.cli.summary import print_summary
 from finetune_trainer.errors import Interrupted, OutOfGPUMemory
-from finetune_trainer.training.run import RunOptions, prepare, run
+from finetune_trainer.planning.prepare import prepare
+from finetune_trainer.training.run import RunOptions, run
 from unit.trainer import tiny
 from unit.trainer.tiny import Recorder
 
@@ -46,7 +47,7 @@ def test_metrics_are_reported_everywhere(claims: Path, out: Path, capsys: pytest
     assert [line["metrics"] for line in lines if line["type"] == "test"] == [record.metrics]
     import sys
 
-    conclude(job, tiny.claim_paths(claims, out), recorder.report, PlainDisplay(sys.stdout))
+    print_summary(job, tiny.claim_paths(claims, out), recorder.report, PlainDisplay(sys.stdout))
     shown = capsys.readouterr().out
     assert "Test set" in shown
     assert f"{record.metrics['test/recall_at_1']:.4f}" in shown

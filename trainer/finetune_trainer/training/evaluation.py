@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from finetune_api.defaults import EffectiveEvaluation
 from finetune_api.evaluation import Interval
 from finetune_api.schedules import EvalResult
-from finetune_api.suggestions import closest_match
-from finetune_trainer.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -62,22 +60,6 @@ class MetricTracker:
             is_better = score > best + early_stopping.min_delta or best == float("-inf")
             best, num_bad_evals = (score, 0) if is_better else (best, num_bad_evals + 1)
         return num_bad_evals >= early_stopping.patience
-
-
-def check_metric(metric: str, available: Sequence[str]) -> None:
-    """Check `evaluation.metric`.
-
-    Args:
-        metric: its value.
-        available: the metrics of the task.
-
-    Raises:
-        UserError: the task does not have this metric.
-    """
-    if metric not in available:
-        closest = closest_match(metric, available)
-        hint = f"; did you mean {closest!r}?" if closest else ""
-        raise UserError(f"evaluation.metric: unknown metric {metric!r}; available: {', '.join(available)}{hint}")
 
 
 def is_due(every: Interval, step: int, steps_per_epoch: int) -> bool:

@@ -9,28 +9,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from transformers import PretrainedConfig
 
-from finetune_api.data import Columns, DataSource, Validation
-from finetune_api.defaults import with_defaults
 from finetune_api.job import FineTuneJob
 from finetune_api.status import Report
-from finetune_trainer import data
 from finetune_trainer.callbacks import Callback, CallbackList, TestRecord
 from finetune_trainer.claims import ClaimPaths
-from finetune_trainer.data import BadRowPolicy, Dataset
 from finetune_trainer.errors import RunError, UserError
-from finetune_trainer.plan import RunPlan
 from finetune_trainer.planning import model_loader
-from finetune_trainer.planning.modules import plan_run
+from finetune_trainer.planning.prepare import PreparedRun, prepare
 from finetune_trainer.reporting.metrics_jsonl import METRICS_FILE, MetricsWriter, find_test_record, truncate
 from finetune_trainer.reporting.prometheus import serve_metrics
 from finetune_trainer.reporting.tracker import StatusTracker
-from finetune_trainer.tasks import Processors, Task, get_task, infer_task
+from finetune_trainer.tasks import Processors
 from finetune_trainer.training import export
 from finetune_trainer.training.checkpoint import Checkpoint, CheckpointManager, diff_specs, set_model_state_dict
 from finetune_trainer.training.device import LossScale, explain_out_of_memory, select_device, set_determinism
-from finetune_trainer.training.evaluation import MetricTracker, check_metric
+from finetune_trainer.training.evaluation import MetricTracker
 from finetune_trainer.training.optimizers import build_optimizers, set_optimizer_state_dict
 from finetune_trainer.training.rng import set_rng_state, set_seed
 from finetune_trainer.training.signals import StopFlag, stop_on_signals
@@ -62,20 +56,6 @@ class RunOptions:
     termination_log: Path | None = None
     fresh: bool = False
     stall_timeout: float | None = None
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A job, its data and its model's config, found to fit each other; no weights yet."""
-
-    task: Task
-    pretrained: model_loader.Pretrained
-    config: PretrainedConfig
-    train: Dataset
-    validation: Dataset | None
-    test: Dataset | None
-    plan: RunPlan
-    notes: tuple[str, ...] = ()
 
 
 def run(job: FineTuneJob, options: RunOptions, callback: Callback) -> Report:
@@ -116,74 +96,6 @@ def _write_termination_log(report: Report, options: RunOptions) -> None:
         options.termination_log.write_text(report.termination_message())
 
 
-def plan(job: FineTuneJob, claim_paths: ClaimPaths) -> RunPlan:
-    """What a run of run job would do: from the model's config and the data's sizes, without weights.
-
-    Raises:
-        UserError: the job does not fit the model or the data.
-    """
-    return prepare(job, claim_paths).plan
-
-
-def prepare(job: FineTuneJob, claim_paths: ClaimPaths) -> Prepared:
-    """Look at model and data, and plan the run.
-
-    Raises:
-        UserError: they do not fit the job, or each other.
-    """
-    pretrained = model_loader.find(job.spec.model, claim_paths)
-    config = model_loader.load_config(pretrained)
-    task_name = job.spec.task or infer_task(config)
-    kind = get_task(task_name)
-    training = job.spec.training
-    kind.check_batch_size(training.batch_size, training.micro_batch_size or training.batch_size)
-    job = with_defaults(job, task_name)
-    spec = job.spec
-    bad_rows = data.BadRowPolicy.from_spec(spec.data)
-    whole, train, validation, test = _open_data(job, kind, claim_paths, bad_rows)
-    task = kind.build(config, whole)
-    check_metric(spec.evaluation.metric, task.metric_names)
-    if bad_rows.skip:  # before anything is counted; otherwise the first one ends the run, once the processors are there
-        processors = model_loader.load_processors(pretrained, task, config, spec.data.max_length)
-        train = bad_rows.drop_rows(train, task.find_problems(train, processors))
-        validation = bad_rows.drop_rows(validation, task.find_problems(validation, processors)) if validation else None
-        test = bad_rows.drop_rows(test, task.find_problems(test, processors)) if test else None
-    parameters = model_loader.parameters_of(model_loader.skeleton(task.auto_class, config))
-    decided = plan_run(job, parameters, len(train), len(validation) if validation else 0)
-    return Prepared(task, pretrained, config, train, validation, test, decided, tuple(bad_rows.notes()))
-
-
-def _open_data(
-    job: FineTuneJob, kind: type[Task], claim_paths: ClaimPaths, bad_rows: BadRowPolicy
-) -> tuple[Dataset, Dataset, Dataset | None, Dataset | None]:
-    """All of `data.train`, then training, validation and test set, with the columns that the task needs."""
-    spec = job.spec.data
-    layout = data.resolve_files(spec.train, "data.train", claim_paths)
-    table = data.read_table(layout, bad_rows)
-    names = data.resolve_columns(
-        table.columns, spec.columns, kind.required_roles, kind.optional_roles, table.data_files.field_path
-    )
-    whole = _present(table, names, bad_rows)
-    train, validation = data.train_validation_split(whole, spec, table)
-
-    def other(source: DataSource | Validation | None, field: str) -> Dataset | None:
-        if source is None or source.source is None:
-            return None
-        found = data.resolve_files(source, field, claim_paths)
-        data.check_no_overlap(found, layout)
-        table = data.read_table(found, bad_rows)
-        named = data.resolve_columns(table.columns, Columns(**names), [list(names)], (), table.data_files.field_path)
-        return data.align_labels(_present(table, named, bad_rows), train)
-
-    return whole, train, validation or other(spec.validation, "data.validation"), other(spec.test, "data.test")
-
-
-def _present(table: data.Table, names: Mapping[str, str], bad_rows: BadRowPolicy) -> Dataset:
-    """The rows in which nothing is missing that the task makes use of."""
-    found = table.to_dataset(names, verify_all_images=bad_rows.skip)
-    return bad_rows.drop_rows(found, data.merge_problems(*map(found.missing_values, names)))
-
-
 @dataclass(frozen=True)
 class _RunContext:
     """What every stage of a run needs."""
@@ -218,7 +130,7 @@ def _execute(run: _RunContext) -> Report:
         raise explain_out_of_memory(prepared.plan.job.spec, error) from error
 
 
-def _build_context(prepared: Prepared, callback: Callback) -> TrainingContext:
+def _build_context(prepared: PreparedRun, callback: Callback) -> TrainingContext:
     """Load the weights, and build everything that the trainer needs."""
     spec, task = prepared.plan.job.spec, prepared.task
     device = select_device(spec)
@@ -230,7 +142,7 @@ def _build_context(prepared: Prepared, callback: Callback) -> TrainingContext:
                 raise UserError(dataset.describe(problem))
     callback.on_message(f"loading {prepared.pretrained.source}")
     model, new_weights = model_loader.load_model(prepared.pretrained, task, prepared.config)
-    model_loader.make_ready(model, task, processors, spec.training.activation_checkpointing)
+    model_loader.configure_model(model, task, processors, spec.training.activation_checkpointing)
     for message in (*_data_messages(prepared, processors), *_new_weight_messages(new_weights)):
         callback.on_message(message)
     model.requires_grad_(False)
@@ -252,7 +164,7 @@ def _build_context(prepared: Prepared, callback: Callback) -> TrainingContext:
     )
 
 
-def _data_messages(prepared: Prepared, processors: Processors) -> Iterator[str]:
+def _data_messages(prepared: PreparedRun, processors: Processors) -> Iterator[str]:
     """Which data is skipped, dropped or truncated."""
     plan = prepared.plan
     yield from prepared.notes
