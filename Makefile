@@ -10,6 +10,8 @@ UV := $(or $(shell command -v uv),.tools/uv/bin/uv)
 VENV := .venv/.synced
 BIN := .venv/bin
 HARNESS := PYTHONPATH=tests $(BIN)/python -m harness
+# Several workers, each with a file of tests at a time, in the order of the command line.
+PYTEST := $(BIN)/pytest --numprocesses=auto --dist=loadgroup --no-loadscope-reorder
 EXAMPLE := examples/two-optimizers
 CLAIMS := .finetune/claims
 
@@ -33,9 +35,10 @@ run: $(VENV) ## train the example on this machine, without a cluster
 	@$(BIN)/python $(EXAMPLE)/prepare.py $(CLAIMS)/digits
 	$(BIN)/finetune run $(EXAMPLE)/job.yaml --set output.ifExists=Overwrite --fresh
 
-test: lint types ## lint, types, unit, cluster (real API server) and e2e (real node) tests
-	@$(HARNESS) setup
-	$(BIN)/pytest tests/unit tests/cluster tests/e2e
+test: $(VENV) ## lint, types, unit, cluster (real API server) and e2e (real node) tests
+	@$(MAKE) --jobs --output-sync lint types
+	$(HARNESS) setup
+	$(PYTEST) tests/e2e tests/cluster tests/unit
 
 lint: $(VENV) ## ruff and import-linter
 	@$(BIN)/ruff check .
@@ -46,14 +49,14 @@ types: $(VENV) ## mypy --strict
 	@$(BIN)/mypy
 
 unit: $(VENV) ## unit tests
-	@$(BIN)/pytest tests/unit
+	@$(PYTEST) tests/unit
 
 cluster: $(VENV) ## tests on a real API server; compiles Kubernetes once (minutes)
-	@$(BIN)/pytest tests/cluster
+	@$(PYTEST) tests/cluster
 
 e2e: $(VENV) ## tests on a real node; as root on Debian or Ubuntu
 	@$(HARNESS) setup
-	$(BIN)/pytest tests/e2e
+	$(PYTEST) tests/e2e
 
 demo: $(VENV) ## train the example on Kubernetes: on a new node, or on the cluster CONTEXT=
 	@$(HARNESS) setup

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from ruamel.yaml import YAML
 
 from e2e.world import NAMESPACE, ROOT, SYSTEM, World
 from finetune_api.names import POD_DIRS
-from harness import cache, doctor, hostos, images
+from harness import cache, doctor, forkserver, hostos, images
 from harness.node import Node
 
 OPERATOR_IMAGE = "localhost/finetune-operator:e2e"
@@ -82,7 +81,10 @@ def image(name: str) -> dict[str, str]:
 def inputs() -> Path:
     """The example's inputs, prepared once per checkout."""
     folder = ROOT / ".finetune" / "claims" / "digits"
-    subprocess.run([sys.executable, ROOT / "examples" / "two-optimizers" / "prepare.py", folder], check=True)
+    # Two workers of pytest-xdist may want them at once.
+    with cache.lock(f"inputs-{cache.digest(str(folder))}"):
+        prepared = forkserver.run([ROOT / "examples" / "two-optimizers" / "prepare.py", folder], timeout=600)
+    assert prepared.returncode == 0, prepared.stderr
     return folder
 
 

@@ -9,44 +9,45 @@ import pytest
 
 from e2e.world import World, condition, message, state, step, variant
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
 
-def test_out_of_memory_names_the_limit(world: World, example: dict[str, Any]) -> None:
+IMAGE = "localhost/no-such-trainer:1"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def applied(world: World, example: dict[str, Any]) -> None:
+    """The jobs of this file, started together: most of their time they wait."""
+    plain = [{"name": "all", "parameters": ["*"], "optimizer": {"type": "SGD", "learningRate": 1e-3}}]
+    claimless = variant(example, "claimless", training={"steps": 2, "batchSize": 8}, modules=plain)
+    claimless["spec"]["output"]["destination"] = "pvc://later/claimless"
+    dataless = variant(example, "dataless")
+    dataless["spec"]["data"]["train"]["source"] = "pvc://digits/trian"
+    world.apply(variant(example, "imageless", runtime={"image": IMAGE}))
+    world.apply(claimless)
+    world.apply(variant(example, "unwanted", training={"epochs": 100, "batchSize": 16}))
     world.apply(variant(example, "hungry", resources={"gpusPerNode": 0, "cpu": "500m", "memory": "200Mi"}))
-    job = world.wait_for_state("hungry", "Failed", timeout=180)
-    assert "200Mi" in message(job)
-    assert "memory" in message(job)
-    [attempt] = job["status"]["attempts"]
-    assert (attempt["oomKilled"], attempt["reason"]) == (True, "OutOfMemory")
-    assert condition(job, "Stalled")["status"] == "True"
+    world.apply(dataless)
 
 
-def test_an_image_that_does_not_exist_is_named_at_once_and_given_up_on(world: World, example: dict[str, Any]) -> None:
-    image = "localhost/no-such-trainer:1"
-    world.apply(variant(example, "imageless", runtime={"image": image}))
-    waiting = world.wait("imageless", lambda job: image in message(job), "word of the image", timeout=60)
+def test_an_image_that_does_not_exist_is_named_at_once_and_given_up_on(world: World) -> None:
+    waiting = world.wait("imageless", lambda job: IMAGE in message(job), "word of the image", timeout=60)
     assert state(waiting) in ("Pending", "Failed")
     job = world.wait_for_state("imageless", "Failed", timeout=120)
     assert job["status"]["attempts"][-1]["reason"] == "ImagePullFailed"
-    assert image in message(job)
+    assert IMAGE in message(job)
 
 
-def test_missing_data_says_what_is_missing(world: World, example: dict[str, Any]) -> None:
-    job = variant(example, "dataless")
-    job["spec"]["data"]["train"]["source"] = "pvc://digits/trian"
-    world.apply(job)
-    failed = world.wait_for_state("dataless", "Failed", timeout=180)
-    assert "pvc://digits/trian" in message(failed)
-    [attempt] = failed["status"]["attempts"]
-    assert (attempt["exitCode"], attempt["reason"]) == (2, "InvalidJob")
+def test_a_job_deleted_mid_run_leaves_nothing_running(world: World) -> None:
+    world.wait("unwanted", lambda job: step(job) > 0, "a first step", timeout=240)
+    world.kubectl("delete", "ftj", "unwanted", "--timeout=60s")
+    deadline = time.monotonic() + 150
+    while world.pods("unwanted") or world.attempts("unwanted"):
+        assert time.monotonic() < deadline, "its children are still there"
+        time.sleep(0.2)
 
 
-def test_a_missing_claim_stalls_and_heals(world: World, example: dict[str, Any]) -> None:
-    plain = [{"name": "all", "parameters": ["*"], "optimizer": {"type": "SGD", "learningRate": 1e-3}}]
-    job = variant(example, "claimless", training={"steps": 2, "batchSize": 8}, modules=plain)
-    job["spec"]["output"]["destination"] = "pvc://later/claimless"
-    world.apply(job)
+def test_a_missing_claim_stalls_and_heals(world: World) -> None:
     stalled = world.wait_for_state("claimless", "Stalled", timeout=60)
     assert "later" in message(stalled)
     assert condition(stalled, "Stalled")["status"] == "True"
@@ -55,11 +56,17 @@ def test_a_missing_claim_stalls_and_heals(world: World, example: dict[str, Any])
     world.wait_for_state("claimless", "Succeeded", timeout=240)
 
 
-def test_a_job_deleted_mid_run_leaves_nothing_running(world: World, example: dict[str, Any]) -> None:
-    world.apply(variant(example, "unwanted"))
-    world.wait("unwanted", lambda job: step(job) > 0, "a first step", timeout=180)
-    world.kubectl("delete", "ftj", "unwanted", "--timeout=60s")
-    deadline = time.monotonic() + 150
-    while world.pods("unwanted") or world.attempts("unwanted"):
-        assert time.monotonic() < deadline, "its children are still there"
-        time.sleep(1)
+def test_out_of_memory_names_the_limit(world: World) -> None:
+    job = world.wait_for_state("hungry", "Failed", timeout=180)
+    assert "200Mi" in message(job)
+    assert "memory" in message(job)
+    [attempt] = job["status"]["attempts"]
+    assert (attempt["oomKilled"], attempt["reason"]) == (True, "OutOfMemory")
+    assert condition(job, "Stalled")["status"] == "True"
+
+
+def test_missing_data_says_what_is_missing(world: World) -> None:
+    failed = world.wait_for_state("dataless", "Failed", timeout=180)
+    assert "pvc://digits/trian" in message(failed)
+    [attempt] = failed["status"]["attempts"]
+    assert (attempt["exitCode"], attempt["reason"]) == (2, "InvalidJob")

@@ -38,7 +38,7 @@ def test_the_main_job(world: World, example: dict[str, Any], tmp_path: Path) -> 
     world.node.kubectl(f"--namespace={SYSTEM}", "delete", "pod", "--all", "--wait=false")
     world.wait(name, lambda job: step(job) > before, "progress after the operator was deleted", timeout=120)
 
-    world.kubectl("wait", f"ftj/{name}", "--for=condition=Succeeded", "--timeout=900s")
+    world.kubectl("wait", f"ftj/{name}", "--for=condition=Succeeded", "--timeout=900s", timeout=930)
     done = world.job(name)
     _ended_well(world, done)
     _can_be_used(world.node.claim_path(NAMESPACE, "models") / "two-optimizers")

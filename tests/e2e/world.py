@@ -26,8 +26,8 @@ class World:
 
     node: Node
 
-    def kubectl(self, *args: str, input: str | None = None) -> str:
-        return self.node.kubectl(f"--namespace={NAMESPACE}", *args, input=input)
+    def kubectl(self, *args: str, input: str | None = None, timeout: float = 120) -> str:
+        return self.node.kubectl(f"--namespace={NAMESPACE}", *args, input=input, timeout=timeout)
 
     def get(self, *args: str) -> Any:
         return json.loads(self.kubectl("get", *args, "-o", "json"))

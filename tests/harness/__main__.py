@@ -1,5 +1,6 @@
 """The command line of the harness: `PYTHONPATH=tests python -m harness --help`."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -38,8 +39,10 @@ def lock() -> None:
 
 @app.command(name="setup")
 def setup_command() -> None:
-    """Install the system's packages that the node tier needs (Debian, Ubuntu; as root), and show what can run."""
+    """Install the system's packages that the node tier needs, compile the cluster's programs, and show what can run."""
     setup.install()
+    if shutil.which("go"):
+        programs.built()
     doctor_command()
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from harness import kubeconfig, programs
-from harness.certificates import Authority
 from harness.errors import HarnessError
 
 
@@ -65,15 +64,6 @@ class Cluster:
         """A kubeconfig that speaks as a ServiceAccount, by a token of one hour."""
         token = self.kubectl("create", "token", name, f"--namespace={namespace}", "--duration=1h").strip()
         return self._write_kubeconfig(kubeconfig.with_token(self._cluster_entry(), token))
-
-    def user_kubeconfig(self, user: str, groups: Sequence[str] = ()) -> Path:
-        """A kubeconfig that speaks as a user, by a certificate the cluster's own authority signed."""
-        pki = self.folder / "pki"
-        if not pki.exists():
-            raise HarnessError("only the authority of a cluster the harness started can sign for a user")
-        authority = Authority.load(pki)
-        pair = authority.client(user, groups)
-        return self._write_kubeconfig(kubeconfig.with_certificate(self.server, authority.pair.certificate, pair))
 
     def _write_kubeconfig(self, config: dict[str, Any]) -> Path:
         handle, path = tempfile.mkstemp(prefix="kubeconfig-", dir=self.folder)

@@ -3,10 +3,11 @@
 import ipaddress
 
 import httpx
+import trustme
 
-from harness import certificates, kubeconfig
+from harness import kubeconfig
 from harness.api import Api
-from harness.certificates import Authority
+from harness.certificates import issue, write
 from harness.processes import Command, Processes, wait_until
 from harness.site import Site
 
@@ -23,23 +24,23 @@ def prepare(site: Site) -> None:
     """Write the certificates and kubeconfigs of a new cluster."""
     for folder in (site.pki, site.folder / "kubeconfigs", site.volumes):
         folder.mkdir(exist_ok=True)
-    authority = Authority.create()
-    authority.pair.write(site.pki, "ca")
-    certificates.write_private(site.pki / "sa.key", certificates.signing_key())
+    authority = trustme.CA()
+    write(site.pki, "ca", authority)
+    write(site.pki, "sa", issue(authority, "service-accounts"))
     first_service = str(ipaddress.ip_network(site.services)[1])
     addresses = sorted({"127.0.0.1", site.address, first_service})
-    authority.server("kube-apiserver", addresses, NAMES).write(site.pki, "apiserver")
-    authority.client("apiserver-kubelet-client", ["system:masters"]).write(site.pki, "kubelet-client")
-    users: dict[str, tuple[str, list[str]]] = {
-        "controller-manager": ("system:kube-controller-manager", []),
-        "scheduler": ("system:kube-scheduler", []),
-        "proxy": ("system:kube-proxy", []),
-        "admin": ("admin", ["system:masters"]),
+    write(site.pki, "apiserver", issue(authority, "kube-apiserver", addresses=[*addresses, *NAMES]))
+    write(site.pki, "kubelet-client", issue(authority, "apiserver-kubelet-client", "system:masters"))
+    users: dict[str, tuple[str, str | None]] = {
+        "controller-manager": ("system:kube-controller-manager", None),
+        "scheduler": ("system:kube-scheduler", None),
+        "proxy": ("system:kube-proxy", None),
+        "admin": ("admin", "system:masters"),
     }
     if site.node:
-        users["kubelet"] = (f"system:node:{site.node.name}", ["system:nodes"])
-    for who, (user, groups) in users.items():
-        config = kubeconfig.with_certificate(site.server, authority.pair.certificate, authority.client(user, groups))
+        users["kubelet"] = (f"system:node:{site.node.name}", "system:nodes")
+    for who, (user, group) in users.items():
+        config = kubeconfig.with_certificate(site.server, authority, issue(authority, user, group))
         kubeconfig.write(site.admin if who == "admin" else site.kubeconfig(who), config)
 
 

@@ -5,24 +5,19 @@ how the ranks of a Job find each other. Nothing is cached, so a name is right th
 Run as `python -m harness.dns FOLDER`.
 """
 
-import socket
-import socketserver
-import struct
 import sys
 from pathlib import Path
 from typing import Any
 
 import httpx
+from dnslib import QTYPE, RCODE, RR, A, DNSRecord
+from dnslib.server import DNSHandler, DNSLogger, DNSServer
 
 from harness.api import Api
 from harness.site import Site
 
 ZONE = ".svc.cluster.local"
-NO_ERROR, SERVER_FAILURE, NO_SUCH_NAME = 0, 2, 3
-TYPE_A, CLASS_INTERNET, TTL = 1, 1, 1
-ANSWER_FLAGS = 0x8580
-HEADER = 12
-NAME_OF_QUESTION = 0xC000 | HEADER
+TTL = 1
 
 
 class Responder:
@@ -59,51 +54,26 @@ class Responder:
             for address in each["addresses"]
         ]
 
-    def answer(self, query: bytes) -> bytes:
-        """The response to one DNS query."""
-        name, kind, question = parse(query)
+    def resolve(self, request: DNSRecord, handler: DNSHandler) -> DNSRecord:
+        """The reply to one query: A records only, but a name without an IPv6 address exists all the same."""
+        reply = request.reply()
         try:
-            addresses, status = self.lookup(name), NO_ERROR
+            addresses = self.lookup(str(request.q.qname).rstrip(".").lower())
         except httpx.TransportError:
-            return response(query, question, [], SERVER_FAILURE)
+            reply.header.rcode = RCODE.SERVFAIL
+            return reply
         if not addresses:
-            status = NO_SUCH_NAME
-        return response(query, question, addresses if kind == TYPE_A else [], status)
-
-
-def parse(query: bytes) -> tuple[str, int, bytes]:
-    """The name and type that a query asks for, and its question section as it is."""
-    labels, at = [], HEADER
-    while length := query[at]:
-        labels.append(query[at + 1 : at + 1 + length].decode())
-        at += 1 + length
-    (kind,) = struct.unpack_from("!H", query, at + 1)
-    return ".".join(labels).lower(), kind, query[HEADER : at + 5]
-
-
-def response(query: bytes, question: bytes, addresses: list[str], status: int) -> bytes:
-    """A response with an A record for each address."""
-    header = query[:2] + struct.pack("!HHHHH", ANSWER_FLAGS | status, 1, len(addresses), 0, 0)
-    record = struct.pack("!HHHIH", NAME_OF_QUESTION, TYPE_A, CLASS_INTERNET, TTL, 4)
-    return header + question + b"".join(record + socket.inet_aton(address) for address in addresses)
+            reply.header.rcode = RCODE.NXDOMAIN
+        elif request.q.qtype == QTYPE.A:
+            reply.add_answer(*(RR(request.q.qname, QTYPE.A, rdata=A(address), ttl=TTL) for address in addresses))
+        return reply
 
 
 def serve(folder: Path) -> None:
     """Answer on the node's address for ever."""
     site = Site.load(folder)
-    responder = Responder(Api(site.admin))
-
-    class Handler(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            query, reply = self.request
-            reply.sendto(responder.answer(query), self.client_address)
-
-    class Server(socketserver.ThreadingUDPServer):
-        allow_reuse_address = True
-        daemon_threads = True
-
-    with Server((site.address, 53), Handler) as server:
-        server.serve_forever()
+    server = DNSServer(Responder(Api(site.admin)), address=site.address, logger=DNSLogger("error"))
+    server.server.serve_forever()
 
 
 if __name__ == "__main__":

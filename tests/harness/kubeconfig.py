@@ -5,14 +5,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from harness.certificates import Pair, write_private
+import trustme
+
+from harness.certificates import write_private
 
 
-def with_certificate(server: str, authority: bytes, pair: Pair) -> dict[str, Any]:
+def with_certificate(server: str, authority: trustme.CA, user: trustme.LeafCert) -> dict[str, Any]:
     """A kubeconfig whose user is the one the certificate names."""
+    certificate = _base64(user.cert_chain_pems[0].bytes())
     return _config(
-        {"server": server, "certificate-authority-data": _base64(authority)},
-        {"client-certificate-data": _base64(pair.certificate), "client-key-data": _base64(pair.key)},
+        {"server": server, "certificate-authority-data": _base64(authority.cert_pem.bytes())},
+        {"client-certificate-data": certificate, "client-key-data": _base64(user.private_key_pem.bytes())},
     )
 
 

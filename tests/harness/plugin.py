@@ -5,6 +5,7 @@ Enable with `pytest_plugins = ["harness.plugin"]` in the top conftest.
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,16 +17,42 @@ from harness.controlplane import ControlPlane
 from harness.doctor import Tier
 from harness.errors import HarnessError
 from harness.external import ExternalCluster
+from harness.forkserver import ForkServer
 from harness.node import Node
 
+MOST_WORKERS = 6
 CANNOT_RUN = pytest.StashKey[dict[str, str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the markers, and a place for what cannot run."""
+    """Register the markers, and a place for what cannot run; start the fork server."""
+    config.addinivalue_line("markers", "independent: shares no costly fixture with other tests of its file")
     config.addinivalue_line("markers", "cluster: needs a real API server (started by the harness, no root)")
     config.addinivalue_line("markers", "e2e: needs a real node (started by the harness, as root)")
     config.stash[CANNOT_RUN] = {}
+    if not hasattr(config, "workerinput"):
+        # The workers of pytest-xdist share the one of the process that started them.
+        stack = ExitStack()
+        config.add_cleanup(stack.close)
+        stack.enter_context(ForkServer())
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than cores, because tests also wait; each takes 1 GB of memory."""
+    return min(len(os.sched_getaffinity(0)) + 1, MOST_WORKERS)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests one worker of pytest-xdist runs: those of a file, and all that share the node.
+
+    A mark `xdist_group` of their own sets other bounds; tests marked `independent` run in any worker.
+    """
+    for item in items:
+        if "node" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("node"))
+        elif not any(item.get_closest_marker(name) for name in ("xdist_group", "independent")):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -1,6 +1,6 @@
 """A job small enough to run in seconds: a BERT of a few thousand weights learns to tell two kinds of words apart."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 from typer.testing import CliRunner
 
 from finetune_trainer.cli.main import app
+from harness.hub import serving
 
 WORDS = {"fruit": ["apple", "pear", "plum"], "tool": ["saw", "drill", "hammer"]}
 
@@ -73,6 +74,16 @@ def _write_data(folder: Path) -> None:
     pq.write_table(pa.table({"text": list(texts), "label": list(labels)}), folder / "rows.parquet")
 
 
+@pytest.fixture
+def empty_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A hub that has no repositories, on this machine: the real one takes long to fail where there is no network."""
+    with serving() as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
+        template = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield
+
+
 class Workplace:
     """A folder with a manifest in it, and the command to use on it."""
 
@@ -101,6 +112,8 @@ class Workplace:
 @pytest.fixture
 def work(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
     monkeypatch.chdir(tmp_path)
+    # As in a pipe: whoever starts the tests may have told how wide a terminal is.
+    monkeypatch.delenv("COLUMNS", raising=False)
     return Workplace(tmp_path, tiny)
 
 

@@ -135,6 +135,7 @@ def test_plan_without_the_data_knows_the_parameters(changed: Any) -> None:
     assert "elsewhere" in found["unknown"][0]
 
 
+@pytest.mark.usefixtures("empty_hub")
 def test_plan_without_the_model_knows_the_steps(changed: Any) -> None:
     work = changed("pvc://tiny/model", "hf://nobody/nothing")
     found = json.loads(work.on_job("plan", "--output", "json").stdout)

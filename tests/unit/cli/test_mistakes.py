@@ -1,8 +1,6 @@
 """Every mistake a person can make is one clear message on stderr and an exit code, never a traceback."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,8 @@ from finetune_api.exit_codes import ExitCode
 from finetune_trainer import errors
 from finetune_trainer.cli import main
 from finetune_trainer.training import run as trainer
+from harness import forkserver
+from harness.processes import wait_until
 
 MISTAKES = {
     "unknown field": ("cycles: 2", "cycels: 2", "did you mean 'cycles'"),
@@ -100,21 +100,14 @@ def test_ends_have_their_exit_codes(
 
 
 def test_sigterm_ends_a_run_with_a_checkpoint_and_exit_code_75(work: Any) -> None:
-    command = [
-        sys.executable,
-        "-c",
-        "from finetune_trainer.cli.main import main; main()",
-        "run",
-        work.job,
-        *work.claim_paths(),
-    ]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([*command, "--set", "training.epochs=100000"], **pipes) as running:
-        next(line for line in running.stdout if "  step " in line)
-        running.terminate()
-        _, complaint = running.communicate(timeout=60)
-    assert running.returncode == ExitCode.INTERRUPTED
-    assert complaint.startswith("stopped: interrupted after step ")
+    log, complaint = work.folder / "stdout", work.folder / "stderr"
+    with log.open("w") as stdout, complaint.open("w") as stderr:
+        arguments = ["run", work.job, *work.claim_paths(), "--set", "training.epochs=100000"]
+        running = forkserver.start([forkserver.script("finetune"), *arguments], stdout=stdout, stderr=stderr)
+    wait_until("a step", lambda: "  step " in log.read_text(), 120)
+    running.terminate()
+    assert running.wait(60) == ExitCode.INTERRUPTED
+    assert complaint.read_text().startswith("stopped: interrupted after step ")
     assert list(work.folder.glob("claims/out/tiny/.checkpoints/*/step-*"))
 
 

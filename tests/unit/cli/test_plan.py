@@ -151,6 +151,7 @@ def test_a_model_that_is_not_where_it_should_be_still_shows_the_modules(look: Lo
     assert re.search(r"head +\? +SGD", result.stdout)
 
 
+@pytest.mark.usefixtures("empty_hub")
 def test_a_schedule_longer_than_the_data_is_a_mistake_without_the_model_too(look: Look) -> None:
     modules = MODULES.replace("learningRate: 1e-4}", "learningRate: 1e-4}, schedule: [{type: Constant, steps: 500}]")
     result = look(None, modules, source="hf://nobody/nothing")
@@ -187,7 +188,7 @@ def test_a_task_that_nobody_does_yet_still_shows_the_model(look: Look) -> None:
 def test_an_unclear_task_still_shows_the_model_and_says_what_to_do(look: Look) -> None:
     result = look(unclear())
     assert result.exit_code == 2
-    assert "task: not clear from the model's config" in result.stderr
+    assert "task: cannot be inferred from the model's config" in result.stderr
     assert re.search(r"BertModel  39 tensors", result.stdout)
     assert "no preset is known for this model" in result.stdout
 

@@ -138,7 +138,7 @@ def test_a_log_gets_a_step_every_few_seconds_and_the_last() -> None:
     stream, now = io.StringIO(), 0.0
     log = console.PlainDisplay(stream, clock=lambda: now)
     for step in range(1, 101):
-        log.on_step(record(step))
+        log.on_step_end(record(step))
         now += 0.5
     lines = stream.getvalue().splitlines()
     assert len(lines) == 11

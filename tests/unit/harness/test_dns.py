@@ -1,13 +1,14 @@
 """The node's names: what the ranks of a Job ask for, and what they must not be told."""
 
-import socket
-import struct
 from typing import Any, cast
 
+import httpx
 import pytest
+from dnslib import RCODE, DNSRecord
+from dnslib.server import DNSHandler
 
 from harness.api import Api
-from harness.dns import Responder, parse
+from harness.dns import Responder
 
 SERVICES = {
     "web": {"clusterIP": "10.0.0.9"},
@@ -47,27 +48,36 @@ def test_names(name: str, addresses: list[str]) -> None:
     assert responder.lookup(name) == addresses
 
 
-def question(name: str, kind: int) -> bytes:
-    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
-    return b"\x12\x34" + struct.pack("!HHHHH", 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack("!HH", kind, 1)
+def ask(name: str, kind: str = "A") -> DNSRecord:
+    """The reply as it goes over the wire."""
+    query = DNSRecord.question(name, kind)
+    reply = DNSRecord.parse(responder.resolve(DNSRecord.parse(query.pack()), cast(DNSHandler, None)).pack())
+    assert (reply.header.id, reply.q) == (query.header.id, query.q)
+    return reply
 
 
 def test_a_question_is_read_without_regard_to_case() -> None:
-    assert parse(question("Web.ns.svc.cluster.local", 1))[:2] == ("web.ns.svc.cluster.local", 1)
+    assert ask("Web.ns.svc.cluster.local").short() == "10.0.0.9"
 
 
 def test_an_answer_carries_the_address_and_the_question() -> None:
-    query = question("web.ns.svc.cluster.local", 1)
-    answer = responder.answer(query)
-    assert answer[:2] == query[:2]
-    assert answer.endswith(socket.inet_aton("10.0.0.9"))
-    assert answer[3] & 0xF == 0
+    answer = ask("early.ns.svc.cluster.local")
+    assert (answer.header.rcode, answer.header.qr, answer.header.aa) == (RCODE.NOERROR, 1, 1)
+    assert answer.short().split() == ["10.1.0.1", "10.1.0.2"]
 
 
 def test_a_name_without_an_ipv6_address_exists_all_the_same() -> None:
-    answer = responder.answer(question("web.ns.svc.cluster.local", 28))
-    assert (answer[3] & 0xF, struct.unpack_from("!H", answer, 6)) == (0, (0,))
+    answer = ask("web.ns.svc.cluster.local", "AAAA")
+    assert (answer.header.rcode, answer.rr) == (RCODE.NOERROR, [])
 
 
 def test_an_unknown_name_does_not_exist() -> None:
-    assert responder.answer(question("example.com", 1))[3] & 0xF == 3
+    assert ask("example.com").header.rcode == RCODE.NXDOMAIN
+
+
+def test_an_api_server_that_does_not_answer_is_a_failure_and_no_unknown_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: str, **__: str) -> None:
+        raise httpx.ConnectError("refused")
+
+    monkeypatch.setattr(FakeApi, "get", refuse)
+    assert ask("web.ns.svc.cluster.local").header.rcode == RCODE.SERVFAIL

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from finetune_api.defaults import EffectiveEvaluation
-from finetune_api.evaluation import Every
+from finetune_api.evaluation import Interval
 from finetune_trainer.errors import UserError
 from finetune_trainer.training.evaluation import Evaluation, Judge, check_metric, is_due
 
@@ -72,12 +72,12 @@ def test_a_metric_that_is_not_measured_is_answered_with_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("every", "expected"),
     [
-        (Every(steps=4), [4, 8, 12]),
-        (Every(epochs=1.0), [5, 10]),
-        (Every(epochs=0.5), [2, 5, 8, 10, 12]),
-        (Every(epochs=2.0), [10]),
-        (Every(epochs=0.1), list(range(1, 13))),
+        (Interval(steps=4), [4, 8, 12]),
+        (Interval(epochs=1.0), [5, 10]),
+        (Interval(epochs=0.5), [2, 5, 8, 10, 12]),
+        (Interval(epochs=2.0), [10]),
+        (Interval(epochs=0.1), list(range(1, 13))),
     ],
 )
-def test_intervals(every: Every, expected: list[int]) -> None:
+def test_intervals(every: Interval, expected: list[int]) -> None:
     assert [step for step in range(1, 13) if is_due(every, step, steps_per_epoch=5)] == expected

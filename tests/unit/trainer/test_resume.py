@@ -5,8 +5,6 @@ import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +16,7 @@ from finetune_api import FineTuneJob
 from finetune_trainer.callbacks import StepRecord
 from finetune_trainer.errors import Interrupted, RunError, UserError
 from finetune_trainer.training.run import RunOptions, run
+from harness import forkserver
 from unit.trainer import tiny
 from unit.trainer.tiny import Recorder
 
@@ -31,8 +30,8 @@ class Struck(Recorder):
         super().__init__()
         self.strike_step, self.strike = step, strike
 
-    def on_step(self, record: StepRecord) -> None:
-        super().on_step(record)
+    def on_step_end(self, record: StepRecord) -> None:
+        super().on_step_end(record)
         if record.step == self.strike_step:
             self.strike()
 
@@ -44,7 +43,7 @@ class StruckInEvaluation(Recorder):
         super().__init__()
         self.strike_step = step
 
-    def on_evaluation_progress(self, done: int, total: int) -> None:
+    def on_prediction_step(self, done: int, total: int) -> None:
         if self.steps and self.steps[-1].step == self.strike_step and done == 0:
             terminate()
 
@@ -281,12 +280,12 @@ def test_what_changed_in_the_spec_is_reported_and_taken_from_it(claims: Path, ou
 
 def test_other_data_cannot_be_resumed(claims: Path, out: Path, tmp_path: Path) -> None:
     tiny.write_rows(tmp_path / "data" / "colours", tiny.captioned(30))
-    place = tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out})
+    claim_paths = tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out})
     with pytest.raises(CrashError):
-        run(job(), RunOptions(claims=place), Struck(5, crash))
+        run(job(), RunOptions(claims=claim_paths), Struck(5, crash))
     tiny.write_rows(tmp_path / "data" / "colours", tiny.captioned(30, seed=2), "part-1.parquet")
     with pytest.raises(UserError, match="the training set has 42 samples, but had 21"):
-        run(job(), RunOptions(claims=place), Recorder())
+        run(job(), RunOptions(claims=claim_paths), Recorder())
 
 
 def test_an_older_attempt_may_not_begin_after_a_newer_one(claims: Path, out: Path) -> None:
@@ -316,7 +315,7 @@ from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.training.run import RunOptions, run
 
 class Slow(Callback):
-    def on_step(self, record):
+    def on_step_end(self, record):
         Path(sys.argv[3]).write_text(str(record.step))
         time.sleep(0.05)
 
@@ -326,18 +325,14 @@ run(job, RunOptions(claims=ClaimPaths(Path(sys.argv[1]), {"out": Path(sys.argv[2
 """
 
 
-def started(claims: Path, out: Path, manifest: Path) -> tuple["subprocess.Popen[bytes]", Path]:
-    heartbeat = out / "step"
-    arguments = [sys.executable, "-c", SCRIPT, str(claims), str(out), str(heartbeat), str(manifest)]
-    return subprocess.Popen(arguments, env={**os.environ, "HF_HUB_OFFLINE": "1"}), heartbeat
-
-
 @pytest.mark.parametrize("workers", [2])
 def test_kill_9_at_a_random_step(workers: int, claims: Path, out: Path, tmp_path: Path, whole: tuple[str, Any]) -> None:
     spec = job(data={"workers": workers})
     manifest = tmp_path / "job.json"
     manifest.write_text(json.dumps(spec.model_dump(mode="json", by_alias=True, exclude_none=True)))
-    process, heartbeat = started(claims, out, manifest)
+    heartbeat = out / "step"
+    arguments = ["-c", SCRIPT, claims, out, heartbeat, manifest]
+    process = forkserver.start(arguments, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     step = random.randint(1, 5)
     deadline = time.monotonic() + 120
     while not (heartbeat.exists() and heartbeat.read_text() and int(heartbeat.read_text()) >= step):

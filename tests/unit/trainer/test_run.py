@@ -232,8 +232,8 @@ def test_a_classifier_learns_and_loads(claims: Path, out: Path) -> None:
 def test_a_new_head_is_reported(claims: Path, out: Path, tmp_path: Path) -> None:
     tiny.write_rows(tmp_path / "three", [{"text": "a film", "label": number % 3} for number in range(12)])
     recorder = Recorder()
-    place = tiny.ClaimPaths(claims, {"data": tmp_path, "out": out})
-    run(tiny.job("bert", "three"), RunOptions(claims=place), recorder)
+    claim_paths = tiny.ClaimPaths(claims, {"data": tmp_path, "out": out})
+    run(tiny.job("bert", "three"), RunOptions(claims=claim_paths), recorder)
     reason = "the model's classes are others than the data's"
     assert recorder.said(f"newly initialised, because {reason}: classifier.bias, classifier.weight")
     assert not recorder.said("does not hold them")
@@ -272,17 +272,17 @@ def test_a_class_so_rare_that_only_validation_has_it_is_a_class(
 ) -> None:
     job = tiny.job("bert", "rows", data=held_out)
     rows = [{"text": "a film", "label": ("bad", "good")[number % 2]} for number in range(24)]
-    place = tiny.ClaimPaths(claims, {"data": tmp_path, "out": tmp_path})
+    claim_paths = tiny.ClaimPaths(claims, {"data": tmp_path, "out": tmp_path})
     tiny.write_rows(tmp_path / "rows", rows)
-    validation = prepare(job, place).validation
+    validation = prepare(job, claim_paths).validation
     assert validation is not None
     rows[validation.rows[0]]["label"] = "rare"
     tiny.write_rows(tmp_path / "rows", rows)
-    prepared = prepare(job, place)
+    prepared = prepare(job, claim_paths)
     assert "rare" not in prepared.train.values("label")
     assert list(prepared.config.id2label.values()) == ["bad", "good", "rare"]
     recorder = Recorder()
-    run(job, RunOptions(claims=place), recorder)
+    run(job, RunOptions(claims=claim_paths), recorder)
     assert math.isfinite(recorder.evaluations[-1].metrics["eval/loss"])
 
 
@@ -292,7 +292,7 @@ def longest(folder: Path, config: PretrainedConfig, told: int | None, max_length
     tokenizer.model_max_length = told or 10**30
     tokenizer.save_pretrained(folder)
     pretrained = model_loader.Pretrained("pvc://models/llm", str(folder), None)
-    return model_loader.load_processors(pretrained, CausalLM(("text",)), config, max_length).longest
+    return model_loader.load_processors(pretrained, CausalLM(("text",)), config, max_length).max_tokens
 
 
 def test_the_longest_text_is_what_model_and_tokenizer_take_however_long(tmp_path: Path) -> None:
@@ -363,8 +363,8 @@ def test_statistics_without_weights_are_frozen_with_what_is_around_them() -> Non
 def test_truncated_texts_are_counted(claims: Path, out: Path, tmp_path: Path) -> None:
     tiny.write_rows(tmp_path / "long", [{"text": "the film " * (n % 3 * 5 + 1), "label": n % 2} for n in range(12)])
     recorder = Recorder()
-    place = tiny.ClaimPaths(claims, {"data": tmp_path, "out": out})
-    run(tiny.job("bert", "long", data={"maxLength": 8}), RunOptions(claims=place), recorder)
+    claim_paths = tiny.ClaimPaths(claims, {"data": tmp_path, "out": out})
+    run(tiny.job("bert", "long", data={"maxLength": 8}), RunOptions(claims=claim_paths), recorder)
     assert recorder.said("8 of 12 texts are longer than 8 tokens and are truncated")
 
 
@@ -372,8 +372,8 @@ def test_a_plan_needs_no_weights(claims: Path, out: Path, tmp_path: Path) -> Non
     bare = tmp_path / "models" / "dual"
     bare.mkdir(parents=True)
     (bare / "config.json").write_bytes((claims / "models" / "dual" / "config.json").read_bytes())
-    place = tiny.ClaimPaths(claims, {"models": bare.parent, "out": out})
-    without = plan(tiny.contrastive_job(), place)
+    claim_paths = tiny.ClaimPaths(claims, {"models": bare.parent, "out": out})
+    without = plan(tiny.contrastive_job(), claim_paths)
     assert without == plan(tiny.contrastive_job(), tiny.claim_paths(claims, out))
     assert sum(module.numel for module in without.modules) == 3272 + 2920 + 1
     assert not list(out.iterdir())

@@ -66,14 +66,14 @@ def test_it_measures_the_weights_that_are_saved(keep_best: bool, claims: Path, o
 
 
 def _measure(prepared: Any) -> float:
-    from finetune_trainer.data import evaluation_order
+    from finetune_trainer.data import evaluation_batches
     from finetune_trainer.planning import model_loader
 
     model, _ = model_loader.load_model(prepared.pretrained, prepared.task, prepared.config)
     processors = model_loader.load_processors(prepared.pretrained, prepared.task, prepared.config, None)
     model.eval()
     data = prepared.validation
-    order = evaluation_order(len(data), 6, 0)
+    order = evaluation_batches(len(data), 6, 0)
     with torch.no_grad():
         collated = [prepared.task.collate([data[index] for index in batch], processors) for batch in order]
         return float(prepared.task.evaluate(model, collated)["eval/loss"])
@@ -90,15 +90,15 @@ def test_without_a_validation_set(claims: Path, out: Path) -> None:
 class StopsInTheTest(Recorder):
     """Asks the run to stop in the middle of the test."""
 
-    def on_step(self, record: Any) -> None:
-        super().on_step(record)
+    def on_step_end(self, record: Any) -> None:
+        super().on_step_end(record)
         self.is_last = record.step == record.planned_steps
 
     def on_message(self, text: str) -> None:
         super().on_message(text)
         self.is_saving = text.startswith("saving the weights")
 
-    def on_evaluation_progress(self, done: int, total: int) -> None:
+    def on_prediction_step(self, done: int, total: int) -> None:
         if getattr(self, "is_saving", False):
             import os
             import signal

@@ -277,22 +277,22 @@ class Recorder(Callback):
     def on_message(self, text: str) -> None:
         self.messages.append(text)
 
-    def on_plan(self, plan: RunPlan, resumed_step: int) -> None:
+    def on_train_begin(self, plan: RunPlan, resumed_step: int) -> None:
         self.plan, self.resumed_step = plan, resumed_step
 
-    def on_step(self, record: StepRecord) -> None:
+    def on_step_end(self, record: StepRecord) -> None:
         self.steps.append(record)
 
-    def on_evaluation(self, record: EvaluationRecord) -> None:
+    def on_evaluate(self, record: EvaluationRecord) -> None:
         self.evaluations.append(record)
 
     def on_test(self, record: TestRecord) -> None:
         self.tests.append(record)
 
-    def on_checkpoint(self, record: CheckpointRecord) -> None:
+    def on_save(self, record: CheckpointRecord) -> None:
         self.checkpoints.append(record)
 
-    def on_end(self, report: Report) -> None:
+    def on_run_end(self, report: Report) -> None:
         self.report = report
 
     def close(self) -> None:

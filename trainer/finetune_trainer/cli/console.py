@@ -103,21 +103,21 @@ class TerminalDisplay(Display):
     def on_message(self, text: str) -> None:
         self._console.print(Text(text, "dim"))
 
-    def on_plan(self, plan: RunPlan, resumed_step: int) -> None:
+    def on_train_begin(self, plan: RunPlan, resumed_step: int) -> None:
         self._plan = plan
         self.show(plan_view(plan))
         self._live = Live(get_renderable=self._view, console=self._console, refresh_per_second=5, transient=True)
         self._live.start()
 
-    def on_step(self, record: StepRecord) -> None:
+    def on_step_end(self, record: StepRecord) -> None:
         self._record = record
         self._evaluating = None
         self._losses.append(record.loss)
 
-    def on_evaluation_progress(self, done: int, total: int) -> None:
+    def on_prediction_step(self, done: int, total: int) -> None:
         self._evaluating = (done, total)
 
-    def on_evaluation(self, record: EvaluationRecord) -> None:
+    def on_evaluate(self, record: EvaluationRecord) -> None:
         self._evaluating = None
         line = Text.assemble(
             ("evaluation ", "bold"),
@@ -130,10 +130,10 @@ class TerminalDisplay(Display):
         self._evaluating = None
         self._console.print(Text.assemble(("test set ", "bold"), metrics_phrase(record.metrics)))
 
-    def on_checkpoint(self, record: CheckpointRecord) -> None:
+    def on_save(self, record: CheckpointRecord) -> None:
         self._console.print(Text(f"checkpoint at step {record.step:,}", "dim"))
 
-    def on_end(self, report: Report) -> None:
+    def on_run_end(self, report: Report) -> None:
         self.close()
 
     def close(self) -> None:
@@ -212,18 +212,18 @@ class PlainDisplay(Display):
     def on_message(self, text: str) -> None:
         self.say(text)
 
-    def on_plan(self, plan: RunPlan, resumed_step: int) -> None:
+    def on_train_begin(self, plan: RunPlan, resumed_step: int) -> None:
         self.say("the plan:")
         self.show(plan_view(plan))
 
-    def on_step(self, record: StepRecord) -> None:
+    def on_step_end(self, record: StepRecord) -> None:
         now = self._clock()
         if now - self._last < LOG_INTERVAL and record.step != record.planned_steps:
             return
         self._last = now
         self.say("  ".join(filter(None, _step_words(record))))
 
-    def on_evaluation(self, record: EvaluationRecord) -> None:
+    def on_evaluate(self, record: EvaluationRecord) -> None:
         words = (
             f"evaluation at step {record.step:,}",
             f"epoch {record.epoch:.2f}",
@@ -235,7 +235,7 @@ class PlainDisplay(Display):
     def on_test(self, record: TestRecord) -> None:
         self.say(f"test set  {metrics_phrase(record.metrics)}")
 
-    def on_checkpoint(self, record: CheckpointRecord) -> None:
+    def on_save(self, record: CheckpointRecord) -> None:
         self.say(f"checkpoint at step {record.step:,}: {record.path}")
 
 

@@ -18,7 +18,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from finetune_api.defaults import DefaultedJob
-    from finetune_api.evaluation import Every
+    from finetune_api.evaluation import Interval
     from finetune_api.job import FineTuneJob
     from finetune_api.modules import Freeze, Module
     from finetune_api.optimizers import Optimizer
@@ -337,7 +337,7 @@ def _evaluation_phrase(job: FineTuneJob) -> str:
     return f"every {_every(evaluation.every)}, {judged}"
 
 
-def _every(every: Every) -> str:
+def _every(every: Interval) -> str:
     return _interval(every.steps, every.epochs)
 
 

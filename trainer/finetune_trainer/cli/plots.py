@@ -23,7 +23,7 @@ from finetune_api.defaults import lower_is_better
 from finetune_trainer.callbacks import EvaluationRecord, StepRecord
 from finetune_trainer.cli.plan_table import colour, number, optimizer_phrase, schedule_phrase, steps_phrase
 from finetune_trainer.plan import ModulePlan, SchedulePlan
-from finetune_trainer.reporting.metrics_jsonl import Record
+from finetune_trainer.reporting.metrics_jsonl import MetricsRecord
 
 INK, FAINT, EDGE, GRID = "#2b2b33", "#84848f", "#c9c9d1", "#ececf1"
 SCORES = ("#ee7733", "#009988", "#aa4499", "#997700", "#555560")
@@ -43,7 +43,7 @@ class History:
     evaluations: tuple[EvaluationRecord, ...]
 
     @classmethod
-    def of(cls, records: Iterable[Record]) -> History:
+    def of(cls, records: Iterable[MetricsRecord]) -> History:
         """The history that these records tell, thinned out if it is long."""
         told = list(records)
         steps = [record for record in told if isinstance(record, StepRecord)]

@@ -13,8 +13,7 @@ from finetune_api.status import Report
 from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.cli.console import Display
 from finetune_trainer.cli.plan_table import metrics_phrase, result_table
-from finetune_trainer.reporting.metrics_jsonl import NAME as METRICS
-from finetune_trainer.reporting.metrics_jsonl import read
+from finetune_trainer.reporting.metrics_jsonl import METRICS_FILE, read_records
 from finetune_trainer.training.export import RUN
 
 PICTURE = "training.png"
@@ -35,7 +34,7 @@ def conclude(job: FineTuneJob, claim_paths: ClaimPaths, report: Report, display:
         display.say(f"test set  {metrics_phrase({name: it for name, it in tested.items() if name != 'step'})}")
     display.say(report.message)
     display.say(f"  model    {folder}")
-    display.say(f"  metrics  {folder / METRICS}")
+    display.say(f"  metrics  {folder / METRICS_FILE}")
     display.say(f"  plot     {_draw(folder, job.name, metric)}")
 
 
@@ -44,7 +43,7 @@ def _draw(folder: Path, title: str, metric: str) -> str:
     try:
         from finetune_trainer.cli import plots  # here, because it is part of what must not fail the run
 
-        history = plots.History.of(read(folder / METRICS))
+        history = plots.History.of(read_records(folder / METRICS_FILE))
         return str(plots.save(plots.training_figure(history, title, metric), folder / PICTURE))
     except Exception as error:  # noqa: BLE001
         return f"could not be drawn: {type(error).__name__}: {error}"

@@ -21,6 +21,7 @@ from finetune_api.model import ModelSource
 from finetune_api.sources import locate
 from finetune_trainer import hub
 from finetune_trainer.claims import ClaimPaths
+from finetune_trainer.compat.hf_transformers import disable_input_require_grads, reinitialize
 from finetune_trainer.errors import RunError, UserError
 from finetune_trainer.planning.modules import Parameter
 from finetune_trainer.tasks.base import Processors, Task
@@ -57,7 +58,7 @@ class Pretrained:
         except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             if locate(self.source).scheme == "hf" and (told := hub.explain(error, self._repository)):
                 raise told from error
-            kind = RunError if hub.may_pass(error) else UserError
+            kind = RunError if hub.is_transient(error) else UserError
             reason = hub.first_line(error)
             raise kind(f"model.source: {self.source}: cannot load the {what} from {self.name}: {reason}") from error
 
@@ -141,7 +142,7 @@ def make_ready(model: PreTrainedModel, task: Task, processors: Processors, activ
     Raises:
         UserError: the model cannot compute its activations again.
     """
-    if task.pads_by_config and model.config.get_text_config().pad_token_id is None:
+    if task.uses_config_pad_token and model.config.get_text_config().pad_token_id is None:
         # Only now: a model that is built with it never learns the embedding of this token, which may be a real one.
         model.config.get_text_config().pad_token_id = processors.tokenizer.pad_token_id
     if activation_checkpointing:
@@ -150,8 +151,8 @@ def make_ready(model: PreTrainedModel, task: Task, processors: Processors, activ
 
 def load_processors(pretrained: Pretrained, task: Task, config: PretrainedConfig, max_length: int | None) -> Processors:
     """The tokenizer if the task has text, and the image processor if it has images."""
-    images = pretrained.load(AutoImageProcessor.from_pretrained, "image processor") if task.reads_images else None
-    if not task.reads_text:
+    images = pretrained.load(AutoImageProcessor.from_pretrained, "image processor") if task.uses_images else None
+    if not task.uses_text:
         if max_length:
             raise UserError(f"data.maxLength: {max_length}: task {type(task).__name__} reads no text; leave it out")
         return Processors(None, images, None)
@@ -201,10 +202,7 @@ def _begin_head_anew(model: PreTrainedModel, task: Task) -> list[str]:
     others = dict(skeleton(task.auto_class, more).named_parameters())
     names = [name for name, weight in model.named_parameters() if weight.shape != others[name].shape]
     for name in {name.rpartition(".")[0] for name in names}:
-        head = model.get_submodule(name)
-        for weight in head.parameters(recurse=False):
-            weight._is_hf_initialized = False  # type: ignore[attr-defined]
-        model._init_weights(head)  # type: ignore[no-untyped-call]
+        reinitialize(model, name)
     return names
 
 
@@ -217,8 +215,7 @@ def _checkpoint_activations(model: PreTrainedModel) -> None:
             "leave it out"
         ) from error
     # Without reentrance the inputs need no gradient, and frozen embeddings no backward pass.
-    if hasattr(model, "_require_grads_hooks"):
-        model.disable_input_require_grads()  # type: ignore[no-untyped-call]
+    disable_input_require_grads(model)
 
 
 def parameters_of(model: nn.Module) -> list[Parameter]:

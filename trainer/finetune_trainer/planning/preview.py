@@ -84,7 +84,7 @@ def count_samples(job: FineTuneJob, claim_paths: ClaimPaths) -> int:
         raise UserError(f"how long the run is depends on its data. {gap}. Or say --samples N")
     from finetune_trainer import data
 
-    rows = data.count(data.find(spec.train, "data.train", claim_paths), data.BadRows.of(spec))
+    rows = data.count_rows(data.resolve_files(spec.train, "data.train", claim_paths), data.BadRowPolicy.from_spec(spec))
     train, _ = data.split_sizes(spec, rows)
     return train
 
@@ -134,16 +134,16 @@ def _gaps(no_model: str | None, no_data: str | None) -> tuple[str, ...]:
 
 def _task(job: FineTuneJob, config: PretrainedConfig) -> tuple[str | None, UserError | None]:
     """What the model is to learn, and why a run would refuse that."""
-    from finetune_trainer.tasks import detect, find
+    from finetune_trainer.tasks import get_task, infer_task
 
     if job.spec.task is not None:
         return job.spec.task, None
     try:
-        task = detect(config)
+        task = infer_task(config)
     except UserError as unclear:
         return None, unclear
     try:
-        find(task)
+        get_task(task)
     except UserError as unsupported:
         return task, unsupported
     return task, None
@@ -172,9 +172,9 @@ def _skeleton(subject: _Subject) -> PreTrainedModel:
     from transformers import AutoModel
 
     from finetune_trainer.planning import model_loader
-    from finetune_trainer.tasks import auto_class
+    from finetune_trainer.tasks import get_auto_class
 
-    return model_loader.skeleton(auto_class(subject.task) if subject.task else AutoModel, subject.config)
+    return model_loader.skeleton(get_auto_class(subject.task) if subject.task else AutoModel, subject.config)
 
 
 def _anatomy(job: DefaultedJob, model: PreTrainedModel) -> Anatomy:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from finetune_api.defaults import EffectiveEvaluation
-from finetune_api.evaluation import Every
+from finetune_api.evaluation import Interval
 from finetune_api.schedules import EvalResult
 from finetune_trainer.errors import UserError
 
@@ -76,7 +76,7 @@ def check_metric(judge: Judge, metrics: Sequence[str]) -> None:
         raise UserError(f"evaluation.metric: {judge.metric!r} is not measured here; {hint} {', '.join(metrics)}")
 
 
-def is_due(every: Every, step: int, steps_per_epoch: int) -> bool:
+def is_due(every: Interval, step: int, steps_per_epoch: int) -> bool:
     """Whether something that happens so often happens after `step` optimizer steps."""
     if every.steps is not None:
         return step % every.steps == 0

@@ -20,7 +20,7 @@ from finetune_api.status import OutputStatus
 from finetune_trainer.callbacks import TestRecord
 from finetune_trainer.errors import UserError
 from finetune_trainer.plan import RunPlan
-from finetune_trainer.reporting.metrics_jsonl import NAME as METRICS
+from finetune_trainer.reporting.metrics_jsonl import METRICS_FILE
 from finetune_trainer.training.checkpoint import Checkpoints, sha256
 from finetune_trainer.training.evaluation import Evaluation, Judge
 from finetune_trainer.training.trainer import Progress, Setup
@@ -68,7 +68,7 @@ def publish(
     pulse.beat()
     for processor in setup.processors.members:
         processor.save_pretrained(staging)
-    shutil.copyfile(checkpoints.folder / METRICS, staging / METRICS)
+    shutil.copyfile(checkpoints.folder / METRICS_FILE, staging / METRICS_FILE)
     digest = _digest(sorted(staging.glob("*.safetensors")))
     pulse.beat()
     files = sorted(path.name for path in staging.iterdir())

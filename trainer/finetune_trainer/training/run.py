@@ -18,15 +18,15 @@ from finetune_api.status import Report
 from finetune_trainer import data
 from finetune_trainer.callbacks import Callback, CallbackList, TestRecord
 from finetune_trainer.claims import ClaimPaths
-from finetune_trainer.data import BadRows, Dataset
+from finetune_trainer.data import BadRowPolicy, Dataset
 from finetune_trainer.errors import RunError, UserError
 from finetune_trainer.plan import RunPlan
 from finetune_trainer.planning import model_loader
 from finetune_trainer.planning.modules import plan_run
-from finetune_trainer.reporting.metrics_jsonl import NAME as METRICS
-from finetune_trainer.reporting.metrics_jsonl import MetricsFile, cut_back, tested_at
-from finetune_trainer.reporting.tracker import Tracker, serving
-from finetune_trainer.tasks import Processors, Task, detect, find
+from finetune_trainer.reporting.metrics_jsonl import METRICS_FILE, MetricsWriter, find_test_record, truncate
+from finetune_trainer.reporting.prometheus import serve_metrics
+from finetune_trainer.reporting.tracker import StatusTracker
+from finetune_trainer.tasks import Processors, Task, get_task, infer_task
 from finetune_trainer.training import checkpoint as saved
 from finetune_trainer.training import device, export, optimizers, rng
 from finetune_trainer.training.checkpoint import Checkpoint, Checkpoints
@@ -79,10 +79,10 @@ def run(job: FineTuneJob, options: RunOptions, callback: Callback) -> Report:
     Raises:
         RunError: it did not end well; `exit_code` and `reason` say how.
     """
-    tracker = Tracker()
+    tracker = StatusTracker()
     everyone = CallbackList((tracker, callback))
     try:
-        with watch_signals() as stop, serving(tracker, options.metrics_port):
+        with watch_signals() as stop, serve_metrics(tracker, options.metrics_port):
             destination = options.claims.destination(job.destination)
             checkpoints = Checkpoints.of(job, destination, options.attempt)
             report = _run(_Session(job, options, everyone, tracker, stop, destination, checkpoints))
@@ -96,7 +96,7 @@ def run(job: FineTuneJob, options: RunOptions, callback: Callback) -> Report:
 def _end(report: Report, options: RunOptions, callback: Callback) -> None:
     """Say the last word to everybody; what goes wrong with that must not hide how the run ended."""
     with closing(callback):
-        callback.on_end(report)
+        callback.on_run_end(report)
         with suppress(OSError):
             _write(report, options)
 
@@ -123,53 +123,55 @@ def prepare(job: FineTuneJob, claim_paths: ClaimPaths) -> Prepared:
     """
     pretrained = model_loader.find(job.spec.model, claim_paths)
     config = model_loader.load_config(pretrained)
-    task_name = job.spec.task or detect(config)
-    kind = find(task_name)
+    task_name = job.spec.task or infer_task(config)
+    kind = get_task(task_name)
     training = job.spec.training
-    kind.check_batches(training.batch_size, training.micro_batch_size or training.batch_size)
+    kind.check_batch_size(training.batch_size, training.micro_batch_size or training.batch_size)
     job = with_defaults(job, task_name)
     spec = job.spec
-    bad_rows = data.BadRows.of(spec.data)
+    bad_rows = data.BadRowPolicy.from_spec(spec.data)
     whole, train, validation, test = _open_data(job, kind, claim_paths, bad_rows)
-    task = kind.fit(config, whole)
-    check_metric(Judge(spec.evaluation), task.metrics)
+    task = kind.build(config, whole)
+    check_metric(Judge(spec.evaluation), task.metric_names)
     if bad_rows.skip:  # before anything is counted; otherwise the first one ends the run, once the processors are there
         processors = model_loader.load_processors(pretrained, task, config, spec.data.max_length)
-        train = bad_rows.drop(train, task.problems(train, processors))
-        validation = bad_rows.drop(validation, task.problems(validation, processors)) if validation else None
-        test = bad_rows.drop(test, task.problems(test, processors)) if test else None
+        train = bad_rows.drop_rows(train, task.find_problems(train, processors))
+        validation = bad_rows.drop_rows(validation, task.find_problems(validation, processors)) if validation else None
+        test = bad_rows.drop_rows(test, task.find_problems(test, processors)) if test else None
     parameters = model_loader.parameters_of(model_loader.skeleton(task.auto_class, config))
     decided = plan_run(job, parameters, len(train), len(validation) if validation else 0)
     return Prepared(task, pretrained, config, train, validation, test, decided, tuple(bad_rows.notes()))
 
 
 def _open_data(
-    job: FineTuneJob, kind: type[Task], claim_paths: ClaimPaths, bad_rows: BadRows
+    job: FineTuneJob, kind: type[Task], claim_paths: ClaimPaths, bad_rows: BadRowPolicy
 ) -> tuple[Dataset, Dataset, Dataset | None, Dataset | None]:
     """All of `data.train`, then training, validation and test set, with the columns that the task needs."""
     spec = job.spec.data
-    layout = data.find(spec.train, "data.train", claim_paths)
-    table = data.read(layout, bad_rows)
-    names = data.name_columns(table.columns, spec.columns, kind.needs, kind.optional, table.layout.said)
+    layout = data.resolve_files(spec.train, "data.train", claim_paths)
+    table = data.read_table(layout, bad_rows)
+    names = data.resolve_columns(
+        table.columns, spec.columns, kind.required_roles, kind.optional_roles, table.data_files.field_path
+    )
     whole = _present(table, names, bad_rows)
-    train, validation = data.split(whole, spec, table)
+    train, validation = data.train_validation_split(whole, spec, table)
 
     def other(source: DataSource | Validation | None, field: str) -> Dataset | None:
         if source is None or source.source is None:
             return None
-        found = data.find(source, field, claim_paths)
-        data.check_apart(found, layout)
-        table = data.read(found, bad_rows)
-        named = data.name_columns(table.columns, Columns(**names), [list(names)], (), table.layout.said)
-        return data.same_classes(_present(table, named, bad_rows), train)
+        found = data.resolve_files(source, field, claim_paths)
+        data.check_no_overlap(found, layout)
+        table = data.read_table(found, bad_rows)
+        named = data.resolve_columns(table.columns, Columns(**names), [list(names)], (), table.data_files.field_path)
+        return data.align_labels(_present(table, named, bad_rows), train)
 
     return whole, train, validation or other(spec.validation, "data.validation"), other(spec.test, "data.test")
 
 
-def _present(table: data.Table, names: Mapping[str, str], bad_rows: BadRows) -> Dataset:
+def _present(table: data.Table, names: Mapping[str, str], bad_rows: BadRowPolicy) -> Dataset:
     """The rows in which nothing is missing that the task makes use of."""
-    found = table.dataset(names, every_image=bad_rows.skip)
-    return bad_rows.drop(found, data.in_order(*map(found.missing, names)))
+    found = table.to_dataset(names, verify_all_images=bad_rows.skip)
+    return bad_rows.drop_rows(found, data.merge_problems(*map(found.missing_values, names)))
 
 
 @dataclass(frozen=True)
@@ -179,14 +181,14 @@ class _Session:
     job: FineTuneJob
     options: RunOptions
     callback: Callback
-    tracker: Tracker
+    tracker: StatusTracker
     stop: Stop
     destination: Path
     checkpoints: Checkpoints
 
     @property
     def metrics(self) -> Path:
-        return self.checkpoints.folder / METRICS
+        return self.checkpoints.folder / METRICS_FILE
 
 
 def _run(session: _Session) -> Report:
@@ -214,7 +216,7 @@ def _set_up(prepared: Prepared, callback: Callback) -> Setup:
     processors = model_loader.load_processors(prepared.pretrained, task, prepared.config, spec.data.max_length)
     if spec.data.on_bad_row == "Fail":
         for part in filter(None, (prepared.train, prepared.validation, prepared.test)):
-            for problem in task.problems(part, processors):
+            for problem in task.find_problems(part, processors):
                 raise UserError(part.describe(problem))
     callback.on_message(f"loading {prepared.pretrained.source}")
     model, new = model_loader.load_model(prepared.pretrained, task, prepared.config)
@@ -293,12 +295,12 @@ def _check_same_data(checkpoint: Checkpoint, setup: Setup) -> None:
 
 
 def _train(session: _Session, setup: Setup, progress: Progress) -> None:
-    cut_back(session.metrics, progress.step, progress.evaluated)
-    session.tracker.recall(session.metrics)
-    with closing(MetricsFile(session.metrics)) as metrics:
+    truncate(session.metrics, progress.step, progress.evaluated)
+    session.tracker.restore(session.metrics)
+    with closing(MetricsWriter(session.metrics)) as metrics:
         pulse = Pulse()
         callback = CallbackList((session.callback, metrics, pulse))
-        callback.on_plan(setup.plan, progress.step)
+        callback.on_train_begin(setup.plan, progress.step)
         loop = Loop(setup, progress, session.checkpoints, callback, session.stop)
         loop.before_save = metrics.flush
         with _watching(session, pulse):
@@ -354,9 +356,9 @@ def _conclude(session: _Session, setup: Setup, progress: Progress, pulse: Pulse)
 
 def _test(session: _Session, setup: Setup, progress: Progress, pulse: Pulse) -> TestRecord:
     """Evaluate the test set, unless an attempt before this one has, and was interrupted after it."""
-    if earlier := tested_at(session.metrics, progress.step):
+    if earlier := find_test_record(session.metrics, progress.step):
         return earlier
-    with closing(MetricsFile(session.metrics)) as metrics:
+    with closing(MetricsWriter(session.metrics)) as metrics:
         callback = CallbackList((session.callback, metrics, pulse))
         record = Loop(setup, progress, session.checkpoints, callback, session.stop).test()
         metrics.flush()

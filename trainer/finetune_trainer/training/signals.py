@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import faulthandler
 import signal
 import threading
 from collections.abc import Iterator
@@ -37,13 +36,3 @@ def watch_signals() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def in_worker(worker: int) -> None:
-    """Signals in a loader's worker: one to the process group reaches it too, but the run needs it to finish its step.
-
-    It ends when the loader says so, or when the process that it works for is gone. SIGUSR1 asks where it is.
-    """
-    faulthandler.register(signal.SIGUSR1, file=2)
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from finetune_api.evaluation import Every
+from finetune_api.evaluation import Interval
 from finetune_trainer.callbacks import Callback, EvaluationRecord, StepRecord, TestRecord
-from finetune_trainer.data import Batch, Dataset, TrainingOrder, batches, evaluation_order
+from finetune_trainer.data import Batch, Dataset, TrainBatchSampler, evaluation_batches, load_batches
 from finetune_trainer.errors import Interrupted, UserError
 from finetune_trainer.plan import RunPlan
 from finetune_trainer.tasks import Processors, Task
@@ -146,7 +146,7 @@ class Loop:
     def _backward(self, micro_batches: list[Batch]) -> Tensor:
         """Accumulate the gradients of one optimizer step; its loss is the mean over the terms of all micro-batches."""
         setup = self.setup
-        terms = max(1, sum(map(setup.task.terms, micro_batches)))  # a loss over nothing is zero
+        terms = max(1, sum(map(setup.task.num_items, micro_batches)))  # a loss over nothing is zero
         total = torch.zeros((), device=setup.compute.device)
         for batch in micro_batches:
             with setup.compute.autocast():
@@ -186,7 +186,7 @@ class Loop:
             self.callback.on_message(
                 f"step {progress.step} was skipped for all modules: {_culprits(values[0], measured)}"
             )
-        self.callback.on_step(
+        self.callback.on_step_end(
             StepRecord(
                 step=progress.step,
                 planned_steps=plan.planned_steps,
@@ -215,7 +215,7 @@ class Loop:
 
     def _micro_batches(self) -> Generator[Batch]:
         training = self.spec.training
-        order = TrainingOrder(
+        order = TrainBatchSampler(
             len(self.setup.train),
             training.batch_size,
             self._micro_batch_size,
@@ -228,7 +228,7 @@ class Loop:
     def _batches(self, data: Dataset, order: Iterable[list[int]]) -> Generator[Batch]:
         task, processors = self.setup.task, self.setup.processors
         workers, pin = self.spec.data.workers, self.setup.compute.is_gpu
-        return batches(data, order, lambda rows: task.collate(rows, processors), workers, pin)
+        return load_batches(data, order, lambda rows: task.collate(rows, processors), workers, pin)
 
     # -- evaluation
 
@@ -249,7 +249,7 @@ class Loop:
         seconds = time.perf_counter() - started
         is_best = best is not None and best.step == progress.step
         epoch = progress.step / self.plan.steps_per_epoch
-        self.callback.on_evaluation(EvaluationRecord(progress.step, epoch, metrics, is_best, seconds))
+        self.callback.on_evaluate(EvaluationRecord(progress.step, epoch, metrics, is_best, seconds))
 
     def test(self) -> TestRecord:
         """Evaluate the test set on the weights that the model has now.
@@ -273,20 +273,20 @@ class Loop:
 
     def _watched(self, data: Dataset) -> Iterator[Batch]:
         """A data set's batches; a long evaluation can be interrupted too, and is done again on resume."""
-        order = evaluation_order(len(data), self._micro_batch_size, self.spec.data.split_seed)
+        order = evaluation_batches(len(data), self._micro_batch_size, self.spec.data.split_seed)
         with closing(self._batches(data, order)) as stream:
             for done, batch in enumerate(stream):
                 if self.stop.requested:
                     self._interrupt()
-                self.callback.on_evaluation_progress(done, len(order))
+                self.callback.on_prediction_step(done, len(order))
                 yield self.setup.compute.move(batch)
-        self.callback.on_evaluation_progress(len(order), len(order))
+        self.callback.on_prediction_step(len(order), len(order))
 
     # -- checkpoints
 
     def _save_if_due(self) -> None:
         step, spec = self.progress.step, self.spec.checkpoint
-        every = Every(steps=spec.every_steps) if spec.every_steps else Every(epochs=spec.every_epochs or 1.0)
+        every = Interval(steps=spec.every_steps) if spec.every_steps else Interval(epochs=spec.every_epochs or 1.0)
         best = self.judge.best(self.progress.history) if spec.keep_best else None
         is_best = best is not None and best.step == step
         if step > self.saved and (is_best or is_due(every, step, self.plan.steps_per_epoch)):
@@ -303,7 +303,7 @@ class Loop:
         record = self.checkpoints.save(self.checkpoint())
         self.checkpoints.prune(best.step if best else None)
         self.saved = record.step
-        self.callback.on_checkpoint(record)
+        self.callback.on_save(record)
 
     def _interrupt(self) -> None:
         step = self.progress.step

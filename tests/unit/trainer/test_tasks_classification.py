@@ -1,4 +1,4 @@
-"""Which classes there are, whether a pretrained head knows them, and that images are told apart."""
+"""Classes of a data set, whether a pretrained head has them, and runs that learn them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 from finetune_trainer.data import Dataset as Rows
 from finetune_trainer.errors import UserError
 from finetune_trainer.planning import model_loader
-from finetune_trainer.tasks.classes import Classification
+from finetune_trainer.tasks.classification import Classification
 from finetune_trainer.tasks.image_classification import ImageClassification
 from finetune_trainer.training.run import Prepared, RunOptions, prepare, run
 from unit.trainer import tiny
@@ -52,7 +52,7 @@ def prepared(pictures: Path, model: str, data: str) -> Prepared:
 
 def classes(found: Prepared) -> dict[Any, int]:
     assert isinstance(found.task, Classification)
-    return dict(found.task.classes)
+    return dict(found.task.label2id)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def classes(found: Prepared) -> dict[Any, int]:
         ("many", "numbered", {0: 0, 1: 1, 2: 2}, ["0", "1", "2"], True),
     ],
 )
-def test_a_head_is_kept_where_its_classes_fit(
+def test_pretrained_head_is_kept_if_its_classes_match(
     model: str, data: str, expected: dict[Any, int], names: list[str], new_head: bool, pictures: Path
 ) -> None:
     found = prepared(pictures, model, data)
@@ -78,10 +78,10 @@ def test_a_head_is_kept_where_its_classes_fit(
     assert found.task.new_head is new_head
 
 
-def test_a_head_that_orders_its_classes_otherwise_is_kept_in_its_order(pictures: Path, tmp_path: Path) -> None:
+def test_pretrained_head_keeps_its_class_order(pictures: Path, tmp_path: Path) -> None:
     tiny.write_image_classifier(tmp_path / "models" / "other", ["blue", "green", "red"])
-    place = tiny.ClaimPaths(pictures, {"models": tmp_path / "models", "out": tmp_path})
-    found = prepare(tiny.job("other", "declared"), place)
+    claim_paths = tiny.ClaimPaths(pictures, {"models": tmp_path / "models", "out": tmp_path})
+    found = prepare(tiny.job("other", "declared"), claim_paths)
     assert classes(found) == {0: 2, 1: 1, 2: 0}, "numbered red, green, blue in the data"
     assert list(found.config.id2label.values()) == ["blue", "green", "red"]
 
@@ -99,13 +99,13 @@ def heads(pictures: Path, model: str, data: str) -> tuple[torch.Tensor, torch.Te
     )
 
 
-def test_a_kept_head_has_its_weights(pictures: Path) -> None:
+def test_kept_head_has_its_pretrained_weights(pictures: Path) -> None:
     before, after, new = heads(pictures, "colours", "declared")
     assert torch.equal(before, after)
     assert new == []
 
 
-def test_a_head_of_the_same_size_for_other_classes_begins_anew(pictures: Path) -> None:
+def test_head_for_other_classes_is_reinitialized(pictures: Path) -> None:
     before, after, new = heads(pictures, "animals", "named")
     assert before.shape == after.shape
     assert not torch.isclose(before, after).any()
@@ -113,14 +113,14 @@ def test_a_head_of_the_same_size_for_other_classes_begins_anew(pictures: Path) -
     assert new == ["classifier.bias", "classifier.weight"]
 
 
-def test_a_head_of_another_size_begins_anew(pictures: Path) -> None:
+def test_head_of_another_size_is_reinitialized(pictures: Path) -> None:
     before, after, new = heads(pictures, "many", "numbered")
     assert (len(before), len(after)) == (7, 3)
     assert new == ["classifier.bias", "classifier.weight"]
 
 
 @pytest.mark.parametrize("data", ["numbered", "named", "declared"])
-def test_a_run_learns_and_its_result_tells_images_apart(data: str, pictures: Path, out: Path) -> None:
+def test_run_learns_and_its_output_classifies_images(data: str, pictures: Path, out: Path) -> None:
     callback = tiny.Recorder()
     model_name = "many" if data == "numbered" else "animals"
     report = run(tiny.job(model_name, data, **FAST), RunOptions(claims=tiny.claim_paths(pictures, out)), callback)
@@ -137,7 +137,7 @@ def test_a_run_learns_and_its_result_tells_images_apart(data: str, pictures: Pat
     assert not list((out / "result").glob("tokenizer*"))
 
 
-def test_images_have_no_longest_text(pictures: Path, out: Path) -> None:
+def test_max_length_is_rejected_for_images(pictures: Path, out: Path) -> None:
     job = tiny.job("nameless", "numbered", data={"maxLength": 64})
     with pytest.raises(UserError, match=r"data\.maxLength: 64: task ImageClassification reads no text; leave it out"):
         run(job, RunOptions(claims=tiny.claim_paths(pictures, out)), tiny.Recorder())
@@ -154,11 +154,11 @@ def labelled(folder: Path, labels: Sequence[Any], kind: pa.DataType) -> Path:
 @pytest.mark.parametrize(
     ("labels", "kind", "message"),
     [
-        ([0.5, 1.5], pa.float64(), r"expected a whole number or text, found"),
-        ([1, 1, 1], pa.int64(), r"has one class only: 1"),
+        ([0.5, 1.5], pa.float64(), r"expected an integer or a string, found"),
+        ([1, 1, 1], pa.int64(), r"has only one class: 1"),
     ],
 )
-def test_labels_that_are_no_classes_are_refused(
+def test_invalid_labels_are_rejected(
     labels: list[Any], kind: pa.DataType, message: str, pictures: Path, tmp_path: Path
 ) -> None:
     data = labelled(tmp_path / "data", labels, kind)
@@ -166,34 +166,36 @@ def test_labels_that_are_no_classes_are_refused(
         prepare(tiny.job("many", "rows"), tiny.ClaimPaths(pictures, {"data": data, "out": tmp_path}))
 
 
-def test_an_unknown_label_is_a_bad_row_that_names_the_nearest(pictures: Path, tmp_path: Path) -> None:
+def test_unknown_label_is_a_bad_row(pictures: Path, tmp_path: Path) -> None:
     data = labelled(tmp_path / "data", ["rad", "red"], pa.string())
     tiny.write_rows(data / "train", [{**row, "label": NAMES[row["label"]]} for row in tiny.captioned(12)])
-    place = tiny.ClaimPaths(pictures, {"data": data, "out": tmp_path})
+    claim_paths = tiny.ClaimPaths(pictures, {"data": data, "out": tmp_path})
     validation = {"source": "pvc://data/rows"}
     job = tiny.job("nameless", "train", data={"validation": validation})
-    with pytest.raises(UserError, match=r"data\.validation.*row 0.*'rad' is no class of the training set.*mean 'red'"):
-        run(job, RunOptions(claims=place), tiny.Recorder())
+    with pytest.raises(
+        UserError, match=r"data\.validation.*row 0.*unknown class 'rad'; the training set has .*mean 'red'"
+    ):
+        run(job, RunOptions(claims=claim_paths), tiny.Recorder())
     skipping = tiny.job("nameless", "train", data={"validation": validation, "onBadRow": "Skip"})
-    assert prepare(skipping, place).plan.validation_samples == 1
+    assert prepare(skipping, claim_paths).plan.validation_samples == 1
 
 
-def test_minus_one_is_no_class_where_the_classes_have_names(pictures: Path, tmp_path: Path) -> None:
+def test_minus_one_is_an_unknown_class(pictures: Path, tmp_path: Path) -> None:
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=NAMES), "key": Value("int64")})
     rows = [{"image": row["image"], "label": row["label"], "key": 0} for row in tiny.captioned(12)]
     (tmp_path / "data" / "rows").mkdir(parents=True)
     held_out = Dataset.from_list([*rows, {**rows[0], "label": -1}], features=features)
     held_out.to_parquet(tmp_path / "data" / "rows" / "part.parquet")
-    place = tiny.ClaimPaths(pictures, {"data": tmp_path / "data", "out": tmp_path})
-    with pytest.raises(UserError, match=r"row 12.*-1 is no class of the training set"):
-        run(tiny.job("nameless", "rows"), RunOptions(claims=place), tiny.Recorder())
+    claim_paths = tiny.ClaimPaths(pictures, {"data": tmp_path / "data", "out": tmp_path})
+    with pytest.raises(UserError, match=r"row 12.*unknown class -1; the training set has"):
+        run(tiny.job("nameless", "rows"), RunOptions(claims=claim_paths), tiny.Recorder())
 
 
-def test_the_task_is_named_by_the_model(pictures: Path) -> None:
+def test_task_is_inferred_from_the_model(pictures: Path) -> None:
     assert isinstance(prepared(pictures, "nameless", "numbered").task, ImageClassification)
 
 
-def test_a_language_model_becomes_a_classifier_that_finds_where_each_text_ends(tmp_path: Path, out: Path) -> None:
+def test_language_model_as_classifier_finds_the_last_token(tmp_path: Path, out: Path) -> None:
     tiny.write_language_model(tmp_path / "models" / "llama")
     tiny.write_rows(tmp_path / "data" / "reviews", tiny.reviews(24))
     changes = tiny.merged(FAST, {"task": "SequenceClassification", "data": {"workers": 2}})

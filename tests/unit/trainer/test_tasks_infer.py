@@ -1,4 +1,4 @@
-"""Which task a model is made for, from configs as they are on the hub; no weights."""
+"""The task of a model is inferred from configs as on the Hugging Face Hub, without weights."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from finetune_trainer.errors import UserError
 from finetune_trainer.planning import model_loader
-from finetune_trainer.tasks import auto_class, detect, find
+from finetune_trainer.tasks import get_auto_class, get_task, infer_task
 
 
 def config_of(model_type: str, architecture: str | None, **fields: Any) -> PretrainedConfig:
@@ -58,8 +58,8 @@ def config_of(model_type: str, architecture: str | None, **fields: Any) -> Pretr
         ("Contrastive", "align", "AlignModel"),
     ],
 )
-def test_the_task_is_read_from_the_config(task: str, model_type: str, architecture: str | None) -> None:
-    assert detect(config_of(model_type, architecture)) == task
+def test_task_is_inferred_from_the_architecture(task: str, model_type: str, architecture: str | None) -> None:
+    assert infer_task(config_of(model_type, architecture)) == task
 
 
 @pytest.mark.parametrize(
@@ -73,25 +73,25 @@ def test_the_task_is_read_from_the_config(task: str, model_type: str, architectu
         ("vit", "ViTModel"),
     ],
 )
-def test_a_task_that_is_not_clear_is_asked_for(model_type: str, architecture: str) -> None:
-    with pytest.raises(UserError) as refusal:
-        detect(config_of(model_type, architecture))
-    assert str(refusal.value) == (
-        f"task: not clear from the model's config (model_type {model_type}, architectures {architecture}); "
-        "say one of Contrastive, CausalLM, SequenceClassification, ImageClassification"
+def test_ambiguous_architecture_is_rejected(model_type: str, architecture: str) -> None:
+    with pytest.raises(UserError) as raised:
+        infer_task(config_of(model_type, architecture))
+    assert str(raised.value) == (
+        f"task: cannot be inferred from the model's config (model_type {model_type}, architectures {architecture}); "
+        "set it to one of Contrastive, CausalLM, SequenceClassification, ImageClassification"
     )
 
 
-def test_a_vision_language_model_is_recognized_and_not_yet_supported() -> None:
+def test_vision_language_models_are_not_yet_supported() -> None:
     with pytest.raises(UserError, match="not yet supported: task ImageTextToText"):
-        find("ImageTextToText")
-    assert auto_class("ImageTextToText") is AutoModelForImageTextToText
-    assert auto_class("CausalLM") is AutoModelForCausalLM
+        get_task("ImageTextToText")
+    assert get_auto_class("ImageTextToText") is AutoModelForImageTextToText
+    assert get_auto_class("CausalLM") is AutoModelForCausalLM
     with pytest.raises(UserError, match="not yet supported: task Custom"):
-        auto_class("Custom")
+        get_auto_class("Custom")
 
 
-def test_the_skeleton_of_a_vision_language_model_names_its_towers_and_the_connector() -> None:
+def test_meta_model_of_a_vision_language_model_has_its_submodules() -> None:
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
     config = config_of(
         "llava",
@@ -100,13 +100,13 @@ def test_the_skeleton_of_a_vision_language_model_names_its_towers_and_the_connec
         vision_config={**small, "model_type": "clip_vision_model", "image_size": 8, "patch_size": 4},
         image_token_index=63,
     )
-    model = model_loader.skeleton(auto_class(detect(config)), config)
+    model = model_loader.skeleton(get_auto_class(infer_task(config)), config)
     names = [name for parameter in model_loader.parameters_of(model) for name in parameter.names]
     for tower in ("vision_tower", "language_model", "multi_modal_projector"):
         assert any(tower in name for name in names), tower
     assert all(weight.is_meta for weight in model.parameters())
 
 
-def test_a_model_that_the_task_cannot_build_is_refused() -> None:
+def test_model_that_the_auto_class_cannot_build_is_rejected() -> None:
     with pytest.raises(UserError, match=r"AutoModelForCausalLM, as the task needs it, builds no vit model"):
-        model_loader.skeleton(auto_class("CausalLM"), config_of("vit", "ViTModel"))
+        model_loader.skeleton(get_auto_class("CausalLM"), config_of("vit", "ViTModel"))

@@ -2,19 +2,23 @@
 
 import json
 import os
-import subprocess
-import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from finetune_api import FineTuneJob
 from finetune_api.exit_codes import ExitCode
 from finetune_api.status import Report
 from finetune_trainer.training.watchdog import LOOKS, Watch
+from harness import forkserver
+from harness.forkserver import Process
+from harness.processes import wait_until
 from unit.trainer import tiny
+
+WORKERS = (1, 3)
 
 
 def watched(*done: int) -> Watch:
@@ -57,7 +61,7 @@ def slow(*arguments):
     return prepare(*arguments)
 
 class Switch(Callback):
-    def on_step(self, record):
+    def on_step_end(self, record):
         if record.step == 2 and hang != "saving":
             Path(out, "hang").touch()
 
@@ -79,55 +83,76 @@ def job(**changes: Any) -> FineTuneJob:
     return tiny.contrastive_job(**tiny.merged({"checkpoint": {"everySteps": 2}, "training": {"epochs": 4}}, changes))
 
 
-def started(spec: FineTuneJob, claims: Path, out: Path, hang: str) -> "subprocess.CompletedProcess[str]":
+@dataclass
+class Run:
+    """A run in a process of its own."""
+
+    out: Path
+    process: Process
+
+    def end(self) -> tuple[int, str]:
+        """Wait for its end: the exit status, and what it wrote to its standard error."""
+        return self.process.wait(300), (self.out / "stderr").read_text()
+
+
+def start(spec: FineTuneJob, claims: Path, out: Path, hang: str) -> Run:
     manifest = out / "job.json"
     manifest.write_text(json.dumps(spec.model_dump(mode="json", by_alias=True, exclude_none=True)))
-    arguments = [claims, out, manifest, out / "termination.log", hang]
-    return subprocess.run(
-        [sys.executable, "-c", SCRIPT, *map(str, arguments)],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    arguments = ["-c", SCRIPT, claims, out, manifest, out / "termination.log", hang]
+    with (out / "stderr").open("w") as stderr:
+        process = forkserver.start(arguments, stdout=stderr, stderr=stderr, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    return Run(out, process)
+
+
+@pytest.fixture(scope="module")
+def runs(claims: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
+    """Every run that hangs. They are mostly asleep, so they are started together."""
+    wanted = {"c": ("c", {}), "saving": ("saving", {}), "held": ("held", {})}
+    wanted |= {f"workers-{count}": ("c", {"data": {"workers": count}}) for count in WORKERS}
+    started = {
+        name: start(job(**changes), claims, tmp_path_factory.mktemp(name), hang)
+        for name, (hang, changes) in wanted.items()
+    }
+    yield started
+    for run in started.values():
+        run.process.kill_session()
 
 
 def report(out: Path) -> Report:
     return Report.model_validate_json((out / "termination.log").read_text())
 
 
-def test_a_data_set_that_hangs_in_c_code_ends_the_run(claims: Path, out: Path) -> None:
-    ended = started(job(), claims, out, "c")
-    assert ended.returncode == ExitCode.STALLED, ended.stderr
-    assert "in hanging" in ended.stderr, ended.stderr
-    assert 'File "' in ended.stderr
-    assert "error: nothing got done for 10 s after step 2: no step, evaluation batch, checkpoint or" in ended.stderr
-    last = report(out)
+def test_a_data_set_that_hangs_in_c_code_ends_the_run(runs: dict[str, Run]) -> None:
+    status, stderr = runs["c"].end()
+    assert status == ExitCode.STALLED, stderr
+    assert "in hanging" in stderr, stderr
+    assert 'File "' in stderr
+    assert "error: nothing got done for 10 s after step 2: no step, evaluation batch, checkpoint or" in stderr
+    last = report(runs["c"].out)
     assert last.reason == "Stalled"
     assert "raise stallTimeoutSeconds" in last.message
     assert last.progress is not None and last.progress.step == 2
     assert last.checkpoint is not None and last.checkpoint.step == 2
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_workers_that_hang_show_their_stacks_and_do_not_stay_behind(claims: Path, out: Path, workers: int) -> None:
-    ended = started(job(data={"workers": workers}), claims, out, "c")
-    assert ended.returncode == ExitCode.STALLED, ended.stderr
-    assert ended.stderr.count(" in hanging\n") >= workers, ended.stderr
-    assert not [process for process in psutil.process_iter(["cmdline"]) if str(out) in (process.info["cmdline"] or [])]
+@pytest.mark.parametrize("workers", WORKERS)
+def test_workers_that_hang_show_their_stacks_and_do_not_stay_behind(runs: dict[str, Run], workers: int) -> None:
+    run = runs[f"workers-{workers}"]
+    status, stderr = run.end()
+    assert status == ExitCode.STALLED, stderr
+    assert stderr.count(" in hanging\n") >= workers, stderr
+    wait_until("the end of the workers", lambda: not run.process.members(), 10)
 
 
-def test_a_storage_that_hangs_while_the_result_is_saved_ends_the_run(claims: Path, out: Path) -> None:
-    ended = started(job(), claims, out, "saving")
-    assert ended.returncode == ExitCode.STALLED, ended.stderr
-    assert "in publish" in ended.stderr
-    assert report(out).reason == "Stalled"
+def test_a_storage_that_hangs_while_the_result_is_saved_ends_the_run(runs: dict[str, Run]) -> None:
+    status, stderr = runs["saving"].end()
+    assert status == ExitCode.STALLED, stderr
+    assert "in publish" in stderr
+    assert report(runs["saving"].out).reason == "Stalled"
 
 
-def test_c_code_that_never_lets_python_run_ends_the_run_too(claims: Path, out: Path) -> None:
-    ended = started(job(), claims, out, "held")
-    assert ended.returncode == ExitCode.FAILED, ended.stderr
-    assert "Timeout" in ended.stderr
-    assert "in hanging" in ended.stderr, ended.stderr
+def test_c_code_that_never_lets_python_run_ends_the_run_too(runs: dict[str, Run]) -> None:
+    status, stderr = runs["held"].end()
+    assert status == ExitCode.FAILED, stderr
+    assert "Timeout" in stderr
+    assert "in hanging" in stderr, stderr

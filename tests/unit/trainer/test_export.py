@@ -65,11 +65,11 @@ def test_another_job_is_refused(claims: Path, out: Path) -> None:
 
 
 def test_another_job_of_the_same_name_is_told_so(claims: Path, tmp_path: Path) -> None:
-    place = tiny.ClaimPaths(claims, {"tiny-output": tmp_path})
+    claim_paths = tiny.ClaimPaths(claims, {"tiny-output": tmp_path})
     jobs = [tiny.job("dual", "colours", output={"destination": None}, training={"seed": seed}) for seed in (0, 1)]
-    run(jobs[0], RunOptions(claims=place), Recorder())
+    run(jobs[0], RunOptions(claims=claim_paths), Recorder())
     with pytest.raises(UserError) as raised:
-        run(jobs[1], RunOptions(claims=place), Recorder())
+        run(jobs[1], RunOptions(claims=claim_paths), Recorder())
     said = str(raised.value)
     assert "already holds what an earlier job of the same name, tiny, made of another spec" in said
     assert "to replace it say export.ifExists: Overwrite" in said
@@ -127,7 +127,7 @@ def test_a_run_killed_while_it_moved_its_result_in_place_finishes_that(
 def test_folders_of_the_result_are_opened_to_others_and_replaced(claims: Path, out: Path, tmp_path: Path) -> None:
     """A tokenizer with several chat templates is saved with a folder of them."""
     llm = tiny.write_language_model(tmp_path / "models" / "llm")
-    place = tiny.ClaimPaths(claims, {"models": tmp_path / "models", "data": tmp_path, "out": out})
+    claim_paths = tiny.ClaimPaths(claims, {"models": tmp_path / "models", "data": tmp_path, "out": out})
     tiny.write_rows(tmp_path / "chats", tiny.chats(12))
 
     def trained(seed: int, templates: tuple[str, ...]) -> Path:
@@ -136,7 +136,7 @@ def test_folders_of_the_result_are_opened_to_others_and_replaced(claims: Path, o
         shutil.rmtree(llm / "additional_chat_templates", ignore_errors=True)
         tokenizer.save_pretrained(llm)
         job = tiny.job("llm", "chats", output={"ifExists": "Overwrite"}, training={"seed": seed, "epochs": 1})
-        run(job, RunOptions(claims=place), Recorder())
+        run(job, RunOptions(claims=claim_paths), Recorder())
         return out / "result" / "additional_chat_templates"
 
     folder = trained(0, ("default", "tool_use"))
