@@ -117,7 +117,7 @@ def _execute(run: _RunContext) -> Report:
     job, checkpoints = run.job, run.checkpoints
     if output := export.find_existing_output(job, run.destination, checkpoints.folder):
         checkpoints.remove()
-        message = f"{job.destination} already has the output of run job; nothing was trained"
+        message = f"{job.destination} already has the output of this job; nothing was trained"
         return run.tracker.report("OutputAlreadyExists", message, output)
     set_seed(job.spec.training.seed)
     prepared = prepare(job, run.options.claims)
@@ -246,7 +246,7 @@ def _report_stall(run: _RunContext, timeout: float) -> str:
         "Stalled",
         f"no progress for {timeout:g} s after step {run.tracker.steps_done}: no step, evaluation batch, checkpoint or "
         "part of the output; the log has the stack trace of each thread: check the storage of data and output, and the "
-        "GPU; if one of them can take run long, raise stallTimeoutSeconds",
+        "GPU; if one of them can take this long, raise stallTimeoutSeconds",
     )
     _write_termination_log(report, run.options)
     return report.message
