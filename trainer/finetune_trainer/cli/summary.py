@@ -19,7 +19,7 @@ from finetune_trainer.cli.console import Display
 from finetune_trainer.cli.describe import describe_metrics
 from finetune_trainer.cli.plan_table import DASH
 from finetune_trainer.reporting.metrics_jsonl import METRICS_FILE, read_records
-from finetune_trainer.training.export import RUN
+from finetune_trainer.training.export import RUN_FILE
 
 PLOT = "training.png"
 
@@ -27,7 +27,7 @@ PLOT = "training.png"
 def print_summary(job: FineTuneJob, claim_paths: ClaimPaths, report: Report, display: Display) -> None:
     """Print the results of a run and where they are, and save its plot."""
     folder = claim_paths.create_destination(job.destination)
-    document = json.loads((folder / RUN).read_text())
+    document = json.loads((folder / RUN_FILE).read_text())
     metric = document["spec"]["evaluation"]["metric"]
     before, after = document["metrics"]["first"], document["metrics"]["last"]
     if document["spec"]["checkpoint"]["keepBest"]:
