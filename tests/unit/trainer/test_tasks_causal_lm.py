@@ -271,7 +271,9 @@ def test_activation_checkpointing_recomputes_activations(language: Path) -> None
 
 def test_model_without_activation_checkpointing_is_rejected(claims: Path, out: Path) -> None:
     job = tiny.contrastive_job(training={"activationCheckpointing": True})
-    with pytest.raises(UserError, match=r"training\.activationCheckpointing: a vision-text-dual-encoder model cannot"):
+    with pytest.raises(
+        UserError, match=r"training\.activationCheckpointing: models of type vision-text-dual-encoder do not support it"
+    ):
         run(job, RunOptions(claims=tiny.claim_paths(claims, out)), tiny.Recorder())
 
 

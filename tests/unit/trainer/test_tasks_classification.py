@@ -128,7 +128,7 @@ def test_run_learns_and_its_output_classifies_images(data: str, pictures: Path, 
     assert report.reason == "Succeeded"
     assert callback.evaluations[-1].metrics["eval/loss"] < callback.evaluations[0].metrics["eval/loss"] / 4
     assert callback.evaluations[-1].metrics["eval/accuracy"] == 1.0
-    reason = "the model's classes are others than the data's"
+    reason = "the classes of the model are not those of the data"
     assert callback.has_message(f"newly initialized, because {reason}: classifier.bias, classifier.weight")
     model = AutoModelForImageClassification.from_pretrained(out / "result")
     processor = AutoImageProcessor.from_pretrained(out / "result")
@@ -140,7 +140,7 @@ def test_run_learns_and_its_output_classifies_images(data: str, pictures: Path, 
 
 def test_max_length_is_rejected_for_images(pictures: Path, out: Path) -> None:
     job = tiny.job("nameless", "numbered", data={"maxLength": 64})
-    with pytest.raises(UserError, match=r"data\.maxLength: 64: task ImageClassification reads no text; leave it out"):
+    with pytest.raises(UserError, match=r"data\.maxLength: 64: task ImageClassification reads no text; remove it"):
         run(job, RunOptions(claims=tiny.claim_paths(pictures, out)), tiny.Recorder())
 
 
@@ -203,6 +203,6 @@ def test_language_model_as_classifier_finds_the_last_token(tmp_path: Path, out: 
     callback = tiny.Recorder()
     run(tiny.job("llama", "reviews", **changes), RunOptions(claims=tiny.claim_paths(tmp_path, out)), callback)
     assert callback.evaluations[-1].metrics["eval/accuracy"] == 1.0
-    assert callback.has_message("newly initialized, because the model does not hold them: score.weight")
+    assert callback.has_message("newly initialized, because the checkpoint does not contain them: score.weight")
     config = AutoConfig.from_pretrained(out / "result")
     assert config.pad_token_id == tiny.byte_tokenizer().eos_token_id, "its tokenizer has no other to pad with"
