@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from harness import Cluster, ExternalCluster, HarnessError, Node, doctor, images, launch, node, programs
+from harness import Cluster, ExternalCluster, HarnessError, Node, binaries, images, launch, node, preflight
 from harness.progress import task
 
 REPOSITORY = Path(__file__).parents[1]
@@ -52,7 +52,7 @@ class Stage:
     @property
     def tools(self) -> dict[str, str]:
         """What a person sets to run the same commands."""
-        path = f"{programs.locate('helm').parent}:{os.environ['PATH']}"
+        path = f"{binaries.find_client('helm').parent}:{os.environ['PATH']}"
         return {"KUBECONFIG": str(self.cluster.kubeconfig), "PATH": path}
 
     @property
@@ -143,7 +143,7 @@ def named_cluster(context: str) -> ExternalCluster:
 def ours() -> Stage:
     """A node of our own, with both images built from their Dockerfiles."""
     heading("A Kubernetes node on this machine")
-    doctor.require(doctor.IMAGES)
+    preflight.require(preflight.IMAGES)
     running = start_node()
     heading("Two images, built from their Dockerfiles")
     stage = Stage(running, "localhost/finetune-operator:demo", "localhost/finetune-trainer:demo")
@@ -157,7 +157,7 @@ def start_node() -> Node:
     if not (FOLDER / "ready").exists():
         with task("starting etcd, the API server, its controllers, a kubelet and containerd"):
             node.up(FOLDER, binds=(), daemon=True)
-    return Node.attached(FOLDER)
+    return Node.attach(FOLDER)
 
 
 def bring_image(running: Node, dockerfile: Path, tag: str) -> None:
@@ -365,7 +365,7 @@ def look_around(stage: Stage) -> str:
     """What to type to see more."""
     if not isinstance(stage.cluster, Node):
         return f"kubectl describe ftj {JOB} --namespace={JOBS}"
-    tools = f"export KUBECONFIG={stage.cluster.kubeconfig} PATH={programs.locate('kubectl').parent}:$PATH"
+    tools = f"export KUBECONFIG={stage.cluster.kubeconfig} PATH={binaries.find_client('kubectl').parent}:$PATH"
     return f"{tools}; kubectl describe ftj {JOB} --namespace={JOBS}"
 
 

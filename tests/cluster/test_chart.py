@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from harness import Cluster, ControlPlane, doctor
-from harness.doctor import Tier
+from harness import Cluster, ControlPlane, preflight
+from harness.preflight import Tier
 from harness.processes import wait_until
 
 pytestmark = pytest.mark.cluster
@@ -64,9 +64,9 @@ class Release:
 
 
 @pytest.fixture(scope="module")
-def cluster(require_tier: Callable[[Tier], None], cluster_programs: None) -> Iterator[Cluster]:
+def cluster(require_tier: Callable[[Tier], None], cluster_binaries: None) -> Iterator[Cluster]:
     """A control plane of its own: the chart owns the definitions, which other tests bring without it."""
-    require_tier(doctor.CONTROL_PLANE)
+    require_tier(preflight.CONTROL_PLANE)
     with ControlPlane() as started:
         yield started
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import programs
+from harness import binaries
 from unit.chart.rendering import Chart
 
 
@@ -19,7 +19,7 @@ def chart(helm_at_hand: Path, tmp_path: Path) -> Chart:
 def helm_at_hand(request: pytest.FixtureRequest) -> Path:
     """helm, unless it had to be compiled for unit tests alone: that takes minutes, and unit tests take seconds."""
     cluster_tests_run_too = any(item.get_closest_marker("cluster") for item in request.session.items)
-    if programs.already_built() or cluster_tests_run_too:
+    if binaries.is_built() or cluster_tests_run_too:
         compiled: Path = request.getfixturevalue("helm")
         return compiled
     if found := shutil.which("helm"):
