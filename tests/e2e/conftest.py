@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from e2e.world import NAMESPACE, ROOT, SYSTEM, World
+from e2e.namespace import NAMESPACE, ROOT, SYSTEM, Namespace
 from finetune_api.names import POD_DIRS
 from harness import cache, forkserver, host_image, images, preflight
 from harness.node import Node
@@ -89,16 +89,16 @@ def inputs() -> Path:
 
 
 @pytest.fixture(scope="session")
-def world(node: Node, installed: None, inputs: Path) -> World:
+def namespace(node: Node, installed: None, inputs: Path) -> Namespace:
     """A namespace under restricted Pod Security, with the claims `digits` (the example's inputs) and `models`."""
     node.kubectl("create", "namespace", NAMESPACE)
     node.kubectl("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")
-    world = World(node)
-    world.claim("digits")
-    world.claim("models")
+    namespace = Namespace(node)
+    namespace.create_claim("digits")
+    namespace.create_claim("models")
     folder = node.claim_path(NAMESPACE, "digits")
     shutil.copytree(inputs, folder, dirs_exist_ok=True)
-    return world
+    return namespace
 
 
 @pytest.fixture(scope="session")
