@@ -23,7 +23,8 @@ from transformers import AutoModelForSequenceClassification, BertForSequenceClas
 from finetune_api import FineTuneJob
 from finetune_trainer.data import TrainBatchSampler, load_batches
 from finetune_trainer.planning import model_loader
-from finetune_trainer.training.run import RunOptions, prepare, run
+from finetune_trainer.planning.prepare import prepare
+from finetune_trainer.training.run import RunOptions, run
 from unit.trainer import tiny
 
 REPETITIONS, STEPS, WARM_UP, BATCH = 7, 40, 5, 16

@@ -223,7 +223,7 @@ class Report(StatusModel):
     reason: Reason
     """How the run ended, in CamelCase."""
     message: Text
-    """Human-readable message; after a failure it says what to change."""
+    """Human-readable message; after a failure, what to change."""
     progress: Progress | None = None
     """Training progress."""
     metrics: list[Metric] = []

@@ -1,4 +1,4 @@
-"""Log format: one line per record on standard error, plain text for people or JSON for log collectors.
+"""Log format: one line per record on standard error, as plain text or as JSON.
 
 Records about a FineTuneJob have the fields `namespace`, `name`, `attempt` and, for events, `reason`. In JSON they are
 keys of their own; in plain text the message starts with `namespace/name: reason: `.

@@ -1,9 +1,11 @@
 """Leader election: of several operators only the one that holds the Lease is active.
 
 Written by hand because kubernetes.aio.leaderelection never releases the Lease, so that each rollout would pause for the
-whole lease duration, and sets no timeout on its requests, so that a leader whose renewal hangs would stay active beside
-its successor. As in client-go, clocks of different nodes are never compared: a candidate takes over a Lease that it
-has itself seen unchanged for as long as the holder promised to renew it.
+whole lease duration, and sets no timeout on its requests, so that a leader whose renewal hangs would stay active after
+another operator has taken over.
+
+As in client-go, clocks of different nodes are never compared: a candidate takes over a Lease that it has itself seen
+unchanged for as long as the holder promised to renew it.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ class Create:
     """Create an object.
 
     Args:
-        accept_existing: an object that already has this name counts as created, whoever owns it.
+        accept_existing: an object that already has this name counts as created, regardless of its owner.
     """
 
     resource: Literal["persistentvolumeclaims", "configmaps", "jobs"]

@@ -167,7 +167,7 @@ def _pod_spec(parsed: FineTuneJob, config_map: str, number: int, config: Config)
 
 
 def _scheduling(parsed: FineTuneJob, config: Config) -> JsonObject:
-    """Where and as whom the pod runs; the configuration takes precedence over the job."""
+    """Scheduling and identity of the pod; the configuration takes precedence over the job."""
     runtime, trainer = parsed.spec.runtime, config.trainer
     secrets = {it.name: it.manifest() for it in (*runtime.image_pull_secrets, *trainer.image_pull_secrets)}
     fields: JsonObject = {

@@ -23,11 +23,11 @@ class AttemptJob:
     """The Kubernetes Job of one attempt.
 
     Args:
-        suspended: `spec.suspend`, which belongs to the queue.
+        suspended: `spec.suspend`, which only the queue changes.
         failed: the condition Failed, which is set once every pod is terminal.
         finished_at: when it completed or failed.
         started_at: when it was last started or resumed; None while it is suspended.
-        suspended_at: when its pods were last told to stop; None unless it is suspended.
+        suspended_at: when it was last suspended; None unless it is suspended.
     """
 
     name: str

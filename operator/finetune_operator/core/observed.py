@@ -19,7 +19,7 @@ class ObservedJob:
 
     Args:
         spec: exactly as the user wrote it; the trainer gets it unchanged.
-        parsed: the validated job; None if it is invalid, and then `parse_error` says why.
+        parsed: the validated job; None if it is invalid; `parse_error` is the reason.
     """
 
     key: NamespacedName

@@ -205,7 +205,7 @@ class AttemptReconciler:
         return self._reconcile_active(self.attempt_job, attempt)
 
     def _observe_attempt(self) -> AttemptStatus:
-        """The current attempt: what status says, and what its Job and pods now show of its start and end."""
+        """The recorded status of the current attempt, updated with what its Job and pods show of its start and end."""
         job = self.attempt_job
         name = attempt_name(self.job.key.name, self.number)
         attempt = self.recorded or AttemptStatus(number=self.number, job=name)
@@ -392,7 +392,7 @@ class AttemptReconciler:
         return self._start(self.number + 1)  # case 7.9
 
     def _end_time(self, attempt: AttemptStatus) -> datetime:
-        """When the attempt ended if its status does not say: a deleted Job leaves only the last progress."""
+        """End time if status does not record one; for a deleted Job, the last progress is the best estimate."""
         if self.attempt_job is not None and self.attempt_job.finished_at is not None:
             return self.attempt_job.finished_at
         progress = self._scraped_fields().get("progress") or self.job.status.progress

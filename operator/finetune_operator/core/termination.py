@@ -1,7 +1,7 @@
 """Determines how an attempt ended, and what follows from it.
 
 The pod has the most details (exit code, OOM kill, termination message), but pods get deleted. Then the failure message
-of the Kubernetes Job is used, and when the Job is gone too, what status already says.
+of the Kubernetes Job is used, and if the Job is gone too, what status already records.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def merge_observed_end(attempt: AttemptStatus, job: AttemptJob | None, pods: Seq
         changes = _end_from_job(job.failed)
     else:
         return attempt
-    # A pod that the kubelet rejected has no container status, and thus no finish time.
+    # A pod that the kubelet rejected has no container status, so no finish time.
     changes["end_time"] = changes.get("end_time") or attempt.end_time or (job.finished_at if job else None)
     return update_attempt(attempt, **changes)
 
@@ -64,7 +64,7 @@ def reopen(attempt: AttemptStatus) -> AttemptStatus:
 
 
 def finalize(attempt: AttemptStatus, end_time: datetime, default: Outcome) -> AttemptStatus:
-    """The attempt with an end time and a reason: what is recorded, else these."""
+    """The attempt with this end time and reason, unless they are recorded already."""
     return update_attempt(
         attempt,
         end_time=attempt.end_time or end_time.replace(microsecond=0),

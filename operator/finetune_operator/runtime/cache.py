@@ -37,7 +37,7 @@ class Cache:
                 return self._put_job(ObservedJob.from_object(obj))
             return self._put_child(resource, obj)
         except (ValueError, KeyError, TypeError) as error:
-            # Anyone may label a pod as ours; an object that cannot be parsed must not stop the others.
+            # Users can create pods with our labels; an object that cannot be parsed must not affect others.
             metadata = obj.get("metadata", {})
             name = f"{metadata.get('namespace')}/{metadata.get('name')}"
             logger.warning("ignoring %s %s, which cannot be parsed: %r", resource, name, error)

@@ -78,7 +78,7 @@ def scrape_targets(cache: Cache) -> dict[NamespacedName, ScrapeTarget]:
 
 
 async def scrape(session: aiohttp.ClientSession, target: ScrapeTarget) -> ProgressSnapshot | None:
-    """Scrape one trainer; None if it does not answer in time, or the page is too large or not understood."""
+    """Scrape one trainer; None if it does not answer in time, or its page is too large or cannot be parsed."""
     try:
         async with asyncio.timeout(SCRAPE_TIMEOUT_SECONDS):
             page = await _fetch(session, target.url)

@@ -1,4 +1,4 @@
-"""The operator process: wait for the CRD and the Lease, then list, watch and reconcile until told to stop."""
+"""The operator process: wait for the CRD and the Lease, then list, watch and reconcile until a signal stops it."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class OperatorService:
             where = ", ".join(self._options.namespaces) or "all namespaces"
             logger.info("watching %s; found %d FineTuneJobs", where, len(self._cache.jobs))
             tasks += [asyncio.create_task(it) for it in self._controller_tasks()]
-            # None of them ends by itself unless it fails or the process is told to stop.
+            # None of them ends by itself unless it fails or a signal stops the process.
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
@@ -132,15 +132,15 @@ class OperatorService:
         watching = asyncio.create_task(watch(self._cache, self._queue, self._options.namespaces, started))
         try:
             await asyncio.wait({watching, asyncio.create_task(started.wait())}, return_when=asyncio.FIRST_COMPLETED)
-            # On a signal Kopf waits five seconds, in which no operator would hold the Lease. Take its signal handlers
-            # away: once cancelled, it stops at once.
+            # Replace Kopf's signal handlers: it would shut down for five seconds, during which the Lease is held but
+            # no operator is active. Cancelled, it stops at once.
             _set_on_signals(self._stop)
             await watching
         finally:
             watching.cancel()
 
     async def _finish_unless_stopped(self, work: Coroutine[Any, Any, None]) -> bool:
-        """Await something that may take long; False if the process is told to stop first."""
+        """Await something that may take long; False if a signal stops the process first."""
         task, stopped = asyncio.create_task(work), asyncio.create_task(self._wait_for_stop())
         done, pending = await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
         for other in pending:

@@ -239,7 +239,7 @@ EVERY_FIELD: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(("part", "model"), [("runtime", Runtime), ("resources", Resources)])
 def test_every_field_changes_the_pod(part: str, model: type[Model]) -> None:
     aliases = {str(field.alias) for field in model.model_fields.values()}
-    assert aliases - {"nodes"} == EVERY_FIELD[part].keys(), "a field without a value here is a field that nobody tries"
+    assert aliases - {"nodes"} == EVERY_FIELD[part].keys(), "a field without a value here is not tested"
     base = {"gpusPerNode": 1} if part == "resources" else {}
     for field, value in EVERY_FIELD[part].items():
         without = {"gpusPerNode": 0} if field == "gpusPerNode" else base

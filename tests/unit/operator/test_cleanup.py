@@ -35,7 +35,7 @@ def test_leftovers_are_deleted_after_the_ttl_and_the_job_stays() -> None:
     sim.settle()
     assert not sim.attempt_jobs and not sim.config_maps and sim.job.status.cleanup_time == sim.now
     assert sim.job.state == "Succeeded"
-    assert not sim.reconcile().lookup, "what is gone is not looked for again"
+    assert not sim.reconcile().lookup, "a finished cleanup is not repeated"
 
 
 def test_leftovers_stay_until_a_ttl_is_set() -> None:

@@ -26,8 +26,8 @@ def case(
     """Register a case; the decorated function brings the simulation into the situation that is reconciled.
 
     Args:
-        label: number in the state table, and what is special.
-        actions: what is expected, in the format of `summarize`.
+        label: number in the state table, and the situation.
+        actions: expected actions, in the format of `summarize`.
         message: expected message of the condition Succeeded.
         lookup: whether lookups are answered.
         spec: fields of the spec.

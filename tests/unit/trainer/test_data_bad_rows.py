@@ -150,8 +150,8 @@ def test_run_skips_bad_rows(
     assert recorder.plan is not None
     assert (recorder.plan.train_samples, recorder.plan.planned_steps) == (samples, samples // 4)
     assert len(recorder.steps) == samples // 4
-    assert recorder.said("skipping 3 bad rows")
-    assert recorder.said(message)
+    assert recorder.has_message("skipping 3 bad rows")
+    assert recorder.has_message(message)
 
 
 @pytest.mark.parametrize("kind", ["reviews", "captions"])
@@ -204,4 +204,4 @@ def test_label_missing_in_the_training_set_is_skipped(claims: Path, out: Path, t
     run(job, RunOptions(claims=claim_paths), recorder)
     assert recorder.plan is not None
     assert recorder.plan.validation_samples == 5
-    assert recorder.said("unknown class 5; the training set has")
+    assert recorder.has_message("unknown class 5; the training set has")

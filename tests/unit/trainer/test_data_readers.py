@@ -172,15 +172,16 @@ def test_configurations_of_a_dataset_card(folder: Path, tmp_path: Path) -> None:
     write_csv(folder / "german.csv", [{"text": "gut", "label": 1}])
     write_csv(folder / "german-test.csv", ROWS[:2])
     (folder / "README.md").write_text(
-        "---\nconfigs:\n- config_name: en\n  data_files: english.csv\n- config_name: de\n  data_files:\n"
+        "---\nconfigs:\n- config_name: english\n  data_files: english.csv\n- config_name: german\n  data_files:\n"
         "  - split: train\n    path: german.csv\n  - split: test\n    path: german-test.csv\n---\nTexts.\n"
     )
-    assert load_dataset(tmp_path, "text", config="de").values("text") == ["gut"]
-    assert len(load_dataset(tmp_path, "text", config="de", split="test")) == 2
-    assert len(load_dataset(tmp_path, "text", config="en")) == 7
-    message = load_error(folder, "text", config="dee")
-    assert "data.train.config: pvc://data/set has no configuration 'dee'; did you mean 'de'? It has en, de" in message
-    assert "data.train.config: pvc://data/set has several configurations; select one of en, de" in load_error(
+    assert load_dataset(tmp_path, "text", config="german").values("text") == ["gut"]
+    assert len(load_dataset(tmp_path, "text", config="german", split="test")) == 2
+    assert len(load_dataset(tmp_path, "text", config="english")) == 7
+    message = load_error(folder, "text", config="germna")
+    assert "data.train.config: pvc://data/set has no configuration 'germna'; did you mean 'german'?" in message
+    assert "It has english, german" in message
+    assert "data.train.config: pvc://data/set has several configurations; select one of english, german" in load_error(
         folder, "text"
     )
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind, and what happens when something is there already."""
+"""The exported output, and what happens when the destination has one already."""
 
 import hashlib
 import json
@@ -27,25 +27,27 @@ def run_json(out: Path) -> dict[str, Any]:
     return loaded
 
 
-def test_run_json_tells_how_the_model_came_to_be(claims: Path, out: Path) -> None:
+def test_run_json_describes_the_run(claims: Path, out: Path) -> None:
     job = tiny.contrastive_job()
     recorder, report = go(job, claims, out)
-    told = run_json(out)
-    assert told["contentHash"] == job.spec.content_hash()
-    assert told["spec"]["training"]["microBatchSize"] == 6, "the effective spec"
-    assert told["versions"].keys() >= {"python", "torch", "transformers"}
-    assert (told["seed"], told["steps"], told["attempt"]) == (0, 6, 1)
-    assert told["metrics"]["first"] == {"step": 0, **recorder.evaluations[0].metrics}
-    assert told["metrics"]["last"] == {"step": 6, **recorder.evaluations[-1].metrics}
-    assert told["metrics"]["best"]["step"] in (3, 6)
-    assert told["wallSeconds"] > 0
+    metadata = run_json(out)
+    assert metadata["contentHash"] == job.spec.content_hash()
+    assert metadata["spec"]["training"]["microBatchSize"] == 6, "the effective spec"
+    assert metadata["versions"].keys() >= {"python", "torch", "transformers"}
+    assert (metadata["seed"], metadata["steps"], metadata["attempt"]) == (0, 6, 1)
+    assert metadata["metrics"]["first"] == {"step": 0, **recorder.evaluations[0].metrics}
+    assert metadata["metrics"]["last"] == {"step": 6, **recorder.evaluations[-1].metrics}
+    assert metadata["metrics"]["best"]["step"] in (3, 6)
+    assert metadata["wallSeconds"] > 0
     weights = (out / "result" / "model.safetensors").read_bytes()
     assert report.output is not None
-    assert report.output.digest == told["digest"] == f"sha256:{hashlib.sha256(weights).hexdigest()}"
-    assert sorted(told["files"]) == sorted(path.name for path in (out / "result").iterdir() if path.name != "run.json")
+    assert report.output.digest == metadata["digest"] == f"sha256:{hashlib.sha256(weights).hexdigest()}"
+    assert sorted(metadata["files"]) == sorted(
+        path.name for path in (out / "result").iterdir() if path.name != "run.json"
+    )
 
 
-def test_the_same_job_counts_as_done(claims: Path, out: Path) -> None:
+def test_same_job_is_complete(claims: Path, out: Path) -> None:
     _, first = go(tiny.contrastive_job(), claims, out)
     before = run_json(out)
     recorder, report = go(tiny.contrastive_job(), claims, out)
@@ -55,42 +57,42 @@ def test_the_same_job_counts_as_done(claims: Path, out: Path) -> None:
     assert run_json(out) == before
 
 
-def test_another_job_is_refused(claims: Path, out: Path) -> None:
+def test_output_of_another_job_is_not_overwritten(claims: Path, out: Path) -> None:
     go(tiny.contrastive_job(name="earlier"), claims, out)
     with pytest.raises(
         UserError,
-        match=r"pvc://out/result already holds the result of job earlier .*Overwrite; .*another export.destination",
+        match=r"pvc://out/result already has the output of job 'earlier' .*Overwrite; .*another output.destination",
     ):
         go(tiny.contrastive_job(training={"seed": 1}), claims, out)
 
 
-def test_another_job_of_the_same_name_is_told_so(claims: Path, tmp_path: Path) -> None:
+def test_output_of_a_job_with_the_same_name_is_not_overwritten(claims: Path, tmp_path: Path) -> None:
     claim_paths = tiny.ClaimPaths(claims, {"tiny-output": tmp_path})
     jobs = [tiny.job("dual", "colours", output={"destination": None}, training={"seed": seed}) for seed in (0, 1)]
     run(jobs[0], RunOptions(claims=claim_paths), Recorder())
     with pytest.raises(UserError) as raised:
         run(jobs[1], RunOptions(claims=claim_paths), Recorder())
-    said = str(raised.value)
-    assert "already holds what an earlier job of the same name, tiny, made of another spec" in said
-    assert "to replace it say export.ifExists: Overwrite" in said
-    assert "to keep it give this job another name" in said
+    message = str(raised.value)
+    assert "already has the output of an earlier job with the same name, 'tiny', and a different spec" in message
+    assert "to replace it, set output.ifExists: Overwrite" in message
+    assert "to keep it, rename this job" in message
 
 
-def test_a_model_that_no_run_made_is_refused_too(claims: Path, out: Path) -> None:
+def test_model_of_unknown_origin_is_not_overwritten(claims: Path, out: Path) -> None:
     (out / "result").mkdir()
     (out / "result" / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="already holds a model that no job wrote"):
+    with pytest.raises(UserError, match="already has a model that was not written by a job"):
         go(tiny.contrastive_job(), claims, out)
     assert (out / "result" / "config.json").read_text() == "{}"
 
 
-def test_overwrite_replaces_what_a_run_wrote_and_nothing_else(claims: Path, out: Path) -> None:
+def test_overwrite_replaces_only_files_of_a_run(claims: Path, out: Path) -> None:
     overwrite = {"destination": "pvc://out/result", "ifExists": "Overwrite"}
     go(tiny.contrastive_job(), claims, out)
-    told = run_json(out)
-    told["files"].append("model-00002-of-00002.safetensors")
-    (out / "result" / "run.json").write_text(json.dumps(told))
-    (out / "result" / "model-00002-of-00002.safetensors").write_text("of a larger model")
+    metadata = run_json(out)
+    metadata["files"].append("model-00002-of-00002.safetensors")
+    (out / "result" / "run.json").write_text(json.dumps(metadata))
+    (out / "result" / "model-00002-of-00002.safetensors").write_text("shard of a larger model")
     (out / "result" / "notes.txt").write_text("mine")
     recorder, report = go(tiny.contrastive_job(output=overwrite, training={"seed": 1}), claims, out)
     assert report.reason == "Succeeded"
@@ -100,37 +102,35 @@ def test_overwrite_replaces_what_a_run_wrote_and_nothing_else(claims: Path, out:
     assert (out / "result" / "notes.txt").read_text() == "mine"
 
 
-def test_the_same_object_never_trains_twice_even_when_it_may_overwrite(claims: Path, out: Path) -> None:
+def test_same_object_never_trains_twice(claims: Path, out: Path) -> None:
     job = tiny.contrastive_job(uid="u", output={"destination": "pvc://out/result", "ifExists": "Overwrite"})
     go(job, claims, out)
     assert go(job, claims, out)[1].reason == "OutputAlreadyExists"
 
 
-def test_a_run_killed_while_it_moved_its_result_in_place_finishes_that(
-    claims: Path, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def half(destination: Path, staging: Path, names: list[str]) -> None:
+def test_interrupted_export_is_completed(claims: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def replace_one_file(destination: Path, staging: Path, names: list[str]) -> None:
         (staging / "config.json").replace(destination / "config.json")
         raise KeyboardInterrupt
 
-    whole = export._replace
-    monkeypatch.setattr(export, "_replace", half)
+    original = export._replace_output
+    monkeypatch.setattr(export, "_replace_output", replace_one_file)
     with pytest.raises(KeyboardInterrupt):
         go(tiny.contrastive_job(), claims, out)
-    monkeypatch.setattr(export, "_replace", whole)
+    monkeypatch.setattr(export, "_replace_output", original)
     recorder, report = go(tiny.contrastive_job(), claims, out)
     assert report.reason == "Succeeded"
     assert recorder.resumed_step == 6
     assert not (out / "result" / ".checkpoints").exists()
 
 
-def test_folders_of_the_result_are_opened_to_others_and_replaced(claims: Path, out: Path, tmp_path: Path) -> None:
-    """A tokenizer with several chat templates is saved with a folder of them."""
+def test_folders_of_the_output_are_readable_and_replaced(claims: Path, out: Path, tmp_path: Path) -> None:
+    """A tokenizer with several chat templates is saved with a folder."""
     llm = tiny.write_language_model(tmp_path / "models" / "llm")
     claim_paths = tiny.ClaimPaths(claims, {"models": tmp_path / "models", "data": tmp_path, "out": out})
     tiny.write_rows(tmp_path / "chats", tiny.chats(12))
 
-    def trained(seed: int, templates: tuple[str, ...]) -> Path:
+    def train(seed: int, templates: tuple[str, ...]) -> Path:
         tokenizer = tiny.byte_tokenizer()
         tokenizer.chat_template = dict.fromkeys(templates, tiny.CHATML)
         shutil.rmtree(llm / "additional_chat_templates", ignore_errors=True)
@@ -139,13 +139,13 @@ def test_folders_of_the_result_are_opened_to_others_and_replaced(claims: Path, o
         run(job, RunOptions(claims=claim_paths), Recorder())
         return out / "result" / "additional_chat_templates"
 
-    folder = trained(0, ("default", "tool_use"))
+    folder = train(0, ("default", "tool_use"))
     assert folder.stat().st_mode & 0o777 == 0o755
     assert (folder / "tool_use.jinja").stat().st_mode & 0o777 == 0o644
-    assert [path.name for path in trained(1, ("default", "other")).iterdir()] == ["other.jinja"]
-    assert not trained(2, ("default",)).exists()
+    assert [path.name for path in train(1, ("default", "other")).iterdir()] == ["other.jinja"]
+    assert not train(2, ("default",)).exists()
 
 
-def test_others_may_read_it(claims: Path, out: Path) -> None:
+def test_output_is_readable_by_other_users(claims: Path, out: Path) -> None:
     go(tiny.contrastive_job(), claims, out)
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in (out / "result").iterdir())

@@ -16,10 +16,11 @@ from finetune_api.status import TERMINATION_MESSAGE_BYTES, BestEvaluation, Repor
 from finetune_trainer.callbacks import EvaluationRecord, StepRecord
 from finetune_trainer.errors import RunError, UserError
 from finetune_trainer.plan import RunPlan
+from finetune_trainer.planning.prepare import prepare
 from finetune_trainer.reporting.metrics_jsonl import MetricsWriter, read_records, truncate
 from finetune_trainer.reporting.prometheus import StatusCollector, serve_metrics
 from finetune_trainer.reporting.tracker import StatusTracker
-from finetune_trainer.training.run import RunOptions, plan, run
+from finetune_trainer.training.run import RunOptions, run
 from unit.trainer import tiny
 
 
@@ -42,7 +43,7 @@ def step(number: int, loss: float = 0.5, **changes: Any) -> StepRecord:
 
 @pytest.fixture
 def run_plan(claims: Path, out: Path) -> RunPlan:
-    return plan(tiny.contrastive_job(), tiny.claim_paths(claims, out))
+    return prepare(tiny.contrastive_job(), tiny.claim_paths(claims, out)).plan
 
 
 @pytest.fixture
@@ -145,7 +146,7 @@ def test_termination_message_is_limited_in_size(claims: Path, out: Path) -> None
         for number, pattern in enumerate(parameters)
     ]
     tracker = StatusTracker()
-    tracker.on_train_begin(plan(tiny.contrastive_job(modules=modules), tiny.claim_paths(claims, out)), 0)
+    tracker.on_train_begin(prepare(tiny.contrastive_job(modules=modules), tiny.claim_paths(claims, out)).plan, 0)
     tracker.on_evaluate(EvaluationRecord(0, 0, {f"eval/metric_{n}": 1 / 3 for n in range(60)}, best=False))
     message = tracker.report("Failed", "x" * 5000).termination_message()
     assert len(message.encode()) <= TERMINATION_MESSAGE_BYTES

@@ -14,10 +14,10 @@ from finetune_api.job import Task as TaskName
 from finetune_trainer.data import Batch
 from finetune_trainer.errors import UserError
 from finetune_trainer.planning import model_loader
+from finetune_trainer.planning.prepare import prepare
 from finetune_trainer.tasks import TASKS
 from finetune_trainer.tasks.contrastive import Contrastive, contrastive_loss
 from finetune_trainer.tasks.sequence_classification import SequenceClassification
-from finetune_trainer.training.run import prepare
 from unit.trainer import tiny
 
 
@@ -138,7 +138,7 @@ def test_contrastive_rejects_micro_batches(claims: Path, out: Path) -> None:
 
 def test_meta_model_has_the_parameters_of_the_loaded_model(claims: Path, out: Path) -> None:
     prepared = prepare(tiny.contrastive_job(), tiny.claim_paths(claims, out))
-    bare = model_loader.parameters_of(model_loader.skeleton(prepared.task.auto_class, prepared.config))
+    bare = model_loader.list_parameters(model_loader.build_meta_model(prepared.task.auto_class, prepared.config))
     model, new = model_loader.load_model(prepared.pretrained, prepared.task, prepared.config)
-    assert bare == model_loader.parameters_of(model)
+    assert bare == model_loader.list_parameters(model)
     assert new == {}

@@ -13,10 +13,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BertCo
 from finetune_trainer.data import Batch, Sample
 from finetune_trainer.errors import UserError
 from finetune_trainer.planning import model_loader
+from finetune_trainer.planning.prepare import prepare
 from finetune_trainer.tasks.base import Processors
 from finetune_trainer.tasks.causal_lm import ALWAYS_DECODERS, CausalLM
 from finetune_trainer.tasks.loss_mask import UntrainableRowError, from_messages
-from finetune_trainer.training.run import RunOptions, prepare, run
+from finetune_trainer.training.run import RunOptions, run
 from unit.trainer import tiny
 
 # As Qwen3 does: the last answer is rendered differently from earlier ones.
@@ -64,10 +65,10 @@ def test_loss_covers_the_completion_and_the_end_of_text() -> None:
     rows = [{"prompt": "What?", "completion": " The sky."}, {"prompt": "Which one is it?", "completion": " No."}]
     for row in rows:
         batch = CausalLM(("prompt", "completion")).collate([row], made)
-        assert decode_targets(batch, made.tokenizer) == row["completion"] + tiny.END
-        assert made.tokenizer.decode(batch["input_ids"][0]) == row["prompt"] + row["completion"] + tiny.END
+        assert decode_targets(batch, made.tokenizer) == row["completion"] + tiny.END_OF_TEXT
+        assert made.tokenizer.decode(batch["input_ids"][0]) == row["prompt"] + row["completion"] + tiny.END_OF_TEXT
     both = CausalLM(("prompt", "completion")).collate(rows, made)
-    assert decode_targets(both, made.tokenizer) == " The sky." + tiny.END + " No." + tiny.END
+    assert decode_targets(both, made.tokenizer) == " The sky." + tiny.END_OF_TEXT + " No." + tiny.END_OF_TEXT
 
 
 def test_collate_positions_precede_targets_and_padding_is_on_the_right() -> None:
@@ -84,7 +85,7 @@ def test_collate_positions_precede_targets_and_padding_is_on_the_right() -> None
 
 def test_end_of_text_is_appended_once() -> None:
     made = processors()
-    for text in ("the sky", "the sky" + tiny.END):
+    for text in ("the sky", "the sky" + tiny.END_OF_TEXT):
         ids = CausalLM(("text",)).collate([{"text": text}], made)["input_ids"][0].tolist()
         assert ids.count(made.tokenizer.eos_token_id) == 1
         assert ids[-1] == made.tokenizer.eos_token_id
@@ -93,7 +94,7 @@ def test_end_of_text_is_appended_once() -> None:
 def test_token_across_the_boundary_belongs_to_the_completion() -> None:
     made = processors()
     batch = CausalLM(("prompt", "completion")).collate([{"prompt": "What colour is the ", "completion": "sky"}], made)
-    assert decode_targets(batch, made.tokenizer) == " sky" + tiny.END
+    assert decode_targets(batch, made.tokenizer) == " sky" + tiny.END_OF_TEXT
 
 
 def test_loss_covers_the_assistant_messages() -> None:
@@ -258,7 +259,7 @@ def test_activation_checkpointing_recomputes_activations(language: Path) -> None
     task, model = CausalLM(("text",)), load_model(language)
     calls = []
     model.model.layers[0].self_attn.register_forward_hook(lambda *_: calls.append(1))
-    model_loader.make_ready(model, task, processors(), activation_checkpointing=True)
+    model_loader.configure_model(model, task, processors(), activation_checkpointing=True)
     model.train()
     task.loss(model, task.collate(tiny.texts(2), processors())).backward()
     assert len(calls) == 2
@@ -294,7 +295,7 @@ def test_prompt_that_fills_max_length_is_a_bad_row(language: Path, tmp_path: Pat
     run(tiny.job("chatty", "rows", data={"onBadRow": "Skip"}), RunOptions(claims=claim_paths), callback)
     assert callback.plan is not None
     assert callback.plan.train_samples == 12
-    assert callback.said("skipping 1 bad row ")
+    assert callback.has_message("skipping 1 bad row ")
 
 
 def test_empty_text_is_a_bad_row(language: Path, tmp_path: Path) -> None:
@@ -307,7 +308,7 @@ def test_truncated_rows_are_reported(language: Path, tmp_path: Path) -> None:
     claim_paths = write_rows(language, tmp_path, [*tiny.texts(11), {"text": "What colour is the sky? " * 20}])
     callback = tiny.Recorder()
     run(tiny.job("chatty", "rows", training={"epochs": 1}), RunOptions(claims=claim_paths), callback)
-    assert callback.said("1 of 12 texts are longer than 64 tokens and are truncated")
+    assert callback.has_message("truncating 1 of 12 texts to 64 tokens")
 
 
 def test_conversations_take_precedence_over_text(language: Path, tmp_path: Path) -> None:

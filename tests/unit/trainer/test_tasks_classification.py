@@ -15,9 +15,10 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 from finetune_trainer.data import Dataset as Rows
 from finetune_trainer.errors import UserError
 from finetune_trainer.planning import model_loader
+from finetune_trainer.planning.prepare import PreparedRun, prepare
 from finetune_trainer.tasks.classification import Classification
 from finetune_trainer.tasks.image_classification import ImageClassification
-from finetune_trainer.training.run import Prepared, RunOptions, prepare, run
+from finetune_trainer.training.run import RunOptions, run
 from unit.trainer import tiny
 
 NAMES = list(tiny.COLOURS)
@@ -46,11 +47,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def prepared(pictures: Path, model: str, data: str) -> Prepared:
+def prepared(pictures: Path, model: str, data: str) -> PreparedRun:
     return prepare(tiny.job(model, data), tiny.claim_paths(pictures, pictures))
 
 
-def classes(found: Prepared) -> dict[Any, int]:
+def classes(found: PreparedRun) -> dict[Any, int]:
     assert isinstance(found.task, Classification)
     return dict(found.task.label2id)
 
@@ -128,7 +129,7 @@ def test_run_learns_and_its_output_classifies_images(data: str, pictures: Path, 
     assert callback.evaluations[-1].metrics["eval/loss"] < callback.evaluations[0].metrics["eval/loss"] / 4
     assert callback.evaluations[-1].metrics["eval/accuracy"] == 1.0
     reason = "the model's classes are others than the data's"
-    assert callback.said(f"newly initialised, because {reason}: classifier.bias, classifier.weight")
+    assert callback.has_message(f"newly initialized, because {reason}: classifier.bias, classifier.weight")
     model = AutoModelForImageClassification.from_pretrained(out / "result")
     processor = AutoImageProcessor.from_pretrained(out / "result")
     image = Rows.__getitem__(prepared(pictures, "animals", "numbered").train, 1)["image"]
@@ -202,6 +203,6 @@ def test_language_model_as_classifier_finds_the_last_token(tmp_path: Path, out: 
     callback = tiny.Recorder()
     run(tiny.job("llama", "reviews", **changes), RunOptions(claims=tiny.claim_paths(tmp_path, out)), callback)
     assert callback.evaluations[-1].metrics["eval/accuracy"] == 1.0
-    assert callback.said("newly initialised, because the model does not hold them: score.weight")
+    assert callback.has_message("newly initialized, because the model does not hold them: score.weight")
     config = AutoConfig.from_pretrained(out / "result")
     assert config.pad_token_id == tiny.byte_tokenizer().eos_token_id, "its tokenizer has no other to pad with"

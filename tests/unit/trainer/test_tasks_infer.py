@@ -100,13 +100,15 @@ def test_meta_model_of_a_vision_language_model_has_its_submodules() -> None:
         vision_config={**small, "model_type": "clip_vision_model", "image_size": 8, "patch_size": 4},
         image_token_index=63,
     )
-    model = model_loader.skeleton(get_auto_class(infer_task(config)), config)
-    names = [name for parameter in model_loader.parameters_of(model) for name in parameter.names]
+    model = model_loader.build_meta_model(get_auto_class(infer_task(config)), config)
+    names = [name for parameter in model_loader.list_parameters(model) for name in parameter.names]
     for tower in ("vision_tower", "language_model", "multi_modal_projector"):
         assert any(tower in name for name in names), tower
     assert all(weight.is_meta for weight in model.parameters())
 
 
 def test_model_that_the_auto_class_cannot_build_is_rejected() -> None:
-    with pytest.raises(UserError, match=r"AutoModelForCausalLM, as the task needs it, builds no vit model"):
-        model_loader.skeleton(get_auto_class("CausalLM"), config_of("vit", "ViTModel"))
+    with pytest.raises(
+        UserError, match=r"the task needs an AutoModelForCausalLM, which cannot be built from a model of type vit"
+    ):
+        model_loader.build_meta_model(get_auto_class("CausalLM"), config_of("vit", "ViTModel"))

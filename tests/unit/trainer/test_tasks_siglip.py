@@ -8,8 +8,9 @@ import torch
 from transformers import AutoModel
 
 from finetune_trainer.planning import model_loader
+from finetune_trainer.planning.prepare import PreparedRun, prepare
 from finetune_trainer.tasks.base import Processors
-from finetune_trainer.training.run import Prepared, RunOptions, prepare, run
+from finetune_trainer.training.run import RunOptions, run
 from unit.trainer import tiny
 
 FAST: dict[str, Any] = {
@@ -27,7 +28,7 @@ def siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def prepared(siglip: Path) -> tuple[Prepared, Processors]:
+def prepared(siglip: Path) -> tuple[PreparedRun, Processors]:
     found = prepare(tiny.job("siglip", "colours"), tiny.claim_paths(siglip, siglip))
     return found, model_loader.load_processors(found.pretrained, found.task, found.config, None)
 

@@ -1,4 +1,4 @@
-"""A run that hangs is ended with 76, the stacks and a report, and only by the loop is it judged."""
+"""A run that hangs exits with code 76, stack traces and a report; time before the training loop does not count."""
 
 import json
 import os
@@ -12,28 +12,29 @@ import pytest
 from finetune_api import FineTuneJob
 from finetune_api.exit_codes import ExitCode
 from finetune_api.status import Report
-from finetune_trainer.training.watchdog import LOOKS, Watch
+from finetune_trainer.training.watchdog import CHECKS_PER_TIMEOUT, StallDetector
 from harness import forkserver
 from harness.forkserver import Process
 from harness.processes import wait_until
 from unit.trainer import tiny
 
 WORKERS = (1, 3)
+N = CHECKS_PER_TIMEOUT
 
 
-def watched(*done: int) -> Watch:
-    watch = Watch()
-    for count in done:
-        watch = watch.look(count)
-    return watch
+def is_stalled(*counts: int) -> bool:
+    detector = StallDetector()
+    for count in counts:
+        detector = detector.check(count)
+    return detector.is_stalled
 
 
-def test_it_takes_so_many_idle_looks_in_a_row() -> None:
-    assert not watched(*[0] * (LOOKS - 1)).is_stalled
-    assert watched(*[0] * LOOKS).is_stalled
-    assert not watched(*[0] * (LOOKS - 1), 1, *[1] * (LOOKS - 1)).is_stalled
-    assert watched(*[0] * (LOOKS - 1), 1, *[1] * LOOKS).is_stalled
-    assert not watched(*range(10 * LOOKS)).is_stalled
+def test_stall_after_consecutive_checks_without_progress() -> None:
+    assert not is_stalled(*[0] * (N - 1))
+    assert is_stalled(*[0] * N)
+    assert not is_stalled(*[0] * (N - 1), 1, *[1] * (N - 1))
+    assert is_stalled(*[0] * (N - 1), 1, *[1] * N)
+    assert not is_stalled(*range(10 * N))
 
 
 SCRIPT = """
@@ -42,41 +43,41 @@ from pathlib import Path
 import torch
 from transformers import VisionTextDualEncoderModel
 from finetune_api import FineTuneJob
-from finetune_trainer.training import run as whole
+from finetune_trainer.training import run as run_module
 from finetune_trainer.callbacks import Callback
 from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.tasks.contrastive import Contrastive
 
 claims, out, manifest, log, hang = sys.argv[1:]
-C, HOLDING = ctypes.CDLL(None), ctypes.PyDLL(None)
-collate, prepare = Contrastive.collate, whole.prepare
+C, HOLDING_GIL = ctypes.CDLL(None), ctypes.PyDLL(None)
+collate, prepare = Contrastive.collate, run_module.prepare
 
 def hanging(self, rows, processors):
     if Path(out, "hang").exists():
-        {"c": C, "held": HOLDING}[hang].sleep(600)
+        {"c": C, "gil": HOLDING_GIL}[hang].sleep(600)
     return collate(self, rows, processors)
 
 def slow(*arguments):
     time.sleep(12)
     return prepare(*arguments)
 
-class Switch(Callback):
+class HangAfterStepTwo(Callback):
     def on_step_end(self, record):
-        if record.step == 2 and hang != "saving":
+        if record.step == 2 and hang != "export":
             Path(out, "hang").touch()
 
-if hang == "saving":
+if hang == "export":
     VisionTextDualEncoderModel.save_pretrained = lambda *arguments, **named: C.sleep(600)
 Contrastive.collate = hanging
-whole.prepare = slow
+run_module.prepare = slow
 torch.set_num_threads(1)
 job = FineTuneJob.model_validate_json(Path(manifest).read_text(), strict=True)
-options = whole.RunOptions(
+options = run_module.RunOptions(
     claims=ClaimPaths(Path(claims), {"out": Path(out)}), termination_log=Path(log), stall_timeout=10.0
 )
-whole.run(job, options, Switch())
+run_module.run(job, options, HangAfterStepTwo())
 """
-"""Once two steps are done, the data set hangs. Before the loop it takes longer than the timeout, which is none."""
+"""The data set hangs after two steps. Preparation takes longer than the timeout, which does not apply to it."""
 
 
 def job(**changes: Any) -> FineTuneJob:
@@ -91,7 +92,7 @@ class Run:
     process: Process
 
     def end(self) -> tuple[int, str]:
-        """Wait for its end: the exit status, and what it wrote to its standard error."""
+        """Wait for the end of the process. Returns its exit status and its standard error."""
         return self.process.wait(300), (self.out / "stderr").read_text()
 
 
@@ -106,15 +107,15 @@ def start(spec: FineTuneJob, claims: Path, out: Path, hang: str) -> Run:
 
 @pytest.fixture(scope="module")
 def runs(claims: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Run]]:
-    """Every run that hangs. They are mostly asleep, so they are started together."""
-    wanted = {"c": ("c", {}), "saving": ("saving", {}), "held": ("held", {})}
-    wanted |= {f"workers-{count}": ("c", {"data": {"workers": count}}) for count in WORKERS}
-    started = {
+    """All runs that hang, started together: they mostly wait."""
+    arguments = {"c": ("c", {}), "export": ("export", {}), "gil": ("gil", {})}
+    arguments |= {f"workers-{count}": ("c", {"data": {"workers": count}}) for count in WORKERS}
+    runs = {
         name: start(job(**changes), claims, tmp_path_factory.mktemp(name), hang)
-        for name, (hang, changes) in wanted.items()
+        for name, (hang, changes) in arguments.items()
     }
-    yield started
-    for run in started.values():
+    yield runs
+    for run in runs.values():
         run.process.kill_session()
 
 
@@ -122,12 +123,12 @@ def report(out: Path) -> Report:
     return Report.model_validate_json((out / "termination.log").read_text())
 
 
-def test_a_data_set_that_hangs_in_c_code_ends_the_run(runs: dict[str, Run]) -> None:
+def test_data_set_that_hangs_in_c_code(runs: dict[str, Run]) -> None:
     status, stderr = runs["c"].end()
     assert status == ExitCode.STALLED, stderr
     assert "in hanging" in stderr, stderr
     assert 'File "' in stderr
-    assert "error: nothing got done for 10 s after step 2: no step, evaluation batch, checkpoint or" in stderr
+    assert "error: no progress for 10 s after step 2: no step, evaluation batch, checkpoint or" in stderr
     last = report(runs["c"].out)
     assert last.reason == "Stalled"
     assert "raise stallTimeoutSeconds" in last.message
@@ -136,7 +137,7 @@ def test_a_data_set_that_hangs_in_c_code_ends_the_run(runs: dict[str, Run]) -> N
 
 
 @pytest.mark.parametrize("workers", WORKERS)
-def test_workers_that_hang_show_their_stacks_and_do_not_stay_behind(runs: dict[str, Run], workers: int) -> None:
+def test_hanging_workers_dump_their_stacks_and_are_killed(runs: dict[str, Run], workers: int) -> None:
     run = runs[f"workers-{workers}"]
     status, stderr = run.end()
     assert status == ExitCode.STALLED, stderr
@@ -144,15 +145,15 @@ def test_workers_that_hang_show_their_stacks_and_do_not_stay_behind(runs: dict[s
     wait_until("the end of the workers", lambda: not run.process.members(), 10)
 
 
-def test_a_storage_that_hangs_while_the_result_is_saved_ends_the_run(runs: dict[str, Run]) -> None:
-    status, stderr = runs["saving"].end()
+def test_storage_that_hangs_during_export(runs: dict[str, Run]) -> None:
+    status, stderr = runs["export"].end()
     assert status == ExitCode.STALLED, stderr
-    assert "in publish" in stderr
-    assert report(runs["saving"].out).reason == "Stalled"
+    assert "in export_model" in stderr
+    assert report(runs["export"].out).reason == "Stalled"
 
 
-def test_c_code_that_never_lets_python_run_ends_the_run_too(runs: dict[str, Run]) -> None:
-    status, stderr = runs["held"].end()
+def test_c_code_that_holds_the_gil(runs: dict[str, Run]) -> None:
+    status, stderr = runs["gil"].end()
     assert status == ExitCode.FAILED, stderr
     assert "Timeout" in stderr
     assert "in hanging" in stderr, stderr

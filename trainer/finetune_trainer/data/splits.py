@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
 from finetune_api.data import Data, Fold
 from finetune_trainer.data.data_files import describe_choices
@@ -74,6 +73,9 @@ def _fold_indices(dataset: Dataset, fold: Fold, table: Table) -> np.ndarray:
 
 
 def _make_splitter(fold: Fold) -> Any:
+    # Imported here: it takes a second, and few jobs have a fold.
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+
     by = (fold.group_by is not None, fold.stratify_by is not None)
     classes = {(False, False): KFold, (True, False): GroupKFold, (False, True): StratifiedKFold}
     splitter_class = classes.get(by, StratifiedGroupKFold)

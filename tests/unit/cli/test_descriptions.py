@@ -1,4 +1,4 @@
-"""Phrases and tables: short, complete, and the same whatever the numbers are."""
+"""Descriptions, log lines and plots: short and complete for any settings."""
 
 import doctest
 import io
@@ -14,8 +14,9 @@ from pydantic import TypeAdapter
 
 from finetune_api.optimizers import Optimizer
 from finetune_api.schedules import Phase
+from finetune_trainer import formatting
 from finetune_trainer.callbacks import StepRecord
-from finetune_trainer.cli import console, parameter_tree, plan_table, plots
+from finetune_trainer.cli import console, describe, plots
 
 DURATIONS = st.one_of(
     st.just({}),
@@ -48,21 +49,21 @@ def phases(documents: list[dict[str, Any]]) -> list[Phase]:
     return parsed
 
 
-@pytest.mark.parametrize("module", [plan_table, console, plots, parameter_tree])
-def test_examples_in_the_docstrings(module: ModuleType) -> None:
+@pytest.mark.parametrize("module", [formatting, describe, console, plots])
+def test_docstring_examples(module: ModuleType) -> None:
     assert doctest.testmod(module).failed == 0
 
 
 @given(PHASES)
-def test_a_schedule_is_one_line_with_every_phase_and_its_length(documents: list[dict[str, Any]]) -> None:
-    phrase = plan_table.schedule_phrase(phases(documents))
+def test_schedule_description_is_one_line_with_every_phase(documents: list[dict[str, Any]]) -> None:
+    phrase = describe.describe_schedule(phases(documents))
     parts = phrase.split(", then ")
     assert len(parts) == len(documents)
     assert "\n" not in phrase
     assert "None" not in phrase
     for part, document in zip(parts, documents, strict=True):
         if "steps" in document:
-            assert plan_table.plural(document["steps"], "step") in part
+            assert formatting.pluralize(document["steps"], "step") in part
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_a_schedule_is_one_line_with_every_phase_and_its_length(documents: list[
             [{"type": "Warmup", "steps": 20}, {"type": "CosineAnnealing", "cycles": 3}],
             "warm-up 20 steps, then cosine ×3",
         ),
-        ([{"type": "Warmup", "fraction": 0.03, "startFactor": 0.1}], "warm-up 3 % from 10 %"),
+        ([{"type": "Warmup", "fraction": 0.03, "startFactor": 0.1}], "warm-up 3% from 10%"),
         (
             [{"type": "Constant", "epochs": 1.0}, {"type": "TimeDecay", "rate": 0.5}],
             "constant for 1 epoch, then time decay 0.5 per epoch",
@@ -81,60 +82,62 @@ def test_a_schedule_is_one_line_with_every_phase_and_its_length(documents: list[
         ([{"type": "StepDecay", "factor": 0.5, "everyEpochs": 1.0}], "×0.5 every epoch"),
         (
             [{"type": "ExponentialDecay", "gamma": 0.9, "staircase": True, "unit": "Epoch"}],
-            "exponential ×0.9 per whole epoch",
+            "exponential ×0.9 per epoch (staircase)",
         ),
         (
             [{"type": "CosineAnnealing", "periodSteps": 50, "periodMultiplier": 2, "minFactor": 0.01}],
-            "cosine every 50 steps (each ×2) to 1 %",
+            "cosine every 50 steps (each ×2) to 1%",
         ),
         (
             [{"type": "LinearDecay", "epochs": 2.0, "endFactor": 0.1}, {"type": "PolynomialDecay", "power": 2.0}],
-            "linear to 10 % for 2 epochs, then polynomial of power 2 to 0 %",
+            "linear to 10% for 2 epochs, then polynomial of power 2 to 0%",
         ),
         ([{"type": "InverseSqrt", "timescaleSteps": 1_000}], "inverse square root over 1,000 steps"),
-        ([{"type": "Plateau", "patience": 2}], "×0.1 on each plateau of 3 evaluations"),
+        ([{"type": "Plateau", "patience": 2}], "×0.1 after 3 evaluations without improvement"),
     ],
 )
-def test_schedules_in_words(documents: list[dict[str, Any]], phrase: str) -> None:
-    assert plan_table.schedule_phrase(phases(documents)) == phrase
+def test_schedule_description(documents: list[dict[str, Any]], phrase: str) -> None:
+    assert describe.describe_schedule(phases(documents)) == phrase
 
 
-def test_an_optimizers_settings_in_words() -> None:
+def test_optimizer_description_lists_settings_that_are_not_defaults() -> None:
     spec = {"type": "Muon", "learningRate": 0.1, "nesterov": False, "nsSteps": 4, "adjustLrFn": "match_rms_adamw"}
     muon: Optimizer = TypeAdapter(Optimizer).validate_python(spec)
-    assert plan_table.optimizer_phrase(muon) == "no nesterov, nsSteps 4, adjustLrFn match_rms_adamw"
+    assert describe.describe_optimizer(muon) == "nesterov=false, nsSteps=4, adjustLrFn=match_rms_adamw"
 
 
 @given(st.integers(0, 10**15))
-def test_a_humanized_count_is_short_and_close(count: int) -> None:
-    text = plan_table.humanize(count)
+def test_formatted_count_is_short_and_close(count: int) -> None:
+    text = formatting.format_count(count)
     unit = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}.get(text[-1], 1)
     assert len(text) <= 6
     assert math.isclose(float(text.rstrip("KMBT")) * unit, count, rel_tol=0.006)
 
 
 @given(st.floats(1e-9, 1e3))
-def test_a_number_reads_back_as_what_it_was(value: float) -> None:
-    assert math.isclose(float(plan_table.number(value)), value, rel_tol=0.006)
+def test_formatted_number_parses_to_the_same_value(value: float) -> None:
+    assert math.isclose(float(formatting.format_number(value)), value, rel_tol=0.006)
 
 
 @given(st.lists(st.booleans(), max_size=30))
 def test_frozen_spans_cover_exactly_the_frozen_steps(frozen: list[bool]) -> None:
     covered = [
-        step for start, end in plots.spans(range(1, len(frozen) + 1), frozen) for step in range(start + 1, end + 1)
+        step
+        for start, end in plots.frozen_spans(range(1, len(frozen) + 1), frozen)
+        for step in range(start + 1, end + 1)
     ]
-    assert covered == [step for step, still in enumerate(frozen, start=1) if still]
+    assert covered == [step for step, is_frozen in enumerate(frozen, start=1) if is_frozen]
 
 
 @given(st.integers(1, 20_000))
-def test_thinning_keeps_the_ends_and_stays_small(length: int) -> None:
-    kept = plots.thinned(range(length))
+def test_downsampling_keeps_the_ends(length: int) -> None:
+    kept = plots.downsample(range(length))
     assert (kept[0], kept[-1]) == (0, length - 1)
-    assert len(kept) <= plots.POINTS + 1
+    assert len(kept) <= plots.MAX_POINTS + 1
     assert kept == sorted(set(kept))
 
 
-def test_a_log_gets_a_step_every_few_seconds_and_the_last() -> None:
+def test_log_has_a_step_every_few_seconds_and_the_last() -> None:
     stream, now = io.StringIO(), 0.0
     log = console.PlainDisplay(stream, clock=lambda: now)
     for step in range(1, 101):
@@ -143,8 +146,7 @@ def test_a_log_gets_a_step_every_few_seconds_and_the_last() -> None:
     lines = stream.getvalue().splitlines()
     assert len(lines) == 11
     assert "step 100/100" in lines[-1]
-    assert "visual 1.00e-03" in lines[0]
-    assert "textual frozen" in lines[0]
+    assert "loss=2.0000  lr[visual]=1.00e-03  lr[textual]=frozen" in lines[0]
     assert "\x1b" not in stream.getvalue()
 
 
@@ -155,5 +157,5 @@ def record(step: int) -> StepRecord:
     return StepRecord(step, 100, step / 50, 2.0, rates, norms, frozen, 50.0, 0.5, completion)
 
 
-def test_an_empty_history_still_makes_a_picture() -> None:
-    assert plots.training_figure(plots.History.of([]), "nothing").axes
+def test_plots_an_empty_history() -> None:
+    assert plots.plot_training(plots.History.from_records([]), "empty").axes
