@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from e2e.world import ROOT
+from e2e.namespace import ROOT
 from harness import forkserver
 
 pytestmark = pytest.mark.timeout(600)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from e2e.world import ROOT
+from e2e.namespace import ROOT
 from finetune_api.exit_codes import ExitCode
 from harness import forkserver
 from harness.hub import Hub, serving
