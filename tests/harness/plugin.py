@@ -51,7 +51,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
     return FileScheduling(config, log)
 
 
-class FileScheduling(LoadScopeScheduling):  # type: ignore[misc] - pytest-xdist has no types
+class FileScheduling(LoadScopeScheduling):  # type: ignore[misc]
     """A worker of pytest-xdist runs a whole file, whose tests share fixtures; those of the folder `node` share one."""
 
     def _split_scope(self, nodeid: str) -> str:
