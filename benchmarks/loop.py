@@ -21,9 +21,10 @@ from rich.table import Table
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
 from finetune_api import FineTuneJob
-from finetune_trainer.data import TrainingOrder, batches
+from finetune_trainer.data import TrainBatchSampler, load_batches
 from finetune_trainer.planning import model_loader
-from finetune_trainer.training.run import RunOptions, prepare, run
+from finetune_trainer.planning.prepare import prepare
+from finetune_trainer.training.run import RunOptions, run
 from unit.trainer import tiny
 
 REPETITIONS, STEPS, WARM_UP, BATCH = 7, 40, 5, 16
@@ -84,8 +85,8 @@ def bare(spec: FineTuneJob, claims: Path, out: Path) -> list[float]:
     processors = model_loader.load_processors(prepared.pretrained, task, prepared.config, None)
     model = AutoModelForSequenceClassification.from_pretrained(claims / "models" / "bert").train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, fused=True)
-    order = TrainingOrder(len(prepared.train), BATCH, BATCH, 0, 0, STEPS)
-    stream = batches(prepared.train, order, lambda rows: task.collate(rows, processors), 0, pin=False)
+    order = TrainBatchSampler(len(prepared.train), BATCH, BATCH, 0, 0, STEPS)
+    stream = load_batches(prepared.train, order, lambda rows: task.collate(rows, processors), 0, pin_memory=False)
     seconds = []
     for _ in range(STEPS):
         began = time.perf_counter()

@@ -340,8 +340,10 @@ def summary(status: dict[str, Any]) -> str:
 
 def pace(module: dict[str, Any]) -> str:
     """How fast a module learns now."""
-    if module.get("frozen") or "learningRate" not in module:
+    if module.get("frozen"):
         return f"{module['name']} frozen"
+    if "learningRate" not in module:
+        return f"{module['name']} before its first step"
     return f"{module['name']} at {module['learningRate']:.1e}"
 
 

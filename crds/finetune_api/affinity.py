@@ -1,6 +1,6 @@
-"""Which nodes and which company a pod prefers or needs, in Kubernetes' own shape (`core/v1.Affinity`).
+"""Affinity of the trainer pods: `core/v1.Affinity` with its wording.
 
-Without `namespaces` and `namespaceSelector`: a job sees only its own namespace.
+`namespaces` and `namespaceSelector` are omitted: a job cannot refer to pods of other namespaces.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ MatchLabels = Annotated[dict[str, LabelValue], Field(max_length=32), BeforeValid
 
 
 class LabelSelectorRequirement(Model):
-    """Something that is demanded of a label's value."""
+    """A label selector requirement is a selector that contains values, a key, and an operator that relates the key and
+    values."""
 
     rules = (
         Rule(
@@ -38,11 +39,12 @@ class LabelSelectorRequirement(Model):
     )
 
     key: QualifiedName
-    """Name of the label."""
+    """The label key that the selector applies to."""
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
-    """How its value is compared."""
+    """A key's relationship to a set of values."""
     values: Values | None = None
-    """With what."""
+    """An array of string values. If the operator is In or NotIn, the values array must be non-empty. If the operator is
+    Exists or DoesNotExist, the values array must be empty."""
 
 
 def _is_one_integer(values: list[str] | None) -> bool:
@@ -50,7 +52,8 @@ def _is_one_integer(values: list[str] | None) -> bool:
 
 
 class NodeSelectorRequirement(Model):
-    """Something that is demanded of a node's label."""
+    """A node selector requirement is a selector that contains values, a key, and an operator that relates the key and
+    values."""
 
     rules = (
         *LabelSelectorRequirement.rules,
@@ -66,26 +69,28 @@ class NodeSelectorRequirement(Model):
     )
 
     key: QualifiedName
-    """Name of the label."""
+    """The label key that the selector applies to."""
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"]
-    """How its value is compared."""
+    """A key's relationship to a set of values."""
     values: Values | None = None
-    """With what."""
+    """An array of string values. If the operator is In or NotIn, the values array must be non-empty. If the operator is
+    Exists or DoesNotExist, the values array must be empty. If the operator is Gt or Lt, the values array must have a
+    single element, which will be interpreted as an integer."""
 
 
 class NodeFieldSelectorRequirement(Model):
-    """Something that is demanded of a node itself: the only field to ask for is its name."""
+    """A node selector requirement on a field of the node. The only supported field is metadata.name."""
 
     key: Literal["metadata.name"]
-    """Which field."""
+    """The field that the selector applies to."""
     operator: Literal["In", "NotIn"]
-    """How its value is compared."""
+    """A field's relationship to a set of values."""
     values: Annotated[list[ObjectName], Field(min_length=1, max_length=1)]
-    """With what: one name."""
+    """An array with the name of one node."""
 
 
 class NodeSelectorTerm(Model):
-    """Requirements that a node has to meet, all of them."""
+    """A node selector term is a list of requirements, which are ANDed. At least one of the fields is set."""
 
     rules = (
         Rule(
@@ -97,84 +102,114 @@ class NodeSelectorTerm(Model):
     )
 
     match_expressions: Annotated[list[NodeSelectorRequirement], Field(min_length=1, max_length=16)] | None = None
-    """About the node's labels."""
+    """A list of node selector requirements by node's labels. If not set, labels are not considered."""
     match_fields: Annotated[list[NodeFieldSelectorRequirement], Field(min_length=1, max_length=16)] | None = None
-    """About the node itself."""
+    """A list of node selector requirements by node's fields. If not set, fields are not considered."""
 
 
 class NodeSelector(Model):
-    """Terms, one of which a node has to meet."""
+    """A node selector represents the union of the results of one or more label queries over a set of nodes; that is, it
+    represents the OR of the selectors represented by the node selector terms."""
 
     node_selector_terms: Annotated[list[NodeSelectorTerm], Field(min_length=1, max_length=16)]
-    """The terms."""
+    """A list of node selector terms. The terms are ORed."""
 
 
 class PreferredSchedulingTerm(Model):
-    """A term, and how much it weighs."""
+    """A node selector term with the weight that a matching node gets."""
 
     weight: Weight
-    """From 1 to 100."""
+    """Weight associated with matching the corresponding nodeSelectorTerm, in the range 1-100."""
     preference: NodeSelectorTerm
-    """The term."""
+    """A node selector term, associated with the corresponding weight."""
 
 
 class NodeAffinity(Model):
-    """Which nodes."""
+    """A group of node affinity scheduling rules."""
 
     required_during_scheduling_ignored_during_execution: NodeSelector | None = None
-    """What a node must have."""
+    """If the affinity requirements specified by this field are not met at scheduling time, the pod will not be
+    scheduled onto the node. If not set, there are no requirements."""
     preferred_during_scheduling_ignored_during_execution: (
         Annotated[list[PreferredSchedulingTerm], Field(max_length=16)] | None
     ) = None
-    """What a node had better have."""
+    """The scheduler will prefer to schedule pods to nodes that satisfy the affinity expressions specified by this
+    field, but it may choose a node that violates one or more of the expressions. If not set, no node is preferred."""
 
 
 class LabelSelector(Model):
-    """Which pods, by their labels; all parts have to match."""
+    """A label selector is a label query over a set of resources. The results of matchLabels and matchExpressions are
+    ANDed. An empty label selector matches all objects."""
 
     match_labels: MatchLabels | None = None
-    """Labels with their values."""
+    """A map of {key,value} pairs. A single {key,value} in the matchLabels map is equivalent to an element of
+    matchExpressions, whose key field is key, the operator is In, and the values array contains only value. If not set,
+    it matches all."""
     match_expressions: Annotated[list[LabelSelectorRequirement], Field(max_length=16)] | None = None
-    """About labels."""
+    """A list of label selector requirements. The requirements are ANDed. If not set, it matches all."""
 
 
 class PodAffinityTerm(Model):
-    """Pods of the job's namespace, and what counts as the same place."""
+    """Defines a set of pods (namely those matching the labelSelector in the namespace of the job) that this pod should
+    be co-located (affinity) or not co-located (anti-affinity) with, where co-located is defined as running on a node
+    whose value of the label with key topologyKey matches that of any node on which a pod of the set of pods is
+    running."""
 
     label_selector: LabelSelector
-    """Which pods."""
+    """A label query over a set of resources, in this case pods."""
     topology_key: QualifiedName
-    """Nodes with the same value of this label are one place, e.g. `kubernetes.io/hostname`."""
+    """This pod should be co-located (affinity) or not co-located (anti-affinity) with the pods matching the
+    labelSelector, where co-located is defined as running on a node whose value of the label with key topologyKey
+    matches that of any node on which any of the selected pods is running, e.g. `kubernetes.io/hostname`."""
 
 
 class WeightedPodAffinityTerm(Model):
-    """A term, and how much it weighs."""
+    """A pod affinity term with the weight that a matching node gets."""
 
     weight: Weight
-    """From 1 to 100."""
+    """Weight associated with matching the corresponding podAffinityTerm, in the range 1-100."""
     pod_affinity_term: PodAffinityTerm
-    """The term."""
+    """A pod affinity term, associated with the corresponding weight."""
 
 
 class PodAffinity(Model):
-    """Near which pods, or away from which."""
+    """A group of inter pod affinity scheduling rules."""
 
     required_during_scheduling_ignored_during_execution: (
         Annotated[list[PodAffinityTerm], Field(max_length=16)] | None
     ) = None
-    """What must be."""
+    """If the affinity requirements specified by this field are not met at scheduling time, the pod will not be
+    scheduled onto the node. If not set, there are no requirements."""
     preferred_during_scheduling_ignored_during_execution: (
         Annotated[list[WeightedPodAffinityTerm], Field(max_length=16)] | None
     ) = None
-    """What had better be."""
+    """The scheduler will prefer to schedule pods to nodes that satisfy the affinity expressions specified by this
+    field, but it may choose a node that violates one or more of the expressions. If not set, no node is preferred."""
+
+
+class PodAntiAffinity(Model):
+    """A group of inter pod anti-affinity scheduling rules."""
+
+    required_during_scheduling_ignored_during_execution: (
+        Annotated[list[PodAffinityTerm], Field(max_length=16)] | None
+    ) = None
+    """If the anti-affinity requirements specified by this field are not met at scheduling time, the pod will not be
+    scheduled onto the node. If not set, there are no requirements."""
+    preferred_during_scheduling_ignored_during_execution: (
+        Annotated[list[WeightedPodAffinityTerm], Field(max_length=16)] | None
+    ) = None
+    """The scheduler will prefer to schedule pods to nodes that satisfy the anti-affinity expressions specified by this
+    field, but it may choose a node that violates one or more of the expressions. If not set, no node is preferred."""
 
 
 class Affinity(Model):
-    """Which nodes, near which pods, away from which."""
+    """A group of affinity scheduling rules."""
 
     node_affinity: NodeAffinity | None = None
-    """Which nodes."""
+    """Describes node affinity scheduling rules for the pod. If not set, there are none."""
     pod_affinity: PodAffinity | None = None
-    """Near which pods."""
-    pod_anti_affinity: PodAffinity | None = None
-    """Away from which pods."""
+    """Describes pod affinity scheduling rules (e.g. co-locate this pod in the same node, zone, etc. as some other
+    pods). If not set, there are none."""
+    pod_anti_affinity: PodAntiAffinity | None = None
+    """Describes pod anti-affinity scheduling rules (e.g. avoid putting this pod in the same node, zone, etc. as some
+    other pods). If not set, there are none."""

@@ -149,7 +149,7 @@ class ExpectedFormat:
         try:
             return handler(value)
         except ValidationError:
-            raise PydanticCustomError("form", "{what}", {"what": self.expected}) from None
+            raise PydanticCustomError("format", "{expected}", {"expected": self.expected}) from None
 
 
 def not_yet_supported(field: str, feature: str, cel: str, is_valid: Callable[[Any], bool]) -> Rule:
@@ -164,28 +164,27 @@ def at_most_one_of(*fields: str, report: str | None = None, reason: str = "") ->
         report: the field that the error is reported for; the first one by default.
         reason: why they are, appended to the message.
     """
-    return _count_rule("at most", "<=", fields, report, reason)
+    return _count_rule(fields, report, reason, allow_none=True)
 
 
 def exactly_one_of(*fields: str) -> Rule:
     """A rule that exactly one of these camelCase fields is set; the error is reported for the first."""
-    return _count_rule("exactly", "==", fields)
+    return _count_rule(fields, allow_none=False)
 
 
-def _count_rule(
-    quantifier: str, operator: str, fields: Sequence[str], report: str | None = None, reason: str = ""
-) -> Rule:
+def _count_rule(fields: Sequence[str], report: str | None = None, reason: str = "", *, allow_none: bool) -> Rule:
     names = [to_snake(field) for field in fields]
     count = " + ".join(f"(has(self.{field}) ? 1 : 0)" for field in fields)
 
     def is_valid(model: Any) -> bool:
-        number = sum(getattr(model, name) is not None for name in names)
-        return number == 1 or (number == 0 and operator == "<=")
+        set_fields = sum(getattr(model, name) is not None for name in names)
+        return set_fields == 1 or (allow_none and set_fields == 0)
 
+    quantifier, comparison = ("at most", "<=") if allow_none else ("exactly", "==")
     return Rule(
         field=report or fields[0],
         message=f"set {quantifier} one of {', '.join(fields[:-1])} and {fields[-1]}{reason and f': {reason}'}",
-        cel=f"{count} {operator} 1",
+        cel=f"{count} {comparison} 1",
         is_valid=is_valid,
     )
 

@@ -1,4 +1,4 @@
-"""How often a run can be resumed from, and where its result goes."""
+"""Checkpoints and output of a run."""
 
 from __future__ import annotations
 
@@ -11,24 +11,29 @@ from finetune_api.sources import Destination
 
 
 class Checkpoint(Model):
-    """Checkpoints of weights, optimizers, data position and random state: a resumed run goes on as if never stopped."""
+    """When checkpoints are written. They hold weights, optimizer state, position in the data and random state."""
 
     rules = (at_most_one_of("everySteps", "everyEpochs"),)
 
     every_steps: Steps | None = None
-    """Every so many optimizer steps."""
+    """Number of optimizer steps between checkpoints. Mutually exclusive with everyEpochs. If not set, checkpoints are
+    written by epochs."""
     every_epochs: Epochs | None = None
-    """Every so many epochs (1 when neither is set)."""
+    """Number of epochs between checkpoints; may be fractional. Mutually exclusive with everySteps. Defaults to 1 if
+    everySteps is not set."""
     keep: Annotated[int, Field(ge=1, le=100)] = 2
-    """How many of the latest are kept."""
+    """Number of most recent checkpoints to keep."""
     keep_best: bool = True
-    """Keep the best by the evaluation metric as well; it becomes the output."""
+    """Whether to also keep the checkpoint with the best evaluation metric, and to use its weights as the output.
+    Otherwise, the output has the weights of the last step."""
 
 
 class Output(Model):
-    """Where the fine-tuned model goes."""
+    """Location of the fine-tuned model."""
 
     destination: Destination | None = None
-    """`pvc://claim/path` (default: a claim `<job>-output` that the operator makes)."""
+    """Directory for the fine-tuned model, as `pvc://claim/path`. Defaults to the root of a PersistentVolumeClaim named
+    `<job>-output`, which the operator creates and does not delete."""
     if_exists: Literal["Fail", "Overwrite"] = "Fail"
-    """When a model is there already: the same spec counts as done; another fails, or overwrites it."""
+    """What to do if the destination already holds a model. Fail: the job succeeds without training if the model was
+    trained with the same spec, and fails otherwise. Overwrite: the model is replaced."""

@@ -1,4 +1,4 @@
-"""What the model learns from, and what it is judged on."""
+"""Training, validation and test data of a job."""
 
 from __future__ import annotations
 
@@ -20,18 +20,34 @@ from finetune_api.sources import REVISION_REQUIRES_HUB, Source
 
 
 class DataSource(Model):
-    """A data set: files on a claim (parquet, jsonl, csv, a folder of images), or a repository on the hub."""
+    """Location of a data set."""
 
     rules = (REVISION_REQUIRES_HUB,)
 
     source: Source
-    """`hf://org/repo` or `pvc://claim/path`."""
+    """Location of the data set: `hf://org/repo` for a repository on the Hugging Face Hub, or `pvc://claim/path` for a
+    file or a directory on a PersistentVolumeClaim. Formats: Parquet, JSON Lines, CSV, Arrow, or directories of
+    images."""
     config: ShortString | None = None
-    """Which configuration of a repository that has several."""
+    """Name of the configuration, for data sets with several. Defaults to the default configuration of the data set."""
     split: ShortString | None = None
-    """Which split (default: `train`, or the only one there is)."""
+    """Name of the split."""
     revision: ShortString | None = None
-    """Pinned revision of a hub repository: a branch, a tag or a commit (`main` when left out)."""
+    """Branch, tag or commit of the Hugging Face Hub repository. Defaults to main."""
+
+
+class TrainingSet(DataSource):
+    """Location of the training set."""
+
+    split: ShortString | None = None
+    """Name of the split. Defaults to train, or to the only split of the data set."""
+
+
+class TestSet(DataSource):
+    """Location of the test set."""
+
+    split: ShortString | None = None
+    """Name of the split. Defaults to test, or to the only split of the data set."""
 
 
 def _requires_source(field: str) -> Rule:
@@ -44,7 +60,8 @@ def _requires_source(field: str) -> Rule:
 
 
 class Validation(Model):
-    """What the model is judged on while it trains: a part of the training set, or a data set of its own."""
+    """Validation set: a fraction of the training set, or a separate data set. Exactly one of fraction and source is
+    set."""
 
     rules = (
         exactly_one_of("fraction", "source"),
@@ -53,19 +70,21 @@ class Validation(Model):
     )
 
     fraction: OpenUnitInterval | None = None
-    """Part of the training set held out, in (0, 1); drawn with `data.splitSeed`."""
+    """Fraction of the training set that is held out for validation, chosen at random with `data.splitSeed`. Mutually
+    exclusive with source."""
     source: Source | None = None
-    """`hf://org/repo` or `pvc://claim/path`."""
+    """Location of a separate data set: `hf://org/repo` for a repository on the Hugging Face Hub, or `pvc://claim/path`
+    for a file or a directory on a PersistentVolumeClaim. Mutually exclusive with fraction."""
     config: ShortString | None = None
-    """Which configuration of a repository that has several."""
+    """Name of the configuration, for data sets with several. Defaults to the default configuration of the data set."""
     split: ShortString | None = None
-    """Which split (default: `validation`, or the only one there is)."""
+    """Name of the split. Defaults to validation, or to the only split of the data set."""
     revision: ShortString | None = None
-    """Pinned revision of a hub repository."""
+    """Branch, tag or commit of the Hugging Face Hub repository. Defaults to main."""
 
 
 class Fold(Model):
-    """One fold of a cross-validation: the part of the training set that is validated on, the rest is trained on."""
+    """One fold of a k-fold cross-validation: the part of the training set that is used for validation."""
 
     rules = (
         Rule(
@@ -77,61 +96,68 @@ class Fold(Model):
     )
 
     index: Annotated[int, Field(ge=0, le=99)]
-    """Which fold, from 0."""
+    """Index of the fold, starting from 0."""
     count: Annotated[int, Field(ge=2, le=100)]
-    """How many folds the training set is cut into."""
+    """Number of folds."""
     split_seed: Seed = 0
-    """Seed of the cut; folds of one seed do not overlap."""
+    """Random seed of the split. Folds with the same seed and count do not overlap."""
     group_by: ShortString | None = None
-    """Column whose equal values stay together in one fold, such as a patient."""
+    """Name of a column with groups, such as a patient ID. All rows of a group are in the same fold. If not set, rows
+    are not grouped."""
     stratify_by: ShortString | None = None
-    """Column whose values are spread over the folds in equal parts, such as a label."""
+    """Name of a column, such as the label, whose values are distributed evenly over the folds. If not set, the folds
+    are not stratified."""
 
 
 class Columns(Model):
-    """Which column plays which role; a role that is left out is looked for under its own name."""
+    """Names of the columns by role. Which roles are required depends on the task."""
 
     image: ShortString | None = None
-    """Column with images (bytes, a path, or a datasets Image)."""
+    """Name of the column with images: encoded bytes, a path, or an `Image` of datasets. Defaults to image."""
     text: ShortString | None = None
-    """Column with text."""
+    """Name of the column with text. Defaults to text."""
     label: ShortString | None = None
-    """Column with class labels."""
+    """Name of the column with class labels. Defaults to label."""
     messages: ShortString | None = None
-    """Column with conversations: lists of `{role, content}`."""
+    """Name of the column with conversations: lists of `{role, content}`. Defaults to messages."""
     prompt: ShortString | None = None
-    """Column with text that is read but not learned."""
+    """Name of the column with prompts, which are not part of the loss. Defaults to prompt."""
     completion: ShortString | None = None
-    """Column with the text that is learned after the prompt."""
+    """Name of the column with completions of the prompts, on which the loss is computed. Defaults to completion."""
 
 
 class Data(Model):
-    """The data of a job."""
+    """Training, validation and test data, and how it is read."""
 
     rules = (
         at_most_one_of("validation", "fold", report="fold", reason="the fold is the validation set"),
         not_yet_supported("packing", "packing", "!has(self.packing) || !self.packing", lambda data: not data.packing),
     )
 
-    train: DataSource
-    """The training set."""
+    train: TrainingSet
+    """Training set."""
     validation: Validation | None = None
-    """The validation set; without one, or a fold, nothing is evaluated."""
-    test: DataSource | None = None
-    """The test set (its split, when left out: `test`): evaluated once, at the end, on the weights that are saved."""
+    """Validation set. If neither validation nor fold is set, the model is not evaluated during training."""
+    test: TestSet | None = None
+    """Test set, evaluated once after training, with the weights that are saved. If not set, there is no final
+    evaluation."""
     fold: Fold | None = None
-    """Train on all folds but one, and validate on that."""
+    """Fold of a k-fold cross-validation to validate on; the other folds are the training set. If not set, the whole
+    training set is used."""
     columns: Columns = Columns()
-    """Role to column."""
+    """Names of the columns by role."""
     max_length: Annotated[int, Field(ge=8, le=10_000_000)] | None = None
-    """Longest text, in tokens; longer ones are truncated and counted (default: what the model takes)."""
+    """Maximum length of a text in tokens. Longer texts are truncated, and their number is logged. Defaults to the
+    maximum length of the model and its tokenizer, or to 512 if they do not specify one."""
     split_seed: Seed = 0
-    """Seed of the split that `validation.fraction` draws."""
+    """Random seed of the `validation.fraction` split, and of the order of samples in evaluations."""
     packing: bool = False
-    """Fill sequences with several texts (CausalLM)."""
+    """Whether to pack several texts into one sequence. Only for task CausalLM."""
     on_bad_row: Literal["Fail", "Skip"] = "Fail"
-    """A row that cannot be used (torn, empty, no image): end the run, or leave the row out and count it."""
+    """What to do with a row that cannot be used, such as an empty text or an image that cannot be decoded. Fail: the
+    run fails. Skip: the row is dropped, and the number of dropped rows is logged."""
     max_bad_rows: Annotated[int, Field(ge=0, le=1_000_000_000)] = 100
-    """With `onBadRow: Skip`, more than so many in a data set end the run all the same."""
+    """Maximum number of rows per data set that `onBadRow: Skip` drops. The run fails if there are more."""
     workers: Annotated[int, Field(ge=0, le=64)] = 2
-    """Processes that prepare batches ahead of the training loop; 0 prepares them in the loop."""
+    """Number of worker processes that load batches (`num_workers` of torch's DataLoader). With 0, batches are loaded in
+    the main process."""

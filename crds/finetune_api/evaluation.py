@@ -1,4 +1,4 @@
-"""When a model is evaluated, by what it is judged, and when that ends the training."""
+"""Evaluation on the validation set: interval, metric and early stopping."""
 
 from __future__ import annotations
 
@@ -14,34 +14,37 @@ MetricName = Annotated[str, StringConstraints(min_length=1, max_length=63, patte
 Direction = Literal["Minimize", "Maximize"]
 
 
-class Every(Model):
-    """An interval, in optimizer steps or in epochs."""
+class Interval(Model):
+    """An interval in optimizer steps or in epochs. Exactly one of the fields is set."""
 
     rules = (exactly_one_of("steps", "epochs"),)
 
     steps: Steps | None = None
-    """Every so many optimizer steps."""
+    """Number of optimizer steps. Mutually exclusive with epochs."""
     epochs: Epochs | None = None
-    """Every so many epochs; may be a fraction of one."""
+    """Number of epochs; may be fractional. Mutually exclusive with steps."""
 
 
 class EarlyStopping(Model):
-    """Stop when the metric no longer gets better."""
+    """Criteria for stopping a run whose metric no longer improves."""
 
     patience: Annotated[int, Field(ge=1, le=10_000)]
-    """Evaluations without improvement before the training stops."""
+    """Number of consecutive evaluations without improvement after which training stops."""
     min_delta: NonNegativeFloat = 0.0
-    """Smallest change that counts as an improvement."""
+    """Minimum change of the metric that counts as an improvement."""
 
 
 class Evaluation(Model):
-    """Evaluation on the validation set."""
+    """Evaluation on the validation set, `data.validation` or `data.fold`."""
 
-    every: Every = Every(epochs=1.0)
-    """How often; the last step is always evaluated."""
+    every: Interval = Interval(epochs=1.0)
+    """Interval between evaluations. The model is also evaluated before the first step and after the last step."""
     metric: MetricName | None = None
-    """What picks the best checkpoint, e.g. `eval/loss` (default: by task)."""
+    """Metric that selects the best checkpoint, and that early stopping and Plateau schedules follow, e.g. `eval/loss`.
+    Defaults to `eval/recall_at_1` for task Contrastive, `eval/loss` for CausalLM, and `eval/accuracy` for
+    SequenceClassification and ImageClassification."""
     direction: Direction | None = None
-    """Which way the metric gets better (default: by metric)."""
+    """Whether lower or higher values of the metric are better. Defaults to Minimize for a metric whose name contains
+    loss, perplexity or error, and to Maximize otherwise."""
     early_stopping: EarlyStopping | None = None
-    """Stop early; never when left out."""
+    """When to stop before the last step. If not set, training does not stop early."""

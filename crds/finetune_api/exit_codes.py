@@ -1,4 +1,4 @@
-"""How a trainer ends: the exit codes that the trainer returns and the operator reads."""
+"""Exit codes of the trainer, and what each means for the next attempt."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ class ExitCode(IntEnum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an exit code means for the next attempt."""
+    """How an attempt ended.
+
+    Args:
+        reason: CamelCase, as in `status.attempts[].reason`.
+        retryable: whether another attempt may succeed.
+        consumes_retry: whether the next attempt counts towards `spec.retry.limit`.
+    """
 
     reason: str
     retryable: bool
@@ -31,18 +37,21 @@ CRASHED = Outcome("Crashed", retryable=True, consumes_retry=True)
 OUT_OF_MEMORY = Outcome("OutOfMemory", retryable=False, consumes_retry=False)
 DISRUPTED = Outcome("Disrupted", retryable=True, consumes_retry=False)
 
-_ENDS = {
+_OUTCOMES: dict[int, Outcome] = {
     ExitCode.DONE: SUCCEEDED,
     ExitCode.INVALID: Outcome("InvalidJob", retryable=False, consumes_retry=False),
     ExitCode.INTERRUPTED: Outcome("Interrupted", retryable=True, consumes_retry=False),
     ExitCode.STALLED: Outcome("Stalled", retryable=True, consumes_retry=True),
     ExitCode.OUT_OF_GPU_MEMORY: Outcome("OutOfGPUMemory", retryable=False, consumes_retry=False),
 }
-PERMANENT = tuple(int(code) for code, end in _ENDS.items() if code and not end.retryable)
+NON_RETRYABLE = tuple(
+    int(code) for code, outcome in _OUTCOMES.items() if code != ExitCode.DONE and not outcome.retryable
+)
+"""Exit codes of permanent failures."""
 
 
 def outcome_of_exit_code(code: int | None, *, oom_killed: bool = False) -> Outcome:
-    """What a container's exit code means; a code that nobody defined is a crash."""
+    """The outcome of a container; an exit code that is not defined here is a crash."""
     if oom_killed:
         return OUT_OF_MEMORY
-    return _ENDS.get(code, CRASHED) if code is not None else CRASHED  # type: ignore[call-overload]
+    return CRASHED if code is None else _OUTCOMES.get(code, CRASHED)

@@ -15,6 +15,7 @@ from finetune_api.kubectl_yaml import FieldPath, PathElement
 
 _PART = r"[^.\[\]]+"
 _PATH = re.compile(rf"{_PART}(\.{_PART}|\[[^\[\]]+\])*")
+_ELEMENT = re.compile(rf"\[([^\[\]]+)\]|({_PART})")
 
 
 def format_path(path: Sequence[PathElement]) -> str:
@@ -37,12 +38,20 @@ def split_path(text: str) -> list[str]:
     """
     if not _PATH.fullmatch(text):
         raise ValueError(f"{text!r} is not a path, e.g. modules[1].optimizer.learningRate")
-    return [bracket or part for bracket, part in re.findall(rf"\[([^\[\]]+)\]|({_PART})", text)]
+    return _elements(text)
 
 
 def parse_path(text: str) -> FieldPath:
-    """The path as a tuple of keys and indexes."""
-    return tuple(int(part) if part.isdigit() else part for part in split_path(text))
+    """A path relative to a field as a tuple of keys and indexes.
+
+    >>> parse_path("[1].name"), parse_path("earlyStopping"), parse_path("")
+    ((1, 'name'), ('earlyStopping',), ())
+    """
+    return tuple(int(element) if element.isdigit() else element for element in _elements(text))
+
+
+def _elements(text: str) -> list[str]:
+    return [bracket or part for bracket, part in _ELEMENT.findall(text)]
 
 
 # Paths in the models ---------------------------------------------------------------------------------------------

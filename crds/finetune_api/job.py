@@ -1,4 +1,4 @@
-"""FineTuneJob: one fine-tuning run, as written in a manifest."""
+"""FineTuneJob: the root object of the API."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _unsupported_task(task: str) -> Rule:
 
 
 class JobSpec(Model):
-    """What to train, on what, and how."""
+    """Desired state of a FineTuneJob."""
 
     rules = (
         *map(_unsupported_task, UNSUPPORTED_TASKS),
@@ -109,43 +109,51 @@ class JobSpec(Model):
     )
 
     model: ModelSource
-    """The model to start from."""
+    """Pretrained model to fine-tune."""
     task: Task | None = None
-    """What the model learns to do (default: from the model's config)."""
+    """Task to fine-tune the model for. It determines the loss, the metrics and the required columns. Defaults to the
+    task of the architecture in the model's config; the run fails if that is ambiguous."""
     entrypoint: Entrypoint | None = None
-    """`package.module:factory` of a task of your own."""
+    """Factory of a user-defined task, as `package.module:factory`. Set if and only if task is Custom."""
     data: Data
-    """The data."""
+    """Training, validation and test data."""
     training: Training = Training()
-    """How long, in what batches, in which precision."""
+    """Hyperparameters that apply to all modules, such as duration, batch size and precision."""
     evaluation: Evaluation = Evaluation()
-    """When it is evaluated, and by what."""
+    """Interval and metric of the evaluation on the validation set."""
     modules: Modules | None = None
-    """The parts of the model and how each learns (default: one module `all` with AdamW)."""
+    """Sets of parameters, each with its own optimizer, schedule and regularization. A parameter must not belong to more
+    than one module. Defaults to one module `all` that trains all parameters with AdamW and a learning rate of 5e-5."""
     unmatched: Literal["Forbid", "Freeze"] = "Forbid"
-    """Parameters that no module names: an error, or frozen."""
+    """What to do with parameters that do not belong to any module. Forbid: the run fails before the first step. Freeze:
+    they are not trained."""
     checkpoint: Checkpoint = Checkpoint()
-    """How often it can be resumed from."""
+    """When checkpoints are written and how many are kept."""
     output: Output = Output()
-    """Where the result goes."""
+    """Location of the fine-tuned model."""
     resources: Resources = Resources()
-    """What the trainer pod asks for."""
+    """Compute resources of the trainer pods."""
     runtime: Runtime = Runtime()
-    """What the trainer pod runs."""
+    """Image, environment, volumes and scheduling of the trainer pods."""
     retry: Retry = Retry()
-    """What happens after a crash."""
+    """Retries of failed attempts."""
     stall_timeout_seconds: Annotated[int, Field(ge=30, le=1_000_000_000)] = 1800
-    """A trainer that gets nothing done for so long is ended, and retried."""
+    """Duration in seconds without a step, evaluation batch or checkpoint after which the trainer is stopped. Such an
+    attempt counts as crashed and is retried. Loading the model and the data is not subject to the timeout."""
     queue_name: QueueName | None = None
-    """LocalQueue of Kueue that admits the job."""
+    """Name of the Kueue LocalQueue that admits the attempts of the job. If not set, the job is not queued."""
     workload_priority_class_name: QueueName | None = None
-    """WorkloadPriorityClass of Kueue."""
+    """Name of the Kueue WorkloadPriorityClass of the job. If not set, Kueue uses the priority of the pods."""
     suspend: bool = False
-    """Stop, with a checkpoint; go on when it is false again."""
+    """Whether to suspend the job. When a running job is suspended, its trainer writes a checkpoint and its pods are
+    deleted. When it is resumed, a new attempt continues from the checkpoint. Can be changed at any time."""
     active_deadline_seconds: Seconds | None = None
-    """Longest time that attempts may run, all together; after it the job has failed."""
+    """Total duration in seconds that the attempts of the job may be running before the operator terminates the job as
+    failed. Time in a queue, suspended or between attempts does not count. Can be changed at any time. If not set, the
+    duration is unlimited."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=1_000_000_000)] | None = None
-    """So long after the end its Jobs, pods and ConfigMaps are deleted; the FineTuneJob stays."""
+    """Duration in seconds after which the Jobs, pods and ConfigMaps of a finished job are deleted. The FineTuneJob is
+    not deleted. Can be changed at any time. If not set, they are not deleted."""
 
     def content_hash(self) -> str:
         """SHA-256 (hex) of the fields that determine the result."""
@@ -178,15 +186,15 @@ class ObjectMeta(Model):
 
 
 class FineTuneJob(Model):
-    """One fine-tuning run."""
+    """FineTuneJob is a fine-tuning run of a transformers model on Kubernetes."""
 
     api_version: Literal["finetune.dev/v1alpha1"] = API_VERSION
     kind: Literal["FineTuneJob"] = JOB_KIND
     metadata: ObjectMeta
     spec: JobSpec
-    """What is wanted."""
+    """Specification of the desired behavior of the job."""
     status: JobStatus | None = None
-    """What is."""
+    """Most recently observed status of the job. Populated by the operator. Read-only."""
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""Which model is fine-tuned."""
+"""The pretrained model of a job."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from finetune_api.sources import REVISION_REQUIRES_HUB, Source
 
 
 class ModelSource(Model):
-    """A transformers model: a repository on the hub, or a directory on a claim."""
+    """Location of a pretrained model in the format of transformers."""
 
     rules = (REVISION_REQUIRES_HUB,)
 
     source: Source
-    """`hf://org/repo` or `pvc://claim/path`: a transformers model directory or repository."""
+    """Location of the model: `hf://org/repo` for a repository on the Hugging Face Hub, or `pvc://claim/path` for a
+    directory on a PersistentVolumeClaim, as written by `save_pretrained`. Weights must be in safetensors format."""
     revision: ShortString | None = None
-    """Pinned revision of a hub repository: a branch, a tag or a commit (`main` when left out)."""
+    """Branch, tag or commit of the Hugging Face Hub repository. Defaults to main."""

@@ -1,4 +1,4 @@
-"""The parts of one model, and how each of them learns: what this project exists for."""
+"""Modules: sets of parameters of one model, each with its own optimizer, schedule and regularization."""
 
 from __future__ import annotations
 
@@ -27,31 +27,32 @@ Glob = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 
 class Regularization(Model):
-    """Penalties on the weights: grad += l1·sign(w) + l2·w once per optimizer step, before clipping."""
+    """Penalties on the weights: grad += l1·sign(w) + l2·w, once per optimizer step and before clipping."""
 
     l1: NonNegativeFloat = 0.0
-    """Strength of the L1 penalty."""
+    """Coefficient of the L1 penalty, whose gradient is l1·sign(w)."""
     l2: NonNegativeFloat = 0.0
-    """Strength of the L2 penalty."""
+    """Coefficient of the L2 penalty, whose gradient is l2·w."""
 
 
 class Adapter(Model):
-    """Small trainable weights beside the module's own, which stay as they are."""
+    """Low-rank adapter that is trained instead of the weights of the module."""
 
     type: Literal["LoRA", "DoRA"]
-    """LoRA (arXiv 2106.09685) or DoRA (arXiv 2402.09353)."""
+    """Type of the adapter: LoRA (arXiv 2106.09685) or DoRA (arXiv 2402.09353)."""
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
-    """Rank of the update."""
+    """Rank of the low-rank update."""
     alpha: Annotated[float, Field(gt=0, le=65_536)] | None = None
-    """The update is multiplied by alpha / rank (default: the rank)."""
+    """The update is scaled by alpha / rank. Defaults to rank."""
     dropout: HalfOpenUnitInterval = 0.0
-    """Dropout before the update."""
+    """Dropout probability of the adapter layers."""
     target_modules: Annotated[list[Glob], Field(min_length=1, max_length=64)] | None = None
-    """Globs over the layers that are adapted (default: every linear layer)."""
+    """Patterns of the names of the layers to adapt. Defaults to all linear layers except the output layer."""
 
 
 class Freeze(Model):
-    """When a module is frozen: it is trainable from `until` (inclusive) to `from` (exclusive)."""
+    """When a module is frozen. It is trained from untilStep or untilEpoch (inclusive) to fromStep or fromEpoch
+    (exclusive)."""
 
     rules = (
         at_most_one_of("untilStep", "untilEpoch"),
@@ -75,13 +76,17 @@ class Freeze(Model):
     )
 
     until_step: Annotated[int, Field(ge=0, le=1_000_000_000)] | None = None
-    """Frozen before this step; 0 is from the start."""
+    """The module is frozen before this optimizer step, counted from 0. Mutually exclusive with untilEpoch. If neither
+    is set, the module is trained from the first step."""
     until_epoch: Annotated[float, Field(ge=0, le=1_000_000)] | None = None
-    """Frozen before this epoch: 1 thaws before the first step of epoch 1, counted from 0."""
+    """The module is frozen before this epoch, counted from 0 and possibly fractional: with 1, it is frozen during the
+    first epoch. Mutually exclusive with untilStep. If neither is set, the module is trained from the first step."""
     from_step: Steps | None = None
-    """Frozen again from this step on."""
+    """The module is frozen from this optimizer step on. Mutually exclusive with fromEpoch. If neither is set, the
+    module is trained until the last step."""
     from_epoch: Epochs | None = None
-    """Frozen again from this epoch on."""
+    """The module is frozen from this epoch on, counted from 0 and possibly fractional. Mutually exclusive with
+    fromStep. If neither is set, the module is trained until the last step."""
 
 
 _WITHOUT_DURATION = "!has({0}.steps) && !has({0}.epochs) && !has({0}.fraction)"
@@ -106,7 +111,7 @@ def _forbidden_when_frozen(field: str) -> Rule:
 
 
 class Module(Model):
-    """A set of parameters and how it learns."""
+    """A set of parameters with its own optimizer, schedule and regularization."""
 
     rules = (
         Rule(
@@ -121,24 +126,31 @@ class Module(Model):
     )
 
     name: ModuleName
-    """Name of the module, as it appears in the plan, in the status and in Prometheus."""
+    """Name of the module in the plan, the status, metrics and logs. Must be unique within the job."""
     parameters: Annotated[list[Glob], Field(min_length=1, max_length=64)]
-    """Shell globs over the parameter names of the base model; `*` crosses dots, case matters."""
+    """Shell-style patterns of the names of the model's parameters that belong to the module. `*` also matches dots, and
+    case is significant. Every pattern must match a parameter."""
     exclude: Annotated[list[Glob], Field(max_length=64)] | None = None
-    """Globs that take parameters out again."""
+    """Patterns of parameters that do not belong to the module although `parameters` matches them. Every pattern must
+    match a parameter. If not set, no parameters are excluded."""
     frozen: bool = False
-    """Never trained."""
+    """Whether the module is never trained. A frozen module has no optimizer, schedule, regularization, clipGradNorm or
+    freeze."""
     optimizer: Optimizer | None = None
-    """The module's optimizer; required unless the module is frozen."""
+    """Optimizer of the module. Required unless frozen is true."""
     schedule: Annotated[list[Phase], Field(min_length=1, max_length=16)] | None = None
-    """Phases of the learning rate (default: warm-up over 3 %, then cosine)."""
+    """Phases of the learning rate schedule, in order. A phase is a function f(k) of the step k, counted from 0, of its
+    n steps; its value is a factor of the base learning rate. Only the last phase may omit its duration; it then lasts
+    until the last step. Defaults to Warmup over 3% of the steps, followed by CosineAnnealing to 0."""
     regularization: Regularization | None = None
-    """L1 and L2 penalties."""
+    """L1 and L2 penalties on the weights of the module. If not set, there are none."""
     decay_exclude: Literal["OneDimensional", "Nothing"] = "OneDimensional"
-    """What weight decay, L1 and L2 leave out: biases and norms, or nothing."""
+    """Parameters that weight decay and the L1 and L2 penalties do not apply to. OneDimensional: parameters with at most
+    one dimension, such as biases and normalization weights. Nothing: they apply to all parameters."""
     clip_grad_norm: MaxNorm | None = None
-    """Largest gradient norm over this module."""
+    """Maximum norm of the gradients of the module, applied before `training.clipGradNorm`. If not set, they are not
+    clipped per module."""
     freeze: Freeze | None = None
-    """Freeze and thaw at a step or an epoch."""
+    """Steps or epochs during which the module is frozen. If not set, the module is trained throughout."""
     adapter: Adapter | None = None
-    """Train an adapter in place of the module's own weights."""
+    """Adapter to train instead of the weights of the module. If not set, the weights are trained."""

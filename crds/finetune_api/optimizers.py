@@ -1,6 +1,6 @@
-"""The optimizers a module can have, with torch's own parameter names in camelCase and torch's defaults.
+"""Optimizers of a module, with the parameter names of torch in camelCase and the defaults of torch.
 
-`fused` and `foreach` are chosen by the trainer. To add an optimizer: one class here, one line in the trainer's table.
+The trainer chooses `fused` and `foreach`. To add one: add a class here, and a line to the table in the trainer.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ class BaseOptimizer(Model):
     """Fields of every optimizer."""
 
     learning_rate: LearningRate
-    """Base rate; the schedule multiplies it by a factor."""
+    """Base learning rate, which the schedule multiplies by a factor."""
     weight_decay: NonNegativeFloat = 0.0
-    """The optimizer's own weight decay; biases and norms are left out by default (`decayExclude`)."""
+    """Weight decay (L2 penalty)."""
 
 
 class SGD(BaseOptimizer):
-    """Stochastic gradient descent, with momentum (torch.optim.SGD)."""
+    """Stochastic gradient descent, optionally with momentum (torch.optim.SGD)."""
 
     rules = (
         Rule(
@@ -39,25 +39,25 @@ class SGD(BaseOptimizer):
 
     type: Literal["SGD"]
     momentum: HalfOpenUnitInterval = 0.0
-    """Momentum, in [0, 1)."""
+    """Momentum factor."""
     dampening: UnitInterval = 0.0
-    """Dampening of the momentum."""
+    """Dampening for momentum."""
     nesterov: bool = False
-    """Nesterov momentum."""
+    """Whether to use Nesterov momentum."""
 
 
 class Adam(BaseOptimizer):
-    """Adam with L2-style weight decay (torch.optim.Adam, arXiv 1412.6980)."""
+    """Adaptive moment estimation, with weight decay as an L2 penalty (torch.optim.Adam, arXiv 1412.6980)."""
 
     type: Literal["Adam"]
     beta1: HalfOpenUnitInterval = 0.9
-    """Decay of the first moment, in [0, 1)."""
+    """Coefficient for the running average of the gradient."""
     beta2: HalfOpenUnitInterval = 0.999
-    """Decay of the second moment, in [0, 1)."""
+    """Coefficient for the running average of the squared gradient."""
     epsilon: Epsilon = 1e-8
-    """Added to the denominator."""
+    """Term added to the denominator for numerical stability."""
     amsgrad: bool = False
-    """Keep the maximum of the second moment."""
+    """Whether to use the AMSGrad variant (arXiv 1904.09237)."""
 
 
 class AdamW(BaseOptimizer):
@@ -65,54 +65,56 @@ class AdamW(BaseOptimizer):
 
     type: Literal["AdamW"]
     weight_decay: NonNegativeFloat = 0.01
-    """Decoupled weight decay; biases and norms are left out by default (`decayExclude`)."""
+    """Decoupled weight decay coefficient."""
     beta1: HalfOpenUnitInterval = 0.9
-    """Decay of the first moment, in [0, 1)."""
+    """Coefficient for the running average of the gradient."""
     beta2: HalfOpenUnitInterval = 0.999
-    """Decay of the second moment, in [0, 1)."""
+    """Coefficient for the running average of the squared gradient."""
     epsilon: Epsilon = 1e-8
-    """Added to the denominator."""
+    """Term added to the denominator for numerical stability."""
     amsgrad: bool = False
-    """Keep the maximum of the second moment."""
+    """Whether to use the AMSGrad variant (arXiv 1904.09237)."""
 
 
 class RMSprop(BaseOptimizer):
-    """RMSprop (torch.optim.RMSprop)."""
+    """Gradient divided by a running average of its magnitude (torch.optim.RMSprop)."""
 
     type: Literal["RMSprop"]
     alpha: HalfOpenUnitInterval = 0.99
-    """Smoothing of the squared gradient, in [0, 1)."""
+    """Smoothing constant of the running average of the squared gradient."""
     epsilon: Epsilon = 1e-8
-    """Added to the denominator."""
+    """Term added to the denominator for numerical stability."""
     momentum: HalfOpenUnitInterval = 0.0
-    """Momentum, in [0, 1)."""
+    """Momentum factor."""
     centered: bool = False
-    """Normalize by the estimated variance of the gradient."""
+    """Whether to normalize the gradient by an estimate of its variance."""
 
 
 class Adagrad(BaseOptimizer):
-    """Adagrad (torch.optim.Adagrad, JMLR 12, 2011); its `lr_decay` is a schedule's affair."""
+    """Adaptive subgradient method (torch.optim.Adagrad, JMLR 12, 2011). Instead of its `lr_decay`, use a schedule."""
 
     type: Literal["Adagrad"]
     initial_accumulator_value: NonNegativeFloat = 0.0
-    """Where the sums of squared gradients start."""
+    """Initial value of the sum of squared gradients."""
     epsilon: Epsilon = 1e-10
-    """Added to the denominator."""
+    """Term added to the denominator for numerical stability."""
 
 
 class Adafactor(BaseOptimizer):
-    """Adafactor: the second moment as row and column means, and no first (torch.optim.Adafactor, arXiv 1804.04235).
+    """Adam with a factored second moment and no first moment (torch.optim.Adafactor, arXiv 1804.04235).
 
-    As in torch, a step is the smaller of the rate and 1/√t, times the root mean square of the parameter (at least
-    0.001), t counted from the thaw: a rate above 1/√t has no effect, and rates of AdamW are too small. Weight decay
-    is decoupled, and follows the rate alone.
+    As in torch, the step size is min(learning rate, 1/√t) times the root mean square of the parameter (at least 0.001),
+    where t counts the steps since the module was unfrozen. A learning rate above 1/√t has no effect, and learning rates
+    for AdamW are too small. Weight decay is decoupled and scaled by the learning rate alone.
     """
 
     type: Literal["Adafactor"]
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay coefficient."""
     beta2_decay: Annotated[float, Field(ge=-1, le=0, alias="beta2Decay")] = -0.8
-    """Decay of the second moment at step t is 1 - t^beta2Decay, t counted from 1."""
+    """Decay rate of beta2: the coefficient of the running average at step t, counted from 1, is 1 - t^beta2Decay."""
     d: Annotated[float, Field(ge=1, le=1_000_000)] = 1.0
-    """Clipping threshold: the root mean square of an update is brought down to it."""
+    """Clipping threshold for the root mean square of an update."""
 
 
 class NAdam(BaseOptimizer):
@@ -120,15 +122,15 @@ class NAdam(BaseOptimizer):
 
     type: Literal["NAdam"]
     beta1: HalfOpenUnitInterval = 0.9
-    """Decay of the first moment, in [0, 1)."""
+    """Coefficient for the running average of the gradient."""
     beta2: HalfOpenUnitInterval = 0.999
-    """Decay of the second moment, in [0, 1)."""
+    """Coefficient for the running average of the squared gradient."""
     epsilon: Epsilon = 1e-8
-    """Added to the denominator."""
+    """Term added to the denominator for numerical stability."""
     momentum_decay: NonNegativeFloat = 0.004
-    """Decay of the momentum."""
+    """Momentum decay."""
     decoupled_weight_decay: bool = False
-    """Weight decay as in AdamW."""
+    """Whether to decouple the weight decay as in AdamW."""
 
 
 class RAdam(BaseOptimizer):
@@ -136,35 +138,36 @@ class RAdam(BaseOptimizer):
 
     type: Literal["RAdam"]
     beta1: HalfOpenUnitInterval = 0.9
-    """Decay of the first moment, in [0, 1)."""
+    """Coefficient for the running average of the gradient."""
     beta2: HalfOpenUnitInterval = 0.999
-    """Decay of the second moment, in [0, 1)."""
+    """Coefficient for the running average of the squared gradient."""
     epsilon: Epsilon = 1e-8
-    """Added to the denominator."""
+    """Term added to the denominator for numerical stability."""
     decoupled_weight_decay: bool = False
-    """Weight decay as in AdamW."""
+    """Whether to decouple the weight decay as in AdamW."""
 
 
 class Muon(BaseOptimizer):
-    """Momentum, made orthogonal by Newton-Schulz steps (torch.optim.Muon); for matrices only.
+    """Momentum orthogonalized by Newton-Schulz iteration (torch.optim.Muon), for two-dimensional parameters only.
 
-    Biases and norms go to a module with another optimizer, and so should embeddings and the head: they are matrices,
-    but tables of vectors rather than maps, for which its authors use AdamW.
+    Biases and normalization weights must be in a module with another optimizer. So should embeddings and the output
+    layer, for which the authors of Muon use AdamW although they are matrices.
     """
 
     type: Literal["Muon"]
     weight_decay: NonNegativeFloat = 0.1
-    """Decoupled weight decay."""
+    """Decoupled weight decay coefficient."""
     momentum: HalfOpenUnitInterval = 0.95
-    """Momentum, in [0, 1)."""
+    """Momentum factor."""
     nesterov: bool = True
-    """Nesterov momentum."""
+    """Whether to use Nesterov momentum."""
     epsilon: Epsilon = 1e-7
-    """Added to the denominator."""
+    """Term added to the denominator for numerical stability."""
     ns_steps: Annotated[int, Field(ge=1, le=99)] = 5
-    """Newton-Schulz steps."""
+    """Number of Newton-Schulz iterations."""
     adjust_lr_fn: Literal["original", "match_rms_adamw", "spectral_unclamped"] | None = None
-    """How the rate follows a matrix's shape (original when left out); match_rms_adamw: rates and decays as AdamW's."""
+    """How the learning rate is adjusted to the shape of a matrix. With match_rms_adamw, learning rate and weight decay
+    of AdamW can be reused. Defaults to original."""
 
 
 Optimizer = Annotated[

@@ -1,4 +1,4 @@
-"""What the trainer pods ask for, and what happens after a crash."""
+"""Compute resources of the trainer pods, and retries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Device = Literal["CUDA", "CPU"]
 
 
 class Resources(Model):
-    """Nodes, GPUs and the rest, for one attempt."""
+    """Compute resources of one attempt."""
 
     rules = (
         Rule(
@@ -38,27 +38,33 @@ class Resources(Model):
     )
 
     nodes: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Trainer pods, each on a node of its own choosing."""
+    """Number of trainer pods."""
     gpus_per_node: Annotated[int, Field(ge=0, le=16)] = 1
-    """GPUs per pod."""
+    """Number of GPUs per trainer pod."""
     device: Device | None = None
-    """What computes (default: CUDA when gpusPerNode > 0); CUDA without a working GPU fails."""
+    """Device to train on. With CUDA, the run fails if no GPU is available. Defaults to CUDA if gpusPerNode is greater
+    than 0, and to CPU otherwise."""
     gpu_resource: ExtendedResource = "nvidia.com/gpu"
-    """The extended resource that a GPU is asked for by."""
+    """Name of the extended resource for GPUs."""
     cpu: Quantity | None = None
-    """CPUs per pod: requested, and as many threads; not limited."""
+    """CPU request per trainer pod, which also sets the number of threads (`OMP_NUM_THREADS`). There is no CPU limit.
+    Defaults to `trainer.resources.cpu` of the Helm chart."""
     memory: Quantity | None = None
-    """Memory per pod, requested and limited."""
+    """Memory request and limit per trainer pod. Defaults to `trainer.resources.memory` of the Helm chart."""
     ephemeral_storage: Quantity | None = None
-    """Scratch space per pod."""
+    """Ephemeral storage request and limit per trainer pod. Defaults to `trainer.resources.ephemeralStorage` of the Helm
+    chart."""
     shared_memory: Quantity | None = None
-    """Size of /dev/shm."""
+    """Size limit of /dev/shm, through which data workers pass batches. It counts towards memory. Defaults to
+    `trainer.resources.sharedMemory` of the Helm chart."""
 
 
 class Retry(Model):
-    """What happens after a crash: a new attempt that resumes from the last checkpoint."""
+    """Retries of failed attempts. A retry is a new attempt that resumes from the last checkpoint."""
 
     limit: Annotated[int, Field(ge=0, le=100)] = 3
-    """Crashes that are retried; interruptions (eviction, preemption) do not count."""
+    """Number of retries before the job is marked as failed. Crashes and stalls count; interruptions such as eviction,
+    preemption and suspension do not."""
     backoff_seconds: Annotated[int, Field(ge=1, le=86_400)] = 10
-    """Wait before the first retry; doubles with each, up to 300."""
+    """Delay in seconds before the first retry. It doubles with every further attempt that ends within 10 minutes, up to
+    300 seconds or backoffSeconds, whichever is longer."""

@@ -1,7 +1,7 @@
-"""What runs in the trainer pods, and where: a whitelist in Kubernetes' own shapes, never a free patch of the pod.
+"""Image, environment, volumes and scheduling of the trainer pods: an allow-list of core/v1 fields, with its wording.
 
-No reference has a namespace: a job reaches only its own. Where the administrator's values (the chart) speak of the same
-thing, they win.
+A job cannot patch the pod freely, and no reference has a namespace. The Helm chart may set the same fields for all
+jobs; the description of each field says how the two are combined.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ UserID = Annotated[int, Field(ge=1, le=2_147_483_647)]
 
 
 class SecretKeySelector(Model):
-    """SecretKeySelector selects a key of a Secret in the namespace of the job."""
+    """Selects a key of a Secret in the namespace of the job."""
 
     name: ObjectName
     """Name of the Secret."""
@@ -58,31 +58,32 @@ class ConfigMapKeySelector(Model):
 
 
 class EnvVarSource(Model):
-    """Where the value of an environment variable comes from."""
+    """Source for the value of an environment variable. Exactly one of the fields is set."""
 
     rules = (exactly_one_of("secretKeyRef", "configMapKeyRef"),)
 
     secret_key_ref: SecretKeySelector | None = None
-    """A key of a Secret."""
+    """Selects a key of a Secret in the namespace of the job. Mutually exclusive with configMapKeyRef."""
     config_map_key_ref: ConfigMapKeySelector | None = None
-    """A key of a ConfigMap."""
+    """Selects a key of a ConfigMap in the namespace of the job. Mutually exclusive with secretKeyRef."""
 
 
 class EnvVar(Model):
-    """One environment variable of the trainer container."""
+    """An environment variable of the trainer container."""
 
     rules = (at_most_one_of("value", "valueFrom", report="valueFrom"),)
 
     name: EnvName
-    """Name of the variable."""
+    """Name of the environment variable."""
     value: Annotated[str, StringConstraints(max_length=4096)] | None = None
-    """Its value."""
+    """Value of the environment variable. References $(VAR_NAME) are expanded using the previously defined environment
+    variables in the container; $$(VAR_NAME) escapes one. Mutually exclusive with valueFrom. Defaults to \"\"."""
     value_from: EnvVarSource | None = None
-    """A Secret or ConfigMap that holds the value."""
+    """Source for the value of the environment variable. Mutually exclusive with value. If not set, value is used."""
 
 
 class SecretEnvSource(Model):
-    """Selects a Secret to populate the environment variables with, one for each key of its data."""
+    """Selects a Secret to populate the environment variables with: each key becomes a variable."""
 
     name: ObjectName
     """Name of the Secret."""
@@ -91,7 +92,7 @@ class SecretEnvSource(Model):
 
 
 class ConfigMapEnvSource(Model):
-    """Selects a ConfigMap to populate the environment variables with, one for each key of its data."""
+    """Selects a ConfigMap to populate the environment variables with: each key becomes a variable."""
 
     name: ObjectName
     """Name of the ConfigMap."""
@@ -100,27 +101,29 @@ class ConfigMapEnvSource(Model):
 
 
 class EnvFromSource(Model):
-    """Environment variables from every key of a Secret or ConfigMap."""
+    """A Secret or ConfigMap whose keys become environment variables. Exactly one of secretRef and configMapRef is
+    set."""
 
     rules = (exactly_one_of("secretRef", "configMapRef"),)
 
     prefix: EnvName | None = None
-    """Put before each name."""
+    """Text to prepend to the name of each environment variable. If not set, the keys are the names."""
     secret_ref: SecretEnvSource | None = None
-    """A Secret."""
+    """The Secret to select from, in the namespace of the job. Mutually exclusive with configMapRef."""
     config_map_ref: ConfigMapEnvSource | None = None
-    """A ConfigMap."""
+    """The ConfigMap to select from, in the namespace of the job. Mutually exclusive with secretRef."""
 
 
 class LocalObjectReference(Model):
-    """A Secret with the credentials of a registry, in the job's own namespace."""
+    """Reference to a Secret in the namespace of the job."""
 
     name: ObjectName
     """Name of the Secret."""
 
 
 class Toleration(Model):
-    """A taint that the pods tolerate."""
+    """The pod this toleration is attached to tolerates any taint that matches the triple <key,value,effect> using the
+    matching operator."""
 
     rules = (
         Rule(
@@ -144,15 +147,17 @@ class Toleration(Model):
     )
 
     key: QualifiedName | None = None
-    """Key of the taint; every taint when left out, with operator Exists."""
+    """Key of the taint that the toleration applies to. If not set, operator must be Exists, and all taints match."""
     operator: Literal["Exists", "Equal"] | None = None
-    """How key and value are compared (default: Equal)."""
+    """Relationship of the key to the value. Exists is equivalent to a wildcard for the value, so that a pod can
+    tolerate all taints of a particular category. Defaults to Equal."""
     value: LabelValue | None = None
-    """Value of the taint."""
+    """Value of the taint that the toleration matches. Must not be set if operator is Exists. Defaults to \"\"."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    """Effect of the taint; every effect when left out."""
+    """Effect of the taint to match. If not set, all effects match."""
     toleration_seconds: Annotated[int, Field(ge=0, le=1_000_000_000)] | None = None
-    """For how long the taint is tolerated; for ever when left out."""
+    """Period of time in seconds that the toleration, which must have effect NoExecute, tolerates the taint. If not set,
+    the taint is tolerated forever."""
 
 
 def _overlap(one: str, other: str) -> bool:
@@ -164,7 +169,7 @@ _RESERVED = ", ".join(f"'{path}'" for path in RESERVED_DIRS)
 
 
 class Volume(Model):
-    """A claim that is mounted beside what the job itself needs."""
+    """A PersistentVolumeClaim that is mounted into the trainer container."""
 
     rules = (
         Rule(
@@ -177,43 +182,57 @@ class Volume(Model):
     )
 
     claim: ObjectName
-    """Name of the PersistentVolumeClaim."""
+    """Name of a PersistentVolumeClaim in the namespace of the job."""
     mount_path: MountPath
-    """Where it is mounted."""
+    """Path within the container at which the volume is mounted. Must be unique within the job, and must not overlap a
+    directory that the trainer uses."""
     read_only: bool = False
-    """Mounted so that nothing can be written."""
+    """Whether the volume is mounted read-only."""
 
 
 class Runtime(Model):
-    """What runs in the trainer pods, and where."""
+    """Image, environment, volumes and scheduling of the trainer pods."""
 
     image: ShortString | None = None
-    """Trainer image (default: from the chart)."""
+    """Container image of the trainer. Defaults to `trainer.image` of the Helm chart."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
-    """As in a container (default: from the chart)."""
+    """Image pull policy. Defaults to `trainer.image.pullPolicy` of the Helm chart."""
     image_pull_secrets: Annotated[list[LocalObjectReference], ListMapKey("name"), Field(max_length=16)] = []
-    """Credentials for the image's registry."""
+    """List of references to Secrets in the namespace of the job to use for pulling the image, in addition to those of
+    `trainer.imagePullSecrets` of the Helm chart."""
     env: Annotated[list[EnvVar], ListMapKey("name"), Field(max_length=64)] = []
-    """Environment of the trainer container."""
+    """List of environment variables to set in the trainer container. Variables of the same name in `trainer.env` of the
+    Helm chart take precedence."""
     env_from: Annotated[list[EnvFromSource], Field(max_length=16)] = []
-    """Environment from whole Secrets and ConfigMaps; `env` and what every trainer gets (HF_HOME) win over it."""
+    """List of sources to populate environment variables in the trainer container. When a key exists in multiple
+    sources, the value associated with the last source takes precedence; sources in `trainer.envFrom` of the Helm chart
+    come last. Values defined in env, and HOME, HF_HOME, TMPDIR and OMP_NUM_THREADS, take precedence over all
+    sources."""
     node_selector: Labels | None = None
-    """Labels that a node must have."""
+    """Selector which must match a node's labels for the pod to be scheduled on that node. Merged with
+    `trainer.nodeSelector` of the Helm chart, which takes precedence. If not set, only the latter applies."""
     tolerations: Annotated[list[Toleration], Field(max_length=32)] = []
-    """Taints that are tolerated."""
+    """The pod's tolerations, in addition to `trainer.tolerations` of the Helm chart."""
     affinity: Affinity | None = None
-    """Which nodes, and which company, the pods prefer or need."""
+    """The pod's scheduling constraints. If `trainer.affinity` of the Helm chart sets nodeAffinity, podAffinity or
+    podAntiAffinity, it replaces the one of the job. If not set, only the chart's applies."""
     priority_class_name: ObjectName | None = None
-    """PriorityClass of the pods."""
+    """Name of the PriorityClass of the pod. `trainer.priorityClassName` of the Helm chart takes precedence. If neither
+    is set, the pod has the default priority."""
     scheduler_name: ObjectName | None = None
-    """Scheduler of the pods."""
+    """Name of the scheduler that dispatches the pod. `trainer.schedulerName` of the Helm chart takes precedence. If
+    neither is set, the pod is dispatched by the default scheduler."""
     service_account_name: ObjectName | None = None
-    """ServiceAccount of the pods; its token is not mounted."""
+    """Name of the ServiceAccount to use to run the pod. Its token is not mounted. `trainer.serviceAccountName` of the
+    Helm chart takes precedence. If neither is set, the pod runs as the default ServiceAccount of the namespace."""
     run_as_user: UserID | None = None
-    """User the trainer runs as, never root (default: from the chart)."""
+    """The UID to run the entrypoint of the container process. Must not be root. Defaults to `trainer.runAsUser` of the
+    Helm chart."""
     fs_group: UserID | None = None
-    """Group that the files of claims belong to (default: from the chart)."""
+    """The GID to run the entrypoint of the container process, and a supplemental group that owns the files of mounted
+    volumes. Defaults to `trainer.fsGroup` of the Helm chart."""
     volumes: Annotated[list[Volume], ListMapKey("mountPath"), Field(max_length=16)] = []
-    """More claims to mount."""
+    """PersistentVolumeClaims to mount in addition to those of model, data and output."""
     cache_claim: ObjectName | None = None
-    """Claim for downloads (HF_HOME), so that retries and other jobs do not download again."""
+    """Name of a PersistentVolumeClaim for the cache of the Hugging Face Hub (HF_HOME), so that retries and other jobs
+    can reuse downloads. If not set, downloads are lost with the pod."""

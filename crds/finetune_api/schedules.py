@@ -42,11 +42,12 @@ class BasePhase(Model):
     rules: ClassVar[tuple[Rule, ...]] = (at_most_one_of("steps", "epochs", "fraction"),)
 
     steps: Steps | None = None
-    """Duration of the phase in optimizer steps."""
+    """Duration of the phase in optimizer steps. Mutually exclusive with epochs and fraction."""
     epochs: Epochs | None = None
-    """Duration of the phase in epochs."""
+    """Duration of the phase in epochs. Mutually exclusive with steps and fraction."""
     fraction: PositiveUnitInterval | None = None
-    """Duration of the phase as a fraction of the steps at which the module is trained."""
+    """Duration of the phase as a fraction of the steps at which the module is trained. Mutually exclusive with steps
+    and epochs."""
 
     @property
     def has_duration(self) -> bool:
@@ -137,11 +138,12 @@ class StepDecay(BasePhase):
     factor: Factor
     """Factor by which the learning rate is multiplied at each reduction."""
     every_steps: Steps | None = None
-    """Number of optimizer steps between reductions."""
+    """Number of optimizer steps between reductions. Mutually exclusive with everyEpochs and milestones."""
     every_epochs: Epochs | None = None
-    """Number of epochs between reductions."""
+    """Number of epochs between reductions. Mutually exclusive with everySteps and milestones."""
     milestones: Annotated[list[Epochs], Field(min_length=1, max_length=64)] | None = None
-    """Epochs, counted from the start of the phase, at which the learning rate is reduced."""
+    """Epochs, counted from the start of the phase, at which the learning rate is reduced. Mutually exclusive with
+    everySteps and everyEpochs."""
 
     def factor_at(self, k: int, n: int, steps_per_epoch: int) -> float:
         if self.milestones is not None:
@@ -168,11 +170,12 @@ class CosineAnnealing(BasePhase):
     min_factor: UnitInterval = 0.0
     """Factor at the end of each cycle."""
     cycles: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    """Number of cycles of equal length in the phase. Defaults to 1 if no period is set."""
+    """Number of cycles of equal length in the phase. Mutually exclusive with periodSteps and periodEpochs. Defaults to
+    1 if neither is set."""
     period_steps: Steps | None = None
-    """Number of optimizer steps until the first restart."""
+    """Number of optimizer steps until the first restart. Mutually exclusive with cycles and periodEpochs."""
     period_epochs: Epochs | None = None
-    """Number of epochs until the first restart."""
+    """Number of epochs until the first restart. Mutually exclusive with cycles and periodSteps."""
     period_multiplier: Annotated[int, Field(ge=1, le=100)] | None = None
     """Factor by which the period increases after each restart. Defaults to 1."""
 

@@ -1,6 +1,6 @@
-"""What a person reads of a job: conditions, progress, metrics, one row per module, the attempts.
+"""Status of a FineTuneJob: conditions, progress, metrics, one row per module and per attempt.
 
-The trainer speaks the same words: its termination message is a `Report` made of these.
+The operator writes it. The trainer's termination message is a `Report`, which consists of the same types.
 """
 
 from __future__ import annotations
@@ -17,185 +17,228 @@ Message = Annotated[str, StringConstraints(max_length=32_768)]
 Reason = Annotated[str, StringConstraints(max_length=1024)]
 Text = Annotated[str, StringConstraints(max_length=1024)]
 Rounded = Annotated[float, AfterValidator(lambda value: float(f"{value:.5g}"))]
-"""A measured number, to the five digits that a person reads."""
+"""A measured number, rounded to five significant digits."""
 Number = Annotated[int, Field(ge=-1, le=9_007_199_254_740_991)]
 
 
-class Observed(Model):
-    """A piece of status: written by the operator, so read leniently and dated."""
+class StatusModel(Model):
+    """Base of all status types; fields that another version of the operator has set are ignored."""
 
     model_config = ConfigDict(strict=False, extra="ignore", validate_by_name=True)
 
 
-class Condition(Observed):
-    """A Kubernetes condition (`metav1.Condition`)."""
+class Condition(StatusModel):
+    """Details for one aspect of the current state of the job, like `metav1.Condition`."""
 
     type: Literal["Succeeded", "Reconciling", "Stalled", "Suspended"]
-    """Which question it answers."""
+    """Type of the condition."""
     status: Literal["True", "False", "Unknown"]
-    """The answer."""
+    """Status of the condition, one of True, False, Unknown."""
     reason: Reason
-    """One CamelCase word; of Succeeded it is the state that a person reads."""
+    """Programmatic identifier in CamelCase of the reason for the condition's status. For Succeeded it is the state of the job: Queued, Pending, Running, Restarting, Suspending, Suspended, Stalled, Succeeded or Failed."""  # noqa: E501
     message: Message = ""
-    """One sentence that says what is going on, or what to do."""
+    """Human-readable message with details about the status. This may be an empty string."""
     last_transition_time: datetime
-    """When `status` last changed."""
+    """Last time the condition transitioned from one status to another."""
     observed_generation: Number
-    """The generation it speaks of."""
+    """The `.metadata.generation` that the condition was set based upon."""
 
 
-class Progress(Observed):
-    """How far rank 0 has come; kept after the end."""
+class Progress(StatusModel):
+    """Training progress as reported by rank 0; kept after the job has finished."""
 
     step: Number = 0
-    """Optimizer steps done."""
+    """Number of optimizer steps done."""
     planned_steps: Number = 0
-    """Optimizer steps planned."""
+    """Number of optimizer steps planned."""
     epoch: Rounded = 0.0
-    """Epochs done."""
+    """Number of epochs done, including the fraction of the current one."""
     percentage: float = 0.0
-    """100 · step / plannedSteps."""
+    """Steps done, in percent of the planned steps."""
+    summary: Text | None = None
+    """Steps done, planned, and in percent, e.g. `46/168 (27%)`. Printed by `kubectl get`."""
     samples_per_second: Rounded | None = None
-    """Throughput over all devices."""
+    """Training throughput over all devices, in samples per second."""
     estimated_completion_time: datetime | None = None
-    """When the last step is expected."""
+    """Time at which the last step is expected to be done."""
     observed_time: datetime | None = None
-    """When this was read."""
+    """Time at which this progress was read from the trainer."""
+
+    @classmethod
+    def at_step(
+        cls,
+        step: int,
+        planned_steps: int,
+        *,
+        epoch: float,
+        observed_time: datetime | None,
+        samples_per_second: float | None = None,
+        estimated_completion_time: datetime | None = None,
+    ) -> Progress:
+        """Progress with `percentage` and `summary` computed; `planned_steps` is 0 if unknown."""
+        # Rounded down in the summary: 100% is printed after the last step only.
+        percentage = min(100.0, 100.0 * step / planned_steps) if planned_steps > 0 else 0.0
+        return cls(
+            step=step,
+            planned_steps=planned_steps,
+            epoch=epoch,
+            percentage=round(percentage, 2),
+            summary=f"{step}/{planned_steps} ({int(percentage)}%)" if planned_steps > 0 else f"{step}",
+            samples_per_second=samples_per_second,
+            estimated_completion_time=estimated_completion_time,
+            observed_time=observed_time,
+        )
 
 
-class Metric(Observed):
-    """The latest value of a metric."""
+class Metric(StatusModel):
+    """Latest value of a metric."""
 
     name: Name
-    """`train/loss`, `eval/...`, `best/...`."""
+    """Name of the metric: `train/loss`, `eval/...` or `test/...`."""
     value: Rounded
-    """Its value."""
+    """Value of the metric."""
     step: Number = 0
-    """The step it belongs to."""
+    """Optimizer step at which the value was measured."""
 
 
-class ModuleStatus(Observed):
-    """One module, now."""
+class BestEvaluation(StatusModel):
+    """The best evaluation so far."""
+
+    metric: Name
+    """Name of the metric that decides, as in `spec.evaluation.metric`, e.g. `eval/loss`."""
+    value: Rounded
+    """Best value of the metric."""
+    step: Number
+    """Optimizer step at which the value was measured."""
+
+
+class ModuleStatus(StatusModel):
+    """Current state of one module."""
 
     name: Name
-    """The module."""
+    """Name of the module."""
     parameters: Number = 0
-    """Parameters it owns."""
+    """Number of parameters that the module owns."""
     trainable: Number = 0
-    """Parameters that train now."""
+    """Number of parameters that are trained at the current step."""
     optimizer: Name | None = None
-    """Its optimizer."""
+    """Type of the module's optimizer. Unset if `frozen: true` in the spec."""
     learning_rate: Rounded | None = None
-    """The rate of the last step."""
+    """Learning rate of the last step. Unset before the first step."""
     gradient_norm: Rounded | None = None
-    """The gradient norm of the last step, before clipping."""
+    """Norm of the module's gradient in the last step, before clipping. Unset before the first step."""
     frozen: bool = False
-    """Whether it is frozen now."""
+    """Whether the module is frozen at the current step."""
 
 
-class CheckpointStatus(Observed):
-    """The last checkpoint."""
+class CheckpointStatus(StatusModel):
+    """The last complete checkpoint."""
 
     step: Number
-    """Its step."""
+    """Optimizer step of the checkpoint."""
     path: Text | None = None
-    """Where it is, as `pvc://claim/path`."""
+    """Location of the checkpoint, as `pvc://claim/path`."""
     time: datetime | None = None
-    """When it was complete."""
+    """Time at which the checkpoint was complete."""
 
 
-class OutputStatus(Observed):
-    """The result."""
+class OutputStatus(StatusModel):
+    """The trained model."""
 
     destination: Text
-    """Where it is, as `pvc://claim/path`."""
+    """Location of the model, as `pvc://claim/path`."""
     digest: Text | None = None
-    """SHA-256 of the weights."""
+    """SHA-256 digest of the weights."""
 
 
-class Attempt(Observed):
-    """One attempt: one Kubernetes Job."""
+class AttemptStatus(StatusModel):
+    """One attempt, which is one Kubernetes Job."""
 
     number: Number
-    """Counted from 1."""
+    """Number of the attempt, starting at 1."""
     job: Name
-    """The Kubernetes Job."""
+    """Name of the Kubernetes Job."""
     start_time: datetime | None = None
-    """When it was created."""
+    """Time at which the Kubernetes Job was created."""
     end_time: datetime | None = None
-    """When it ended."""
+    """Time at which the attempt ended."""
     reason: Reason | None = None
-    """How it ended, in one word."""
+    """Programmatic identifier in CamelCase of how the attempt ended."""
     exit_code: Number | None = None
-    """Exit code of the trainer."""
+    """Exit code of the trainer container."""
     oom_killed: bool | None = None
-    """Killed for using more memory than its limit."""
+    """Whether the trainer container was killed because it exceeded its memory limit."""
     disruption: Reason | None = None
-    """Why the cluster took the pod away."""
+    """Reason of the pod's DisruptionTarget condition, e.g. `PreemptionByScheduler`."""
     message: Text | None = None
-    """What the trainer said at the end, or the end of its log."""
+    """Final message of the trainer, or else the end of its log."""
 
 
-class JobStatus(Observed):
-    """Status of a FineTuneJob."""
+class JobStatus(StatusModel):
+    """Most recently observed status of a FineTuneJob."""
 
     observed_generation: Number = -1
-    """The generation the operator has seen; -1 before it has seen any."""
+    """The `.metadata.generation` that the operator last observed; -1 before it has observed any."""
     conditions: Annotated[list[Condition], ListMapKey("type"), Field(max_length=8)] = []
-    """Succeeded, Reconciling, Stalled, Suspended."""
+    """Latest observations of the job's state: Succeeded, Reconciling, Stalled, Suspended."""
     attempt: Annotated[int, Field(ge=0, le=100_000)] | None = None
-    """The current attempt; written before its Job is created."""
+    """Number of the current attempt, starting at 1. Set before the Kubernetes Job of the attempt is created."""
     restarts: Annotated[int, Field(ge=0, le=100_000)] | None = None
-    """Retries used up: attempts that crashed and were followed by another; interruptions do not count."""
+    """Number of retries used, at most `spec.retry.limit`. Attempts that follow an interruption do not count."""
     start_time: datetime | None = None
-    """When the first attempt started."""
+    """Time at which the first attempt started."""
     completion_time: datetime | None = None
-    """When the job ended."""
+    """Time at which the job succeeded or failed."""
     active_seconds: Annotated[int, Field(ge=0, le=9_007_199_254_740_991)] | None = None
-    """How long attempts have run, all together, up to `activeSince`."""
+    """Total time in seconds that attempts were active before `activeSince`; limited by `spec.activeDeadlineSeconds`."""
     active_since: datetime | None = None
-    """Since when the present attempt has run without a break; none while nothing runs."""
+    """Time since which the current attempt is active without interruption. Unset while no attempt is active."""
     cleanup_time: datetime | None = None
-    """When its Jobs, pods and ConfigMaps were deleted, after `ttlSecondsAfterFinished`."""
+    """Time at which Jobs, pods and ConfigMaps were found deleted, after `spec.ttlSecondsAfterFinished`."""
     spec_hash: Text | None = None
-    """Hash of what determines the result."""
+    """Hash of the spec fields that determine the trained model."""
     progress: Progress | None = None
-    """How far it has come."""
+    """Training progress."""
     metrics: Annotated[list[Metric], Field(max_length=64)] | None = None
-    """Latest values."""
+    """Latest value of each metric."""
+    best: BestEvaluation | None = None
+    """Best evaluation so far, by the metric that selects the best checkpoint."""
     modules: Annotated[list[ModuleStatus], Field(max_length=64)] | None = None
-    """One row per module."""
+    """Current state of each module."""
     checkpoint: CheckpointStatus | None = None
-    """The last checkpoint."""
+    """Last complete checkpoint. Unset once the job has succeeded."""
     output: OutputStatus | None = None
-    """The result."""
-    attempts: Annotated[list[Attempt], Field(max_length=10)] | None = None
-    """The last 10 attempts."""
+    """The trained model. Set once the job has succeeded."""
+    attempts: Annotated[list[AttemptStatus], Field(max_length=10)] | None = None
+    """The last 10 attempts, oldest first."""
 
 
 TERMINATION_MESSAGE_BYTES = 4096
+"""Limit of the kubelet for a container's termination message."""
 
 
-class Report(Observed):
-    """The trainer's last word, written to the termination message of its container."""
+class Report(StatusModel):
+    """Final report of a trainer, written to the termination message of its container."""
 
     reason: Reason
-    """How it ended, in one word."""
+    """How the run ended, in CamelCase."""
     message: Text
-    """One sentence; for a failure it says what to change."""
+    """Human-readable message; after a failure, what to change."""
     progress: Progress | None = None
-    """How far it came."""
+    """Training progress."""
     metrics: list[Metric] = []
-    """Latest values."""
+    """Latest value of each metric."""
+    best: BestEvaluation | None = None
+    """Best evaluation."""
     modules: list[ModuleStatus] = []
-    """One row per module."""
+    """State of each module."""
     checkpoint: CheckpointStatus | None = None
-    """The last checkpoint."""
+    """Last complete checkpoint."""
     output: OutputStatus | None = None
-    """The result."""
+    """The trained model."""
 
     def termination_message(self) -> str:
-        """The report as JSON of at most 4,096 bytes; rows are dropped before words are."""
+        """The report as JSON of at most 4,096 bytes; modules and then metrics are dropped if it is longer."""
         droppable: tuple[set[str], ...] = (set(), {"modules"}, {"modules", "metrics"})
         for dropped in droppable:
             text = self.model_dump_json(by_alias=True, exclude_none=True, exclude=dropped)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from rapidfuzz.distance import OSA
+
 MAX_EDITS = 3
 LETTERS_PER_EDIT = 4
 """A word may have one edit for every four letters, at most `MAX_EDITS`."""
@@ -49,30 +51,8 @@ def _rank(word: str, choice: str) -> tuple[int, int] | None:
     if min(len(left), len(right)) < MIN_LETTERS:
         return None
     length = max(len(left), len(right))
-    distance = edit_distance(left, right, min(MAX_EDITS, max(1, length // LETTERS_PER_EDIT)))
-    if distance is not None:
+    max_edits = min(MAX_EDITS, max(1, length // LETTERS_PER_EDIT))
+    distance = OSA.distance(left, right, score_cutoff=max_edits)
+    if distance <= max_edits:
         return (1, distance)
     return (2, length) if right.startswith(left) else None
-
-
-def edit_distance(left: str, right: str, limit: int) -> int | None:
-    """Insertions, deletions, substitutions and swaps of neighbors between two words; None for more than `limit`.
-
-    The optimal string alignment distance, in a band around the diagonal: cells outside of it are beyond the limit.
-    """
-    if abs(len(left) - len(right)) > limit:
-        return None
-    too_many = limit + 1
-    before: list[int] = []
-    above = [column if column <= limit else too_many for column in range(len(right) + 1)]
-    for row, letter in enumerate(left, start=1):
-        current = [row if row <= limit else too_many] + [too_many] * len(right)
-        for column in range(max(1, row - limit), min(len(right), row + limit) + 1):
-            cost = min(above[column] + 1, current[column - 1] + 1, above[column - 1] + (letter != right[column - 1]))
-            if row > 1 and column > 1 and letter == right[column - 2] and left[row - 2] == right[column - 1]:
-                cost = min(cost, before[column - 2] + 1)
-            current[column] = min(cost, too_many)
-        if min(current) > limit:
-            return None
-        before, above = above, current
-    return above[-1] if above[-1] <= limit else None

@@ -1,4 +1,4 @@
-"""Prometheus metric names of the trainer: what it exports on :9090 and what the operator reads there."""
+"""Names of the Prometheus metrics that the trainer exports on :9090 and the operator scrapes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ PLANNED_STEPS: Final = "finetune_planned_steps"
 EPOCH: Final = "finetune_epoch"
 LOSS: Final = "finetune_loss"
 EVALUATION: Final = "finetune_evaluation"
-"""Latest evaluation metrics; label `metric` without the `eval/` prefix."""
+"""Latest evaluation; label `metric` without the prefix `eval/`."""
 BEST_EVALUATION: Final = "finetune_best_evaluation"
-"""Best value of the metric that picks the best checkpoint; label `metric`."""
+"""Best value of the metric that selects the best checkpoint; label `metric` without the prefix `eval/`."""
+BEST_EVALUATION_STEP: Final = "finetune_best_evaluation_step"
+"""Optimizer step of the best evaluation; same label."""
 LEARNING_RATE: Final = "finetune_learning_rate"
 GRADIENT_NORM: Final = "finetune_gradient_norm"
 MODULE_PARAMETERS: Final = "finetune_module_parameters"

@@ -1,4 +1,4 @@
-"""How long, in what batches and in which precision a model trains."""
+"""Duration, batch size and precision of training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BatchSize = Annotated[int, Field(ge=1, le=16_777_216)]
 
 
 class Training(Model):
-    """The training run as a whole; what differs between modules is in `modules`."""
+    """Hyperparameters that apply to all modules."""
 
     rules = (
         at_most_one_of("epochs", "steps", report="steps"),
@@ -31,22 +31,28 @@ class Training(Model):
     )
 
     epochs: Epochs | None = None
-    """Passes over the training set (3 when neither epochs nor steps is set)."""
+    """Number of passes over the training set; may be fractional. Mutually exclusive with steps. Defaults to 3 if steps
+    is not set."""
     steps: Steps | None = None
-    """Optimizer steps, instead of epochs."""
+    """Number of optimizer steps. Mutually exclusive with epochs. If not set, the number follows from epochs."""
     batch_size: BatchSize = 32
-    """Samples per optimizer step, over all devices."""
+    """Number of samples per optimizer step, over all devices. The last incomplete batch of an epoch is dropped."""
     micro_batch_size: BatchSize | None = None
-    """Samples one device takes at once (default: batchSize / devices); the rest is accumulated."""
+    """Number of samples per forward and backward pass. Gradients are accumulated over batchSize / microBatchSize
+    passes. Must divide batchSize. Defaults to batchSize."""
     precision: Precision = "Auto"
-    """What computes; trainable weights and optimizer state stay FP32. Auto: BF16 where the GPU has it, else FP32."""
+    """Data type of the computation; weights and optimizer state are always FP32. Auto is BF16 on GPUs that support it,
+    and FP32 otherwise."""
     clip_grad_norm: MaxNorm | None = None
-    """Largest gradient norm over all modules, after the modules' own clipping."""
+    """Maximum gradient norm over all modules, applied after the clipGradNorm of each module. If not set, gradients are
+    not clipped."""
     seed: Seed = 0
-    """Seed of everything random: shuffling, dropout, fresh weights."""
+    """Random seed of shuffling, dropout and newly initialized weights."""
     deterministic: bool = False
-    """Only deterministic algorithms: bit-exact on a GPU too, and slower."""
+    """Whether to use deterministic algorithms only (`torch.use_deterministic_algorithms`). Slower, but runs on a GPU
+    are bit-exact."""
     compile: bool = False
-    """Compile the model (torch.compile)."""
+    """Whether to compile the model with `torch.compile`."""
     activation_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
+    """Whether to recompute activations in the backward pass instead of storing them, which needs less memory and more
+    time."""

@@ -70,8 +70,8 @@ def _describe(details: ErrorDetails, path: list[PathElement], owner: type[BaseMo
         return "type is required", None
     if kind == "rule":
         return str(context["message"]), None
-    if kind == "form":
-        return f"{format_value(value)} is not {context['what']}", None
+    if kind == "format":
+        return f"{format_value(value)} is not {context['expected']}", None
     if kind == "string_pattern_mismatch":
         form = describe_pattern(str(context["pattern"]))
         return f"{format_value(value)} is not {'' if form.startswith('a ') else 'of the form '}{form}", None
@@ -122,7 +122,7 @@ _EXPECTED = {
 _PATTERNS = {
     DNS_1035_LABEL: "a name of lower-case letters, digits and '-' that starts with a letter",
     DNS_SUBDOMAIN: "a name of lower-case letters, digits, '-' and '.'",
-    QUALIFIED_NAME: "a label name, e.g. kubernetes.io/arch",
+    QUALIFIED_NAME: "a label key, e.g. kubernetes.io/arch",
     LABEL_VALUE: "a label value of letters, digits, '-', '_' and '.'",
     MODULE_NAME: "a name of letters, digits, '-' and '_'",
     EXTENDED_RESOURCE: "a resource name with its domain, e.g. nvidia.com/gpu",

@@ -1,6 +1,6 @@
-"""The controller: it turns a FineTuneJob into attempts (Kubernetes Jobs), and what they say into status.
+"""The controller of FineTuneJobs: it runs each as a series of attempts (Kubernetes Jobs), and maintains its status.
 
-What it asks of the API server, and no more; the chart grants exactly this:
+Permissions that it needs; the chart grants exactly these:
 
     API group             resource                 verbs                               where
     finetune.dev          finetunejobs             get, list, watch                    watched namespaces
@@ -12,7 +12,6 @@ What it asks of the API server, and no more; the chart grants exactly this:
     events.k8s.io         events                   create                              watched namespaces
     coordination.k8s.io   leases                   get, create, update                 its own namespace
 
-It reads no Secret, no Namespace and no CustomResourceDefinition (whether its own is established it learns from
-discovery, which every authenticated client may read), and sets no finalizer. It reaches trainer pods on their port
-`metrics` (9090).
+It reads no Secrets, Namespaces or CustomResourceDefinitions (discovery, which any authenticated client may read, shows
+whether FineTuneJobs are served), and sets no finalizers. It connects to the port `metrics` (9090) of trainer pods.
 """

@@ -1,4 +1,4 @@
-"""`finetune-operator`: starts the operator."""
+"""The `finetune-operator` command."""
 
 from __future__ import annotations
 
@@ -8,39 +8,40 @@ from typing import Annotated
 
 import typer
 
-from finetune_operator import config as configuration
-from finetune_operator.client.cluster import ApiError, NoClusterError
+from finetune_operator.client.kube_client import ApiError, KubeconfigError
 from finetune_operator.client.lease import LeaseLostError
-from finetune_operator.logs import LogFormat, configure
-from finetune_operator.runtime.service import Options, serve
+from finetune_operator.config import ConfigError, load
+from finetune_operator.logs import LogFormat, configure_logging
+from finetune_operator.runtime.service import Options, run_operator
 
-OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+OWN_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-def operate(  # noqa: PLR0917 typer calls it by name
-    config: Annotated[Path | None, typer.Option(help="Configuration file (YAML).")] = None,
+def run(  # noqa: PLR0917 typer calls it by name
+    config: Annotated[Path | None, typer.Option(help="Path to the configuration file (YAML).")] = None,
     namespace: Annotated[
-        list[str] | None, typer.Option(help="Namespace to serve; may be repeated. Default: watchNamespaces, else all.")
+        list[str] | None,
+        typer.Option(help="Namespace to watch; can be repeated. Default: watchNamespaces, or else all namespaces."),
     ] = None,
-    log_format: Annotated[LogFormat, typer.Option(help="How log lines are written.")] = LogFormat.PLAIN,
-    leader_elect: Annotated[bool, typer.Option(help="Work only while holding the Lease.")] = True,
+    log_format: Annotated[LogFormat, typer.Option(help="Format of log lines.")] = LogFormat.PLAIN,
+    leader_elect: Annotated[bool, typer.Option(help="Be active only while holding the Lease.")] = True,
     lease_namespace: Annotated[
         str | None, typer.Option(envvar="POD_NAMESPACE", help="Namespace of the Lease. Default: the pod's own.")
     ] = None,
     lease_name: Annotated[
-        str, typer.Option(help="Name of the Lease: operators that share it take turns.")
+        str, typer.Option(help="Name of the Lease; of operators with the same Lease, one is active.")
     ] = "finetune-operator",
     metrics_port: Annotated[int, typer.Option(help="Port of /metrics.")] = 8080,
     health_port: Annotated[int, typer.Option(help="Port of /healthz and /readyz.")] = 8081,
-    debug: Annotated[bool, typer.Option(help="Log more.")] = False,
+    debug: Annotated[bool, typer.Option(help="Log at debug level.")] = False,
 ) -> None:
-    """Run the fine-tuning operator against the cluster of $KUBECONFIG, or the one it runs in."""
-    configure(log_format, debug=debug)
+    """Run the FineTuneJob operator in the cluster of $KUBECONFIG, or in the cluster of its own pod."""
+    configure_logging(log_format, debug=debug)
     try:
-        settings = configuration.load(config)
+        settings = load(config)
         options = Options(
             namespaces=namespace or settings.watch_namespaces,
             leader_elect=leader_elect,
@@ -49,11 +50,11 @@ def operate(  # noqa: PLR0917 typer calls it by name
             metrics_port=metrics_port,
             health_port=health_port,
         )
-        asyncio.run(serve(settings, options))
-    except configuration.ConfigError as error:
-        _end(str(error), 2)
-    except (NoClusterError, LeaseLostError, ApiError, OSError) as error:
-        _end(str(error), 1)
+        asyncio.run(run_operator(settings, options))
+    except ConfigError as error:
+        _exit(str(error), 2)
+    except (KubeconfigError, LeaseLostError, ApiError, OSError) as error:
+        _exit(str(error), 1)
 
 
 def main() -> None:
@@ -62,10 +63,10 @@ def main() -> None:
 
 
 def _own_namespace() -> str:
-    return OWN_NAMESPACE.read_text() if OWN_NAMESPACE.exists() else "default"
+    return OWN_NAMESPACE_FILE.read_text() if OWN_NAMESPACE_FILE.exists() else "default"
 
 
-def _end(message: str, code: int) -> None:
+def _exit(message: str, code: int) -> None:
     typer.echo(f"finetune-operator: {message}", err=True)
     raise typer.Exit(code)
 

@@ -1,4 +1,4 @@
-"""What the administrator decides: the operator's configuration file, which the chart mounts."""
+"""The configuration file of the operator, which the chart mounts."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Namespace = Annotated[str, StringConstraints(max_length=63, pattern=r"^[a-z0-9](
 
 
 class ConfigError(ValueError):
-    """A configuration file that cannot be used; the message names the file, the field and what was expected."""
+    """The configuration file is invalid; the message names the file, the field and what is expected."""
 
 
-class Settings(BaseModel):
-    """A piece of the configuration: camelCase outside, unknown fields and other types refused, as the chart does."""
+class ConfigModel(BaseModel):
+    """Base of all configuration types: camelCase in YAML; unknown fields and wrong types are errors, as in Helm."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, strict=True)
 
 
-class TrainerResources(Settings):
-    """What a trainer pod gets where the job does not say; none means that no request or limit is set."""
+class TrainerResources(ConfigModel):
+    """Default resources of a trainer pod; None means no request and no limit."""
 
     cpu: Quantity | None = None
     memory: Quantity | None = None
@@ -36,8 +36,8 @@ class TrainerResources(Settings):
     shared_memory: Quantity | None = None
 
 
-class AdminEnv(Settings):
-    """An environment variable, as in a container; any source that Kubernetes knows will do."""
+class EnvVar(ConfigModel):
+    """An environment variable of a container, with any source that Kubernetes supports."""
 
     name: EnvName
     value: str | None = None
@@ -50,11 +50,11 @@ class AdminEnv(Settings):
         return self
 
 
-class Trainer(Settings):
-    """How trainer pods are made.
+class TrainerConfig(ConfigModel):
+    """Settings of trainer pods.
 
-    Image, pull policy, resources, user and group are defaults, which a job may override. Of the rest the administrator
-    has the last word: maps are merged with these keys winning, lists are joined, and a name that is set wins.
+    Image, pull policy, resources, user and group are defaults, which a job may override. All other settings take
+    precedence over the job's: maps are merged, lists are concatenated, and names replace those of the job.
     """
 
     image: str = "finetune-trainer:latest"
@@ -64,8 +64,8 @@ class Trainer(Settings):
     fs_group: UserID = 65532
     image_pull_deadline_seconds: Annotated[int, Field(ge=1)] = 600
     termination_grace_period_seconds: Annotated[int, Field(ge=1)] = 120
-    env: list[AdminEnv] = []
-    """They win over the job's."""
+    env: list[EnvVar] = []
+    """Take precedence over the job's."""
     env_from: list[EnvFromSource] = []
     image_pull_secrets: list[LocalObjectReference] = []
     node_selector: Labels = {}
@@ -76,12 +76,12 @@ class Trainer(Settings):
     service_account_name: ObjectName | None = None
 
     def env_manifests(self) -> list[dict[str, Any]]:
-        """The environment variables, in a container's own shape."""
+        """The environment variables as in a container spec."""
         return [it.model_dump(by_alias=True, exclude_none=True) for it in self.env]
 
 
-class OutputClaim(Settings):
-    """The claim that is made for a job without `output.destination`."""
+class OutputClaimConfig(ConfigModel):
+    """The PersistentVolumeClaim that is created for a job without `output.destination`."""
 
     size: Quantity = "20Gi"
     storage_class_name: str | None = None
@@ -90,26 +90,26 @@ class OutputClaim(Settings):
     ] = ["ReadWriteOnce"]
 
 
-class Config(Settings):
-    """The whole file; every field has a default, so an empty file is a valid one."""
+class Config(ConfigModel):
+    """The whole file; every field has a default, so an empty file is valid."""
 
-    trainer: Trainer = Trainer()
-    output_claim: OutputClaim = OutputClaim()
+    trainer: TrainerConfig = TrainerConfig()
+    output_claim: OutputClaimConfig = OutputClaimConfig()
     watch_namespaces: list[Namespace] = []
-    """Namespaces to serve; none means all."""
+    """Namespaces to watch; empty means all."""
     progress_interval_seconds: Annotated[float, Field(gt=0)] = 15
-    """Progress is written to a job's status at most this often."""
+    """Minimum interval between two status updates of a job that only change its progress."""
     poll_interval_seconds: Annotated[float, Field(gt=0)] = 5
-    """Trainers are asked for their progress this often."""
+    """Interval between two scrapes of a trainer."""
     recheck_interval_seconds: Annotated[float, Field(gt=0)] = 10
-    """A job that waits for something missing looks for it this often."""
+    """Interval at which a job that waits for missing objects, or for old pods to terminate, is reconciled."""
 
 
 def load(path: Path | None) -> Config:
-    """Read the configuration file; without one everything has its default.
+    """Read the configuration file; without one, every field has its default.
 
     Raises:
-        ConfigError: the file cannot be read, is no YAML, or says something that is not understood.
+        ConfigError: the file cannot be read, is not YAML, or is invalid.
     """
     if path is None:
         return Config()
@@ -117,15 +117,15 @@ def load(path: Path | None) -> Config:
         document = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
         return Config.model_validate(document or {})
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+        raise ConfigError(f"{path}: invalid YAML: {error}") from None
     except ValidationError as error:
-        raise ConfigError(f"{path}: {explain(error)}") from None
+        raise ConfigError(f"{path}: {describe_errors(error)}") from None
 
 
-def explain(error: ValidationError) -> str:
-    """Pydantic's findings in one line: field, then what was expected."""
+def describe_errors(error: ValidationError) -> str:
+    """The first validation errors in one line, each with its field."""
     return "; ".join(f"{_field(item['loc'], item.get('ctx', {}))}: {item['msg']}" for item in error.errors()[:5])
 
 

@@ -1,4 +1,4 @@
-"""What the kubelet and Prometheus ask the operator: /healthz, /readyz, /metrics."""
+"""Endpoints for the kubelet and for Prometheus: /healthz, /readyz, /metrics."""
 
 from __future__ import annotations
 
@@ -9,31 +9,36 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
 
 class Health:
-    """How the operator is: each check says what is wrong, or nothing.
+    """Health of the operator.
 
-    An operator that stands by for another is ready: it does all that it is there for.
+    `not_ready` says why the operator is not ready; empty once it is. Each check returns a problem, or an empty string.
     """
 
     def __init__(self) -> None:
         self.not_ready = "starting"
         self.checks: list[Callable[[], str]] = []
 
-    def trouble(self) -> str:
-        return "; ".join(found for check in self.checks if (found := check()))
+    def liveness_problem(self) -> str:
+        return "; ".join(problem for check in self.checks if (problem := check()))
+
+    def readiness_problem(self) -> str:
+        return self.not_ready or self.liveness_problem()
 
 
 @asynccontextmanager
-async def serving(
+async def serve_endpoints(
     health: Health, registry: CollectorRegistry, metrics_port: int, health_port: int
 ) -> AsyncIterator[None]:
-    """Answer on both ports for as long as the `async with` block."""
+    """Serve both ports inside the `async with` block."""
     probes = web.Application()
-    probes.router.add_get("/healthz", _probe(health.trouble))
-    probes.router.add_get("/readyz", _probe(lambda: health.not_ready or health.trouble()))
+    probes.router.add_get("/healthz", _probe_handler(health.liveness_problem))
+    probes.router.add_get("/readyz", _probe_handler(health.readiness_problem))
     metrics = web.Application()
-    metrics.router.add_get("/metrics", _metrics(registry))
+    metrics.router.add_get("/metrics", _metrics_handler(registry))
     runners = [web.AppRunner(app, access_log=None) for app in (probes, metrics)]
     try:
         for runner, port in zip(runners, (health_port, metrics_port), strict=True):
@@ -45,16 +50,16 @@ async def serving(
             await runner.cleanup()
 
 
-def _probe(trouble: Callable[[], str]) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    async def answer(_: web.Request) -> web.Response:
-        found = trouble()
-        return web.Response(text=(found or "ok") + "\n", status=503 if found else 200)
+def _probe_handler(find_problem: Callable[[], str]) -> Handler:
+    async def handle(_: web.Request) -> web.Response:
+        problem = find_problem()
+        return web.Response(text=(problem or "ok") + "\n", status=503 if problem else 200)
 
-    return answer
+    return handle
 
 
-def _metrics(registry: CollectorRegistry) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    async def answer(_: web.Request) -> web.Response:
+def _metrics_handler(registry: CollectorRegistry) -> Handler:
+    async def handle(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    return answer
+    return handle

@@ -1,4 +1,4 @@
-"""Fixtures of the operator's cluster tests: the language, a namespace per test, credentials, configuration."""
+"""Fixtures of the operator's cluster tests: the CRD, a namespace per test, credentials, configuration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cluster.operated import CRD, Api, Namespace, Operator, rules, wait_for
+from cluster.operated import CRD, Api, Namespace, Operator, documented_permissions, wait_for
 from harness.cluster import Cluster
 
 CONFIG = """
@@ -33,7 +33,7 @@ def api(control_plane: Cluster) -> Api:
 
 @pytest.fixture
 def namespace(api: Api) -> Iterator[Namespace]:
-    """A namespace that takes restricted pods only."""
+    """A namespace that enforces the restricted Pod Security Standard."""
     name = f"operator-{next(NUMBERS)}"
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     api.post("/api/v1/namespaces", {"metadata": {"name": name, "labels": labels}})
@@ -52,9 +52,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def kubeconfig(control_plane: Cluster, api: Api) -> Path:
-    """Credentials with exactly the permissions that the operator says it needs."""
-    watched = [(g, r, v) for g, r, v, where in rules() if where == "watched namespaces"]
-    own = [(g, r, v) for g, r, v, where in rules() if where == "its own namespace"]
+    """Credentials with exactly the documented permissions of the operator."""
+    watched = [(g, r, v) for g, r, v, where in documented_permissions() if where == "watched namespaces"]
+    own = [(g, r, v) for g, r, v, where in documented_permissions() if where == "its own namespace"]
     assert len(watched) == 7 and len(own) == 1
     meta = {"name": "operator-under-test"}
     subject = [{"kind": "ServiceAccount", "name": "operator-under-test", "namespace": "default"}]
@@ -73,9 +73,9 @@ def kubeconfig(control_plane: Cluster, api: Api) -> Path:
 
 @pytest.fixture(scope="module")
 def operator(kubeconfig: Path, config: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
-    """One operator for all tests that do not kill it."""
+    """One operator for all tests of a module that do not kill it."""
     log = tmp_path_factory.mktemp("log") / "operator.log"
-    running = Operator(kubeconfig, config, log, "--no-leader-elect", "--log-format=json").start().ready()
+    running = Operator(kubeconfig, config, log, "--no-leader-elect", "--log-format=json").start().wait_until_ready()
     yield running
     code = running.stop()
     print(log.read_text()[-20_000:])

@@ -1,7 +1,7 @@
-"""What the operator's cluster tests share: the operator as a process that can be killed, and a kubelet's stand-in.
+"""Helpers of the operator's cluster tests: the operator as a process that can be killed, and a simulated kubelet.
 
-The operator is forked from a server that has imported it already, so that starting it costs half a second and a test
-can afford to kill it at every write.
+The operator is forked from a server that has imported it already, so that starting it takes half a second and a test
+can kill it at every write.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ Object = dict[str, Any]
 
 
 class Api(harness_api.Api):
-    """The API server, with what a kubelet does to a pod."""
+    """A client of the API server with the requests that these tests need."""
 
     def patch(self, path: str, body: Object) -> Object:
         headers = {"Content-Type": "application/merge-patch+json"}
         return self._json(self._client.patch(path, json=body, headers=headers))
 
-    def remove(self, path: str, **options: Any) -> None:
+    def delete_with_options(self, path: str, **options: Any) -> None:
         self._json(self._client.request("DELETE", path, json=options))
 
     def find(self, path: str) -> Object | None:
@@ -50,20 +50,20 @@ class Api(harness_api.Api):
         return None if response.status_code == 404 else self._json(response)
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 20) -> Any:
-    """The first truth; what was found instead is in the failure."""
+def wait_for(condition: Callable[[], Any], seconds: float = 20) -> Any:
+    """Poll until the result is true, and return it."""
     deadline = time.monotonic() + seconds
     while True:
-        found = what()
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"not seen within {seconds} s"
+        result = condition()
+        if result:
+            return result
+        assert time.monotonic() < deadline, f"not true within {seconds} s"
         time.sleep(0.05)
 
 
 @dataclass
 class Namespace:
-    """A namespace of one test, and the FineTuneJobs in it."""
+    """The namespace of one test, with its FineTuneJobs, Jobs and pods."""
 
     api: Api
     name: str
@@ -73,7 +73,7 @@ class Namespace:
         return f"/{groups.get(resource, 'api/v1')}/namespaces/{self.name}/{resource}/{name}".rstrip("/")
 
     def create_job(self, name: str = "job", **spec: Any) -> None:
-        wanted = {
+        merged = {
             "model": {"source": "hf://org/model"},
             "data": {"train": {"source": "hf://org/data"}},
             "resources": {"gpusPerNode": 0, "memory": "2Gi"},
@@ -83,7 +83,7 @@ class Namespace:
             "apiVersion": "finetune.dev/v1alpha1",
             "kind": "FineTuneJob",
             "metadata": {"name": name},
-            "spec": wanted,
+            "spec": merged,
         }
         self.api.post(self.path("finetunejobs"), body)
 
@@ -106,8 +106,8 @@ class Namespace:
     def state(self, name: str = "job") -> str:
         return str(self.condition("Succeeded", name).get("reason", ""))
 
-    def reaches(self, state: str, name: str = "job", seconds: float = 20) -> Object:
-        """Wait until the job is in a state; its status."""
+    def wait_for_state(self, state: str, name: str = "job", seconds: float = 20) -> Object:
+        """Wait until the job is in a state, and return its status."""
         deadline = time.monotonic() + seconds
         while self.state(name) != state:
             assert time.monotonic() < deadline, f"waiting for {state}: {json.dumps(self.status(name), indent=1)}"
@@ -127,19 +127,19 @@ class Namespace:
         return found
 
     def pod(self, attempt: int = 1, name: str = "job") -> Object:
-        """Wait for the pod of an attempt."""
+        """Wait for the pod of an attempt, and return it."""
         found: Object = wait_for(lambda: self.pods(attempt, name))[0]
         return found
 
     def bind(self, pod: Object) -> None:
-        """Give a pod a node, so that deleting it takes its grace period."""
+        """Bind a pod to a node, so that its deletion takes the grace period."""
         name = pod["metadata"]["name"]
         target = {"apiVersion": "v1", "kind": "Node", "name": "nowhere"}
         body = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": target}
         self.api.post(f"{self.path('pods', name)}/binding", body)
 
     def set_state(self, pod: Object, phase: str, state: Object, **status: Any) -> None:
-        """Let a kubelet say how the trainer container is."""
+        """Set phase and container state, as a kubelet does."""
         image = pod["spec"]["containers"][0]["image"]
         container = {"name": "trainer", "image": image, "imageID": "", "restartCount": 0, "state": state}
         container |= {"ready": "running" in state}
@@ -151,13 +151,13 @@ class Namespace:
         running = {"running": {"startedAt": now()}}
         self.set_state(pod, "Running", running, podIP=address, podIPs=[{"ip": address}], conditions=ready)
 
-    def end(self, pod: Object, code: int, message: str = "", reason: str = "", **status: Any) -> None:
-        ended = {"exitCode": code, "reason": reason or ("Error" if code else "Completed"), "message": message}
-        ended |= {"startedAt": now(), "finishedAt": now()}
-        self.set_state(pod, "Failed" if code else "Succeeded", {"terminated": ended}, **status)
+    def terminate(self, pod: Object, code: int, message: str = "", reason: str = "", **status: Any) -> None:
+        terminated = {"exitCode": code, "reason": reason or ("Error" if code else "Completed"), "message": message}
+        terminated |= {"startedAt": now(), "finishedAt": now()}
+        self.set_state(pod, "Failed" if code else "Succeeded", {"terminated": terminated}, **status)
 
-    def remove_pod(self, pod: Object) -> None:
-        self.api.remove(self.path("pods", pod["metadata"]["name"]), gracePeriodSeconds=0)
+    def force_delete(self, pod: Object) -> None:
+        self.api.delete_with_options(self.path("pods", pod["metadata"]["name"]), gracePeriodSeconds=0)
 
 
 def now() -> str:
@@ -170,7 +170,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _operate(arguments: list[str], environment: dict[str, str], log: str) -> None:
+def _run_operator(arguments: list[str], environment: dict[str, str], log: str) -> None:
     from finetune_operator.__main__ import main
 
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -182,7 +182,7 @@ def _operate(arguments: list[str], environment: dict[str, str], log: str) -> Non
 
 
 class Operator:
-    """The operator's process."""
+    """The operator as a process."""
 
     def __init__(self, kubeconfig: Path, config: Path, log: Path, *options: str) -> None:
         self.metrics_port, self.health_port = free_port(), free_port()
@@ -194,7 +194,7 @@ class Operator:
 
     def start(self) -> Operator:
         arguments = (self._arguments, self._environment, str(self.log))
-        self.process = FORKS.Process(target=_operate, args=arguments, daemon=True)
+        self.process = FORKS.Process(target=_run_operator, args=arguments, daemon=True)
         self.process.start()
         return self
 
@@ -207,7 +207,8 @@ class Operator:
         self.process.join(20)
         return int(self.process.exitcode)
 
-    def answer(self, path: str) -> int:
+    def status_code(self, path: str) -> int:
+        """Status code of an endpoint; 0 without a response."""
         port = self.metrics_port if path == "/metrics" else self.health_port
         try:
             return httpx.get(f"http://127.0.0.1:{port}{path}", trust_env=False).status_code
@@ -217,13 +218,13 @@ class Operator:
     def metrics(self) -> str:
         return httpx.get(f"http://127.0.0.1:{self.metrics_port}/metrics", trust_env=False).text
 
-    def ready(self) -> Operator:
-        wait_for(lambda: self.answer("/readyz") == 200)
+    def wait_until_ready(self) -> Operator:
+        wait_for(lambda: self.status_code("/readyz") == 200)
         return self
 
 
-def rules() -> list[tuple[str, str, list[str], str]]:
-    """What the operator says that it needs: group, resource, verbs, where."""
+def documented_permissions() -> list[tuple[str, str, list[str], str]]:
+    """The permissions in the docstring of `finetune_operator`: group, resource, verbs, where."""
     row = re.compile(r"^    (\S+)\s{2,}(\S+)\s{2,}([a-z, ]+?)\s{2,}(.+)$", re.MULTILINE)
     rows = row.findall(finetune_operator.__doc__ or "")
     return [("" if group == "(core)" else group, resource, verbs.split(", "), where)
@@ -231,8 +232,8 @@ def rules() -> list[tuple[str, str, list[str], str]]:
 
 
 @contextmanager
-def trainer(address: str, page: Callable[[], str]) -> Iterator[None]:
-    """A trainer that answers on its metrics port."""
+def serve_metrics(address: str, page: Callable[[], str]) -> Iterator[None]:
+    """Serve the metrics page of a trainer."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -1,4 +1,4 @@
-"""A proxy in front of the real API server that does what networks and crashes do, at the write that a test names."""
+"""A proxy in front of the real API server that injects faults before or after writes that a test selects."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import httpx
 
 Moment = Literal["before", "after"]
 Fault = Callable[[str, str, bytes, Moment], bool]
-"""Called before and after every write with method, path, body; True: the answer is lost, `before` the write too."""
+"""Called before and after every write with method, path and body; True drops the response, and `before` the write."""
 
 WRITES = ("POST", "PUT", "PATCH", "DELETE")
-NOT_A_STEP = ("/leases", "/events")
+IGNORED_RESOURCES = ("/leases", "/events")
 
 
 class Proxy:
-    """Plain HTTP on loopback in front, the real API server behind; its own credentials are added."""
+    """Serves plain HTTP on loopback, and adds the credentials of the kubeconfig."""
 
     def __init__(self, kubeconfig: Path, fault: Fault) -> None:
         config = json.loads(kubeconfig.read_text())
@@ -49,7 +49,7 @@ class Proxy:
         self._client.close()
 
     def kubeconfig(self) -> Path:
-        """A kubeconfig that leads to the proxy."""
+        """A kubeconfig for the proxy."""
         server = f"http://127.0.0.1:{self._server.server_port}"
         config = {
             "apiVersion": "v1",
@@ -67,12 +67,12 @@ class Proxy:
 def _handler(client: httpx.Client, fault: Fault, lock: Lock) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def _forward(self) -> None:
-            step = self.command in WRITES and not any(part in self.path for part in NOT_A_STEP)
+            step = self.command in WRITES and not any(part in self.path for part in IGNORED_RESOURCES)
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             if not step:
                 self._relay(body)
                 return
-            # One write at a time, so that a fault meets exactly the write it was meant for.
+            # One write at a time, so that a fault affects exactly the write it was selected for.
             with lock:
                 if fault(self.command, self.path, body, "before"):
                     return

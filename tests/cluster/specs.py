@@ -21,8 +21,9 @@ from pydantic import BaseModel, ValidationError
 
 from finetune_api import FineTuneJob, JobSpec
 from finetune_api.base import Model, Rule
+from finetune_api.field_paths import format_path
+from finetune_api.kubectl_yaml import FieldPath, PathElement
 
-Key = str | int
 SchemaPath = tuple[str, ...]
 """Path in the schema: field names, `[]` for list items, `{}` for map values, `<SGD>` for a member of a union."""
 
@@ -222,7 +223,7 @@ class SpecGenerator:
         manifest, keys = self.valid_job(rng, path)
         schema = self.schema(path)
         for mistake, value in self._invalid_values(rng, schema, get(manifest, keys)):
-            yield InvalidJob(with_value(manifest, keys, value), mistake, path, dotted(keys))
+            yield InvalidJob(with_value(manifest, keys, value), mistake, path, format_path(keys))
         if path[-1] not in ("[]", "{}"):
             yield from self._missing_and_unknown(path, manifest, keys)
         for rule in self.model(schema).rules if "properties" in schema else ():
@@ -232,13 +233,13 @@ class SpecGenerator:
         """One job for every rule of the spec itself, which it violates."""
         return [self._rule_violation(rng, (), self.schema(()), rule) for rule in JobSpec.rules]
 
-    def _missing_and_unknown(self, path: SchemaPath, manifest: Any, keys: tuple[Key, ...]) -> Iterator[InvalidJob]:
+    def _missing_and_unknown(self, path: SchemaPath, manifest: Any, keys: FieldPath) -> Iterator[InvalidJob]:
         parent = self.schema(path[:-1])
         if path[-1] in parent.get("required", ()):
-            yield InvalidJob(with_value(manifest, keys, DELETE), "missing", path, dotted(keys))
-            yield InvalidJob(with_value(manifest, keys, None), "null", path, dotted(keys))
+            yield InvalidJob(with_value(manifest, keys, DELETE), "missing", path, format_path(keys))
+            yield InvalidJob(with_value(manifest, keys, None), "null", path, format_path(keys))
         unknown = (*keys[:-1], f"{keys[-1]}Typo")
-        yield InvalidJob(with_value(manifest, unknown, 1), "unknown sibling", path, dotted(unknown))
+        yield InvalidJob(with_value(manifest, unknown, 1), "unknown sibling", path, format_path(unknown))
 
     def _invalid_members(self, rng: random.Random, path: SchemaPath) -> Iterator[InvalidJob]:
         """A member of a union with fields of other members, with an invalid type, and violating its own rules."""
@@ -253,17 +254,17 @@ class SpecGenerator:
         for name, child in others.items():
             field = (*keys, name)
             mistake = f"field {name} of another type"
-            yield InvalidJob(with_value(manifest, field, self.valid(rng, child)), mistake, path, dotted(field))
+            yield InvalidJob(with_value(manifest, field, self.valid(rng, child)), mistake, path, format_path(field))
         for invalid in ("NoSuchType", 1, None, DELETE):
             field = (*keys, "type")
-            yield InvalidJob(with_value(manifest, field, invalid), f"type {invalid}", path, dotted(field))
+            yield InvalidJob(with_value(manifest, field, invalid), f"type {invalid}", path, format_path(field))
         for rule in self.model(member).rules:
             yield self._rule_violation(rng, path, member, rule)
 
     def _rule_violation(self, rng: random.Random, path: SchemaPath, schema: dict[str, Any], rule: Rule) -> InvalidJob:
         manifest, keys = self.valid_job(rng, path)
         value = self.violating(rng, schema, rule)
-        return InvalidJob(with_value(manifest, keys, value), rule.message, path, f"{dotted(keys)}.{rule.field}")
+        return InvalidJob(with_value(manifest, keys, value), rule.message, path, f"{format_path(keys)}.{rule.field}")
 
     def _invalid_values(self, rng: random.Random, schema: dict[str, Any], value: Any) -> Iterator[tuple[str, Any]]:
         """Values that a schema rejects, each with the mistake in it."""
@@ -297,11 +298,11 @@ class SpecGenerator:
         if "properties" in schema:
             yield "unknown field", value | {"unknownField": 1}
 
-    def valid_job(self, rng: random.Random, path: SchemaPath) -> tuple[dict[str, Any], tuple[Key, ...]]:
+    def valid_job(self, rng: random.Random, path: SchemaPath) -> tuple[dict[str, Any], FieldPath]:
         """A valid job in which the field at `path` is set, and the keys of that field in the manifest."""
         allow_unsupported = ".".join(path).startswith(UNSUPPORTED)
         manifest = job(self.valid(rng, self._definitions["JobSpec"], path, allow_unsupported=allow_unsupported))
-        keys: list[Key] = ["spec"]
+        keys: list[PathElement] = ["spec"]
         for step in path:
             if step == "[]":
                 keys.append(0)
@@ -323,14 +324,14 @@ def job(spec: dict[str, Any]) -> dict[str, Any]:
     return {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "job"}, "spec": spec}
 
 
-def get(node: Any, keys: tuple[Key, ...]) -> Any:
+def get(node: Any, keys: FieldPath) -> Any:
     """The value at these keys."""
     for key in keys:
         node = node[key]
     return node
 
 
-def with_value(manifest: Any, keys: tuple[Key, ...], value: Any) -> Any:
+def with_value(manifest: Any, keys: FieldPath, value: Any) -> Any:
     """A copy with this value at these keys; with DELETE, without them."""
     manifest = copy.deepcopy(manifest)
     parent = get(manifest, keys[:-1])
@@ -339,11 +340,6 @@ def with_value(manifest: Any, keys: tuple[Key, ...], value: Any) -> Any:
     else:
         parent[keys[-1]] = copy.deepcopy(value)
     return manifest
-
-
-def dotted(keys: tuple[Key, ...]) -> str:
-    """`spec.modules[0].name`."""
-    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")
 
 
 def bounds(schema: dict[str, Any]) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""The operator against a real API server: every phase of a job, as a person sees it."""
+"""The operator against a real API server: every phase of a job, as kubectl shows it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cluster.operated import Namespace, Operator, trainer, wait_for
+from cluster.operated import Namespace, Operator, serve_metrics, wait_for
 from harness.cluster import Cluster
 
 pytestmark = pytest.mark.cluster
@@ -27,6 +27,8 @@ finetune_planned_steps 40
 finetune_epoch 0.25
 finetune_loss 1.5
 finetune_evaluation{metric="loss"} 1.25
+finetune_best_evaluation{metric="loss"} 1.125
+finetune_best_evaluation_step{metric="loss"} 8
 finetune_learning_rate{module="visual"} 0.001
 finetune_gradient_norm{module="visual"} 2.5
 finetune_module_parameters{module="visual"} 100
@@ -36,32 +38,38 @@ python_info{version="3"} 1
 """
 
 
-def test_a_job_runs_reports_and_succeeds(operator: Operator, namespace: Namespace, control_plane: Cluster) -> None:
+def test_job_runs_reports_progress_and_succeeds(
+    operator: Operator, namespace: Namespace, control_plane: Cluster
+) -> None:
     namespace.create_job()
     pod = namespace.pod()
-    assert namespace.reaches("Pending")["attempt"] == 1
+    assert namespace.wait_for_state("Pending")["attempt"] == 1
     assert namespace.condition("Reconciling")["status"] == "True"
     page = PAGE
-    with trainer("127.0.7.1", lambda: page):
+    with serve_metrics("127.0.7.1", lambda: page):
         namespace.run(pod, "127.0.7.1")
-        namespace.reaches("Running")
+        namespace.wait_for_state("Running")
         status = wait_for(lambda: (it := namespace.status()).get("modules") and it)
         assert status["progress"]["step"] == 10 and status["progress"]["percentage"] == 25.0
+        assert status["best"] == {"metric": "eval/loss", "value": 1.125, "step": 8}
         assert status["modules"][0] == {
             "name": "visual", "parameters": 100, "trainable": 100, "optimizer": "SGD",
             "learningRate": 0.001, "gradientNorm": 2.5, "frozen": False,
         }  # fmt: skip
         columns = control_plane.kubectl("get", "ftj", "-n", namespace.name).splitlines()
-        assert columns[0].split() == ["NAME", "STATUS", "PROGRESS", "STEP", "LOSS", "ETA", "AGE"]
-        assert columns[1].split()[:5] == ["job", "Running", "25", "10", "1.5"]
-    namespace.end(pod, 0, REPORT)
+        assert columns[0].split() == ["NAME", "STATUS", "PROGRESS", "LOSS", "BEST", "ETA", "AGE"]
+        assert columns[1].split()[:6] == ["job", "Running", "10/40", "(25%)", "1.5", "1.125"]
+        wide = control_plane.kubectl("get", "ftj", "-n", namespace.name, "-o", "wide").splitlines()
+        assert wide[0].split()[7:] == ["ATTEMPT", "QUEUE", "MODEL", "MESSAGE"]
+    namespace.terminate(pod, 0, REPORT)
     control_plane.kubectl("wait", "-n", namespace.name, "--for=condition=Succeeded", "ftj/job", "--timeout=20s")
-    _succeeded_for_good(namespace, operator)
+    _assert_success_is_final(namespace, operator)
 
 
-def _succeeded_for_good(namespace: Namespace, operator: Operator) -> None:
+def _assert_success_is_final(namespace: Namespace, operator: Operator) -> None:
     status = namespace.status()
     assert status["observedGeneration"] == 1
+    assert status["progress"]["summary"] == "40/40 (100%)"
     assert status["progress"]["step"] == 40 and status["output"]["digest"] == "sha256:abc"
     assert status["attempts"][0]["exitCode"] == 0 and status["attempts"][0]["reason"] == "Succeeded"
     assert {it["type"]: it["status"] for it in status["conditions"]} == {
@@ -69,10 +77,16 @@ def _succeeded_for_good(namespace: Namespace, operator: Operator) -> None:
     }  # fmt: skip
     events = [it["reason"] for it in namespace.api.get(namespace.path("events"))["items"] if "FineTuneJob" in str(it)]
     assert sorted(events) == ["Pending", "Running", "Succeeded"]
+    lines = [json.loads(line) for line in operator.log.read_text().splitlines() if line.startswith("{")]
+    assert {
+        (it["reason"], it["attempt"])
+        for it in lines
+        if (it.get("namespace"), it.get("name")) == (namespace.name, "job") and "reason" in it
+    } == {("Pending", 1), ("Running", 1), ("Succeeded", 1)}
     assert f'finetune_job_learning_rate{{module="visual",name="job",namespace="{namespace.name}"}} 0.001' in (
         operator.metrics()
     )
-    namespace.api.remove(namespace.path("jobs", "job-a1"), propagationPolicy="Background")
+    namespace.api.delete_with_options(namespace.path("jobs", "job-a1"), propagationPolicy="Background")
     wait_for(lambda: not namespace.attempts())
     namespace.set_suspend(True)
     wait_for(lambda: namespace.status()["observedGeneration"] == 2)
@@ -81,7 +95,7 @@ def _succeeded_for_good(namespace: Namespace, operator: Operator) -> None:
     assert namespace.state() == "Succeeded" and not namespace.attempts()
 
 
-def test_what_an_attempt_is_made_of(operator: Operator, namespace: Namespace) -> None:
+def test_objects_of_an_attempt(operator: Operator, namespace: Namespace) -> None:
     namespace.create_claim("captions")
     namespace.create_job(data={"train": {"source": "pvc://captions/train"}})
     namespace.pod()
@@ -99,96 +113,97 @@ def test_what_an_attempt_is_made_of(operator: Operator, namespace: Namespace) ->
 
 
 @pytest.mark.parametrize(
-    ("code", "why", "reason", "says"),
+    ("code", "container_reason", "reason", "message"),
     [
         (2, "Error", "InvalidJob", "no column caption"),
         (77, "Error", "OutOfGPUMemory", "no column caption"),
-        (137, "OOMKilled", "OutOfMemory", "its limit of 2Gi"),
+        (137, "OOMKilled", "OutOfMemory", "memory limit (2Gi) exceeded"),
         (1, "Error", "Crashed", "no column caption"),
     ],
 )
-def test_a_job_that_fails_says_why(
-    operator: Operator, namespace: Namespace, code: int, why: str, reason: str, says: str
+def test_failed_job_reports_the_cause(
+    operator: Operator, namespace: Namespace, code: int, container_reason: str, reason: str, message: str
 ) -> None:
     namespace.create_job(retry={"limit": 0})
     pod = namespace.pod()
     namespace.run(pod)
-    namespace.end(pod, code, "Traceback...\nno column caption", why)
-    status = namespace.reaches("Failed")
+    namespace.terminate(pod, code, "Traceback...\nno column caption", container_reason)
+    status = namespace.wait_for_state("Failed")
     stalled = namespace.condition("Stalled")
     assert (stalled["status"], stalled["reason"]) == ("True", reason)
-    assert says in namespace.condition("Succeeded")["message"]
-    record = status["attempts"][0]
-    assert record["exitCode"] == code and record.get("oomKilled", False) == (why == "OOMKilled")
+    assert message in namespace.condition("Succeeded")["message"]
+    attempt = status["attempts"][0]
+    assert attempt["exitCode"] == code and attempt.get("oomKilled", False) == (container_reason == "OOMKilled")
     assert len(namespace.attempts()) == 1
 
 
-def test_a_crash_is_retried_until_the_retries_are_used_up(operator: Operator, namespace: Namespace) -> None:
+def test_crash_is_retried_up_to_the_retry_limit(operator: Operator, namespace: Namespace) -> None:
     namespace.create_job(retry={"limit": 1, "backoffSeconds": 4})
-    namespace.end(namespace.pod(1), 1, "boom")
-    status = namespace.reaches("Restarting")
+    namespace.terminate(namespace.pod(1), 1, "boom")
+    status = namespace.wait_for_state("Restarting")
     assert "boom" in status["attempts"][0]["message"]
-    namespace.end(namespace.pod(2), 1, "boom again")
-    status = namespace.reaches("Failed")
+    namespace.terminate(namespace.pod(2), 1, "boom again")
+    status = namespace.wait_for_state("Failed")
     assert status["restarts"] == 1 and status["attempt"] == 2
     assert [it["number"] for it in status["attempts"]] == [1, 2]
-    assert "gave up after 1 retries" in namespace.condition("Succeeded")["message"]
+    message = namespace.condition("Succeeded")["message"]
+    assert message == "retry limit (1) reached: attempt 2 exited with code 1: boom again"
 
 
 @pytest.mark.parametrize("disrupted", [True, False])
-def test_an_interruption_uses_up_no_retry(operator: Operator, namespace: Namespace, disrupted: bool) -> None:
+def test_interruption_uses_no_retry(operator: Operator, namespace: Namespace, disrupted: bool) -> None:
     namespace.create_job(retry={"limit": 0, "backoffSeconds": 1})
     target = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}
     status: dict[str, Any] = {"conditions": [target]} if disrupted else {}
-    namespace.end(namespace.pod(1), 137 if disrupted else 75, **status)
-    namespace.end(namespace.pod(2), 0, REPORT)
-    found = namespace.reaches("Succeeded")
+    namespace.terminate(namespace.pod(1), 137 if disrupted else 75, **status)
+    namespace.terminate(namespace.pod(2), 0, REPORT)
+    found = namespace.wait_for_state("Succeeded")
     assert "restarts" not in found
     assert found["attempts"][0]["reason"] == ("Disrupted" if disrupted else "Interrupted")
     assert found["attempts"][0].get("disruption") == ("PreemptionByScheduler" if disrupted else None)
 
 
-def test_suspend_stops_with_grace_and_resume_goes_on(operator: Operator, namespace: Namespace) -> None:
+def test_suspend_and_resume(operator: Operator, namespace: Namespace) -> None:
     namespace.create_job()
     pod = namespace.pod()
     namespace.bind(pod)
     namespace.run(pod)
-    namespace.reaches("Running")
+    namespace.wait_for_state("Running")
     namespace.set_suspend(True)
-    namespace.reaches("Suspending")
+    namespace.wait_for_state("Suspending")
     wait_for(lambda: namespace.pods()[0]["metadata"].get("deletionTimestamp"))
-    namespace.end(pod, 75, '{"reason": "Interrupted", "message": "checkpoint at step 10"}')
-    namespace.remove_pod(pod)
-    status = namespace.reaches("Suspended")
+    namespace.terminate(pod, 75, '{"reason": "Interrupted", "message": "checkpoint at step 10"}')
+    namespace.force_delete(pod)
+    status = namespace.wait_for_state("Suspended")
     assert status["attempts"][0]["reason"] == "Suspended" and status["attempts"][0]["exitCode"] == 75
     assert namespace.condition("Suspended")["status"] == "True"
     assert namespace.condition("Reconciling")["status"] == "False"
     namespace.set_suspend(False)
-    namespace.end(namespace.pod(2), 0, REPORT)
-    assert "restarts" not in namespace.reaches("Succeeded")
+    namespace.terminate(namespace.pod(2), 0, REPORT)
+    assert "restarts" not in namespace.wait_for_state("Succeeded")
 
 
-def test_a_missing_claim_stalls_the_job_until_it_appears(
+def test_missing_claim_and_config_map_stall_the_job_until_they_exist(
     operator: Operator, namespace: Namespace, control_plane: Cluster
 ) -> None:
     env = [{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "settings", "key": "a"}}}]
     namespace.create_job(data={"train": {"source": "pvc://captions/train"}}, runtime={"env": env})
-    namespace.reaches("Stalled")
-    assert "PersistentVolumeClaim captions does not exist" in namespace.condition("Stalled")["message"]
-    assert "ConfigMap settings does not exist" in namespace.condition("Stalled")["message"]
+    namespace.wait_for_state("Stalled")
+    assert "PersistentVolumeClaim captions not found" in namespace.condition("Stalled")["message"]
+    assert "ConfigMap settings not found" in namespace.condition("Stalled")["message"]
     assert namespace.condition("Reconciling")["status"] == "False" and "attempt" not in namespace.status()
     namespace.create_claim("captions")
     wait_for(lambda: "captions" not in namespace.condition("Stalled")["message"])
     control_plane.kubectl("create", "configmap", "settings", "--from-literal=a=1", "-n", namespace.name)
     namespace.pod()
-    assert namespace.reaches("Pending")["attempt"] == 1
+    assert namespace.wait_for_state("Pending")["attempt"] == 1
 
 
-def test_the_spec_may_change_until_an_attempt_exists(
+def test_spec_is_mutable_until_an_attempt_exists(
     operator: Operator, namespace: Namespace, control_plane: Cluster
 ) -> None:
     namespace.create_job(data={"train": {"source": "pvc://captoins"}})
-    namespace.reaches("Stalled")
+    namespace.wait_for_state("Stalled")
     namespace.create_claim("captions")
     change = json.dumps({"spec": {"data": {"train": {"source": "pvc://captions"}}}})
     control_plane.kubectl("patch", "ftj", "job", "-n", namespace.name, "--type=merge", "-p", change)
@@ -199,36 +214,36 @@ def test_the_spec_may_change_until_an_attempt_exists(
     assert again.returncode and "immutable" in again.stderr
 
 
-def test_an_image_that_cannot_be_pulled_is_seen_at_once_and_fails_in_the_end(
+def test_image_pull_error_is_reported_at_once_and_fails_after_the_deadline(
     operator: Operator, namespace: Namespace
 ) -> None:
     namespace.create_job()
     waiting = {"reason": "ErrImagePull", "message": "trainer:test: not found"}
     namespace.set_state(namespace.pod(), "Pending", {"waiting": waiting})
-    wait_for(lambda: "image trainer:test cannot be pulled" in namespace.condition("Succeeded").get("message", ""))
+    wait_for(lambda: "cannot pull image trainer:test" in namespace.condition("Succeeded").get("message", ""))
     assert namespace.state() == "Pending"
-    namespace.reaches("Failed")
+    namespace.wait_for_state("Failed")
     assert namespace.condition("Stalled")["reason"] == "ImagePullFailed"
     wait_for(lambda: not namespace.attempts())
     assert namespace.status()["attempt"] == 1
 
 
-def test_a_missing_secret_stalls_the_job_until_the_trainer_starts(operator: Operator, namespace: Namespace) -> None:
+def test_missing_secret_stalls_the_job_until_the_container_starts(operator: Operator, namespace: Namespace) -> None:
     namespace.create_job()
     pod = namespace.pod()
     waiting = {"reason": "CreateContainerConfigError", "message": 'secret "token" not found'}
     namespace.set_state(pod, "Pending", {"waiting": waiting})
-    namespace.reaches("Stalled")
+    namespace.wait_for_state("Stalled")
     assert 'secret "token" not found' in namespace.condition("Stalled")["message"]
     namespace.run(pod)
-    namespace.reaches("Running")
+    namespace.wait_for_state("Running")
     assert namespace.condition("Stalled")["status"] == "False"
 
 
-def test_deleting_a_job_takes_everything_but_the_model(operator: Operator, namespace: Namespace) -> None:
+def test_deleting_a_job_deletes_everything_but_the_output_claim(operator: Operator, namespace: Namespace) -> None:
     namespace.create_job()
     namespace.run(namespace.pod())
-    namespace.reaches("Running")
+    namespace.wait_for_state("Running")
     namespace.api.delete(namespace.path("finetunejobs", "job"))
     wait_for(lambda: not namespace.attempts() and not namespace.pods())
     wait_for(lambda: namespace.api.find(namespace.path("configmaps", "job-a1")) is None)
@@ -237,30 +252,30 @@ def test_deleting_a_job_takes_everything_but_the_model(operator: Operator, names
     namespace.pod()
 
 
-def test_somebody_elses_job_of_the_same_name_is_left_alone(operator: Operator, namespace: Namespace) -> None:
+def test_job_of_another_owner_with_the_same_name_is_not_touched(operator: Operator, namespace: Namespace) -> None:
     container = {"name": "x", "image": "x"}
     template = {"spec": {"restartPolicy": "Never", "containers": [container]}}
     body = {"metadata": {"name": "job-a1"}, "spec": {"suspend": True, "template": template}}
     namespace.api.post(namespace.path("jobs"), {"apiVersion": "batch/v1", "kind": "Job"} | body)
     namespace.create_job()
-    namespace.reaches("Stalled")
-    assert "belongs to somebody else" in namespace.condition("Stalled")["message"]
-    namespace.api.remove(namespace.path("jobs", "job-a1"), propagationPolicy="Background")
+    namespace.wait_for_state("Stalled")
+    assert "is not controlled by this FineTuneJob" in namespace.condition("Stalled")["message"]
+    namespace.api.delete_with_options(namespace.path("jobs", "job-a1"), propagationPolicy="Background")
     namespace.pod()
-    namespace.reaches("Pending")
+    namespace.wait_for_state("Pending")
 
 
-def test_an_attempt_that_somebody_deleted_is_followed_by_the_next(operator: Operator, namespace: Namespace) -> None:
+def test_deleted_attempt_is_followed_by_the_next(operator: Operator, namespace: Namespace) -> None:
     namespace.create_job()
     namespace.run(namespace.pod())
-    namespace.reaches("Running")
-    namespace.api.remove(namespace.path("jobs", "job-a1"), propagationPolicy="Background")
+    namespace.wait_for_state("Running")
+    namespace.api.delete_with_options(namespace.path("jobs", "job-a1"), propagationPolicy="Background")
     namespace.pod(2)
-    assert namespace.reaches("Pending")["attempts"][0]["reason"] == "Deleted"
+    assert namespace.wait_for_state("Pending")["attempts"][0]["reason"] == "Deleted"
 
 
-def test_the_operator_answers_its_probes(operator: Operator) -> None:
-    assert operator.answer("/healthz") == 200 and operator.answer("/readyz") == 200
+def test_probes_and_metrics_endpoint(operator: Operator) -> None:
+    assert operator.status_code("/healthz") == 200 and operator.status_code("/readyz") == 200
     text = operator.metrics()
     for name in ("finetune_reconcile_total", "finetune_api_calls_total", "finetune_queue_depth", "finetune_jobs"):
         assert name in text

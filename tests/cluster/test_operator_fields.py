@@ -1,4 +1,4 @@
-"""What a job says about where, when and for how long it runs, and what happens to it on a real API server."""
+"""Scheduling, queueing and time limits of a job on a real API server."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from harness.cluster import Cluster
 pytestmark = pytest.mark.cluster
 
 PREFERENCE = {"matchExpressions": [{"key": "pool", "operator": "Gt", "values": ["1"]}]}
-COMPANY = {"labelSelector": {"matchLabels": {"app": "x"}}, "topologyKey": "kubernetes.io/hostname"}
+AFFINITY_TERM = {"labelSelector": {"matchLabels": {"app": "x"}}, "topologyKey": "kubernetes.io/hostname"}
 PLACEMENT: dict[str, Any] = {
     "imagePullSecrets": [{"name": "registry"}],
     "nodeSelector": {"disk": "ssd"},
     "affinity": {
         "nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "preference": PREFERENCE}]},
-        "podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [COMPANY]},
+        "podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [AFFINITY_TERM]},
     },
     "priorityClassName": "high",
     "schedulerName": "volcano",
@@ -26,7 +26,7 @@ PLACEMENT: dict[str, Any] = {
 }
 
 
-def test_every_field_of_the_runtime_reaches_the_pod(
+def test_every_runtime_field_is_set_on_the_pod(
     operator: Operator, namespace: Namespace, control_plane: Cluster
 ) -> None:
     control_plane.apply(
@@ -59,24 +59,24 @@ def test_every_field_of_the_runtime_reaches_the_pod(
     assert mounts.items() >= {"/again": True, "/claims/captions": True, "/opt/more": False, "/cache": False}.items()
 
 
-def test_a_missing_cache_is_waited_for(operator: Operator, namespace: Namespace, control_plane: Cluster) -> None:
+def test_missing_cache_claim_stalls_the_job_until_it_exists(
+    operator: Operator, namespace: Namespace, control_plane: Cluster
+) -> None:
     namespace.create_job(
         runtime={"cacheClaim": "downloads", "envFrom": [{"configMapRef": {"name": "settings"}}]},
         data={"train": {"source": "hf://org/data"}, "test": {"source": "pvc://held-out/test"}},
     )
-    namespace.reaches("Stalled")
+    namespace.wait_for_state("Stalled")
     message = namespace.condition("Stalled")["message"]
-    assert all(it in message for it in ("Claim downloads does", "Claim held-out does", "ConfigMap settings does"))
+    assert all(it in message for it in ("Claim downloads not", "Claim held-out not", "ConfigMap settings not"))
     for claim in ("downloads", "held-out"):
         namespace.create_claim(claim)
     control_plane.kubectl("create", "configmap", "settings", "-n", namespace.name)
     namespace.pod()
-    assert namespace.reaches("Pending")["attempt"] == 1
+    assert namespace.wait_for_state("Pending")["attempt"] == 1
 
 
-def test_a_missing_service_account_is_named_and_waited_for(
-    operator: Operator, namespace: Namespace, control_plane: Cluster
-) -> None:
+def test_missing_service_account_is_named(operator: Operator, namespace: Namespace, control_plane: Cluster) -> None:
     namespace.create_job(runtime={"serviceAccountName": "trainer"})
     wait_for(lambda: "ServiceAccount trainer" in namespace.condition("Succeeded").get("message", ""))
     control_plane.kubectl("create", "serviceaccount", "trainer", "-n", namespace.name)
@@ -84,28 +84,28 @@ def test_a_missing_service_account_is_named_and_waited_for(
 
 
 def _admit(namespace: Namespace, name: str, admitted: bool) -> None:
-    """What Kueue does."""
+    """Suspend or resume a Job, as Kueue does."""
     namespace.api.patch(namespace.path("jobs", name), {"spec": {"suspend": not admitted}})
 
 
-def test_a_queue_decides_when_a_job_runs(operator: Operator, namespace: Namespace, control_plane: Cluster) -> None:
+def test_queue_suspends_and_resumes_the_job(operator: Operator, namespace: Namespace, control_plane: Cluster) -> None:
     namespace.create_job(queueName="team", workloadPriorityClassName="urgent")
     namespace.create_job("other")
-    namespace.reaches("Queued")
+    namespace.wait_for_state("Queued")
     (attempt,) = namespace.attempts()
     labels = attempt["metadata"]["labels"]
     assert labels["kueue.x-k8s.io/queue-name"] == "team" and labels["kueue.x-k8s.io/priority-class"] == "urgent"
     assert attempt["spec"]["suspend"] and not namespace.pods()
     _admit(namespace, "job-a1", True)
     namespace.run(namespace.pod())
-    namespace.reaches("Running")
+    namespace.wait_for_state("Running")
     _admit(namespace, "job-a1", False)
-    namespace.reaches("Queued")
+    namespace.wait_for_state("Queued")
     assert "activeSince" not in wait_for(lambda: (it := namespace.status()).get("activeSeconds") is not None and it)
     wait_for(lambda: not namespace.pods())
     _admit(namespace, "job-a1", True)
-    namespace.end(namespace.pod(), 0)
-    assert namespace.reaches("Succeeded")["attempt"] == 1
+    namespace.terminate(namespace.pod(), 0)
+    assert namespace.wait_for_state("Succeeded")["attempt"] == 1
     wide = control_plane.kubectl(
         "get", "ftj", "-n", namespace.name, "-o", "wide", "--field-selector=spec.queueName=team"
     )
@@ -113,41 +113,41 @@ def test_a_queue_decides_when_a_job_runs(operator: Operator, namespace: Namespac
     assert "QUEUE" in head and [row.split()[0] for row in rows] == ["job"] and "team" in rows[0]
 
 
-def test_suspending_a_queued_job_gives_up_its_place(operator: Operator, namespace: Namespace) -> None:
+def test_suspending_a_queued_job_deletes_its_job(operator: Operator, namespace: Namespace) -> None:
     namespace.create_job(queueName="team")
-    namespace.reaches("Queued")
+    namespace.wait_for_state("Queued")
     namespace.set_suspend(True)
-    namespace.reaches("Suspended")
+    namespace.wait_for_state("Suspended")
     assert not namespace.attempts()
     namespace.set_suspend(False)
-    assert namespace.reaches("Queued")["attempt"] == 2
+    assert namespace.wait_for_state("Queued")["attempt"] == 2
     (attempt,) = namespace.attempts()
     assert attempt["metadata"]["name"] == "job-a2" and attempt["spec"]["suspend"]
 
 
-def test_a_job_that_has_run_for_too_long_is_stopped_with_grace(operator: Operator, namespace: Namespace) -> None:
+def test_exceeded_active_deadline_stops_pods_with_grace_period(operator: Operator, namespace: Namespace) -> None:
     namespace.create_job(activeDeadlineSeconds=10_000)
     pod = namespace.pod()
     namespace.bind(pod)
     namespace.run(pod)
-    assert namespace.reaches("Running")["activeSince"]
+    assert namespace.wait_for_state("Running")["activeSince"]
     namespace.api.patch(namespace.path("finetunejobs", "job"), {"spec": {"activeDeadlineSeconds": 2}})
-    status = namespace.reaches("Failed")
+    status = namespace.wait_for_state("Failed")
     assert namespace.condition("Stalled")["reason"] == "DeadlineExceeded"
     assert "spec.activeDeadlineSeconds" in namespace.condition("Succeeded")["message"]
     assert status["attempts"][0]["reason"] == "DeadlineExceeded" and status["activeSeconds"] >= 2
     wait_for(lambda: not namespace.attempts())
     (left,) = namespace.pods()
     assert left["metadata"]["deletionGracePeriodSeconds"] == 120
-    namespace.remove_pod(pod)
+    namespace.force_delete(pod)
 
 
-def test_what_a_finished_job_leaves_is_deleted_after_its_time(operator: Operator, namespace: Namespace) -> None:
+def test_leftovers_are_deleted_after_the_ttl(operator: Operator, namespace: Namespace) -> None:
     namespace.create_job()
-    namespace.end(namespace.pod(1), 75)
+    namespace.terminate(namespace.pod(1), 75)
     report = '{"reason": "Succeeded", "message": "done", "progress": {"step": 40, "plannedSteps": 40}}'
-    namespace.end(namespace.pod(2), 0, report)
-    namespace.reaches("Succeeded")
+    namespace.terminate(namespace.pod(2), 0, report)
+    namespace.wait_for_state("Succeeded")
     series = f'finetune_job_step{{name="job",namespace="{namespace.name}"}}'
     assert series in operator.metrics() and len(namespace.attempts()) == 2
     namespace.api.patch(namespace.path("finetunejobs", "job"), {"spec": {"ttlSecondsAfterFinished": 1}})

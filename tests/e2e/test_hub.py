@@ -113,7 +113,7 @@ def test_from_the_hub_and_then_from_the_cache(hub: Hub, home: Path, claims: Path
     absent = run(tmp_path, home, None, {"HF_HUB_OFFLINE": "1"}, data={"train": {"source": "hf://acme/others"}})
     assert absent.returncode == ExitCode.INVALID
     assert "data.train.source: hf://acme/others: not in the cache" in absent.stderr
-    assert "HF_HUB_OFFLINE forbids to download it" in absent.stderr
+    assert "HF_HUB_OFFLINE disables downloads" in absent.stderr
 
 
 def test_a_pinned_revision(hub: Hub, home: Path, claims: Path, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_gated_repository(gated: str, hub: Hub, home: Path, claims: Path, tmp_
         refused = run(tmp_path, home, hub, environment)
         assert refused.returncode == ExitCode.INVALID
         assert f"{field}: this {gated.removesuffix('s')} is gated" in refused.stderr
-        assert "accept its licence on its page of the hub, and put a token of yours in HF_TOKEN" in refused.stderr
+        assert "accept its license on its Hugging Face Hub page, and set HF_TOKEN to an access token" in refused.stderr
         assert "Traceback" not in refused.stderr
     allowed = run(tmp_path, home, hub, {"HF_TOKEN": TOKEN})
     assert allowed.returncode == 0, allowed.stderr
@@ -153,11 +153,14 @@ def test_a_gated_repository(gated: str, hub: Hub, home: Path, claims: Path, tmp_
 def test_repositories_that_are_not_there(hub: Hub, home: Path, claims: Path, tmp_path: Path) -> None:
     absent = run(tmp_path, home, hub)
     assert absent.returncode == ExitCode.INVALID
-    assert "model.source: hf://acme/bert: the hub has no model 'acme/bert' that we may see" in absent.stderr
+    assert "model.source: hf://acme/bert: the model 'acme/bert' was not found on the Hugging Face Hub" in absent.stderr
     hub.add("models", "acme/bert", claims / "models" / "bert")
     absent = run(tmp_path, home, hub)
     assert absent.returncode == ExitCode.INVALID
-    assert "data.train.source: hf://acme/reviews: the hub has no dataset 'acme/reviews'" in absent.stderr
+    assert (
+        "data.train.source: hf://acme/reviews: the dataset 'acme/reviews' was not found on the Hugging Face Hub"
+        in absent.stderr
+    )
 
 
 def test_a_hub_that_cannot_be_reached_is_tried_again(home: Path, claims: Path, tmp_path: Path) -> None:
@@ -166,10 +169,11 @@ def test_a_hub_that_cannot_be_reached_is_tried_again(home: Path, claims: Path, t
     (tmp_path / ".finetune" / "claims" / "models").symlink_to(claims / "models")
     ended = run(tmp_path, home, None, model=model)
     assert ended.returncode == ExitCode.FAILED, "which is retried"
-    assert "data.train.source: hf://acme/reviews: the hub (http://127.0.0.1:9) cannot be reached now" in ended.stderr
+    message = "the Hugging Face Hub (http://127.0.0.1:9) is unreachable"
+    assert f"data.train.source: hf://acme/reviews: {message}" in ended.stderr
     ended = run(tmp_path, home, None)
     assert ended.returncode == ExitCode.FAILED
-    assert "model.source: hf://acme/bert: the hub (http://127.0.0.1:9) cannot be reached now" in ended.stderr
+    assert f"model.source: hf://acme/bert: {message}" in ended.stderr
 
 
 def test_a_configuration_downloads_no_other(hub: Hub, home: Path, claims: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
-"""What a run says while it goes on, and who listens: terminal, metrics.jsonl, Prometheus, termination message.
+"""The events of a run and the callbacks that receive them: terminal, metrics.jsonl, Prometheus, termination message.
 
-The loop hands these records over and goes on; a callback never makes training wait.
+The trainer hands over immutable records and continues; a callback must not block training. The event names follow
+`transformers.TrainerCallback` where it has the event.
 """
 
 from __future__ import annotations
@@ -16,7 +17,21 @@ from finetune_trainer.plan import RunPlan
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One optimizer step. Rates, norms and frozen are by module; the norm is the one before clipping."""
+    """One optimizer step.
+
+    Args:
+        step: optimizer steps done, including this one.
+        planned_steps: optimizer steps of the whole run.
+        epoch: epochs done.
+        loss: mean over the batch, without regularization.
+        learning_rates: learning rate by module; 0 while frozen.
+        gradient_norms: L2 norm of the gradients by module, before clipping; 0 while frozen.
+        frozen: by module, whether it was frozen in this step.
+        samples_per_second: throughput over the most recent steps.
+        seconds: duration of this step.
+        estimated_completion_time: when the last step is expected to end.
+        skipped: loss or gradients were not finite, so the optimizers took no step.
+    """
 
     step: int
     planned_steps: int
@@ -33,7 +48,15 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class EvaluationRecord:
-    """One evaluation after `step` optimizer steps. Names start with `eval/`; `best` tells if it is the best so far."""
+    """One evaluation on the validation set.
+
+    Args:
+        step: optimizer steps done.
+        epoch: epochs done.
+        metrics: values by name; names start with `eval/`.
+        best: whether this is the best evaluation so far.
+        seconds: duration.
+    """
 
     step: int
     epoch: float
@@ -44,9 +67,15 @@ class EvaluationRecord:
 
 @dataclass(frozen=True)
 class TestRecord:
-    """The test set on the weights that are saved, after the last of `step` steps. Names start with `test/`."""
+    """The evaluation on the test set, of the weights that are saved.
 
-    __test__ = False  # it is no test case, whatever a test runner makes of its name
+    Args:
+        step: optimizer steps done.
+        metrics: values by name; names start with `test/`.
+        seconds: duration.
+    """
+
+    __test__ = False  # pytest would collect it as a test class
 
     step: int
     metrics: Mapping[str, float]
@@ -63,74 +92,74 @@ class CheckpointRecord:
 
 
 class Callback:
-    """Base of all callbacks: hears everything, does nothing."""
+    """Base class of callbacks. Every event does nothing by default."""
 
     def on_message(self, text: str) -> None:
-        """A sentence for a person, e.g. what is being loaded or that a checkpoint is resumed from."""
+        """A line for the log, e.g. which model is being loaded or which checkpoint is resumed."""
 
-    def on_plan(self, plan: RunPlan, resumed_step: int) -> None:
-        """The plan, before the first step; `resumed_step` is 0 for a fresh run."""
+    def on_train_begin(self, plan: RunPlan, resumed_step: int) -> None:
+        """Training begins. `resumed_step` is the step of the checkpoint that was restored, 0 without one."""
 
-    def on_step(self, record: StepRecord) -> None:
-        """An optimizer step was taken."""
+    def on_step_end(self, record: StepRecord) -> None:
+        """An optimizer step ended."""
 
-    def on_evaluation_progress(self, done: int, total: int) -> None:
-        """Batches of an evaluation done so far."""
+    def on_prediction_step(self, done: int, total: int) -> None:
+        """`done` of `total` batches of an evaluation or of the test are done."""
 
-    def on_evaluation(self, record: EvaluationRecord) -> None:
-        """An evaluation is done."""
+    def on_evaluate(self, record: EvaluationRecord) -> None:
+        """An evaluation ended."""
 
     def on_test(self, record: TestRecord) -> None:
-        """The test set is evaluated."""
+        """The test ended."""
 
-    def on_checkpoint(self, record: CheckpointRecord) -> None:
+    def on_save(self, record: CheckpointRecord) -> None:
         """A checkpoint is complete."""
 
-    def on_end(self, report: Report) -> None:
-        """The run has ended, well or badly."""
+    def on_run_end(self, report: Report) -> None:
+        """The run ended, with success or failure, possibly before training began."""
 
     def close(self) -> None:
-        """Flush and let go; called once, always."""
+        """Flush and release resources; called exactly once, after `on_run_end`."""
 
 
 @dataclass(frozen=True)
 class CallbackList(Callback):
-    """Several callbacks as one."""
+    """Forwards every event to several callbacks, in order."""
 
-    members: tuple[Callback, ...] = field(default=())
+    callbacks: tuple[Callback, ...] = field(default=())
 
     def on_message(self, text: str) -> None:
-        for member in self.members:
-            member.on_message(text)
+        for callback in self.callbacks:
+            callback.on_message(text)
 
-    def on_plan(self, plan: RunPlan, resumed_step: int) -> None:
-        for member in self.members:
-            member.on_plan(plan, resumed_step)
+    def on_train_begin(self, plan: RunPlan, resumed_step: int) -> None:
+        for callback in self.callbacks:
+            callback.on_train_begin(plan, resumed_step)
 
-    def on_step(self, record: StepRecord) -> None:
-        for member in self.members:
-            member.on_step(record)
+    def on_step_end(self, record: StepRecord) -> None:
+        for callback in self.callbacks:
+            callback.on_step_end(record)
 
-    def on_evaluation_progress(self, done: int, total: int) -> None:
-        for member in self.members:
-            member.on_evaluation_progress(done, total)
+    def on_prediction_step(self, done: int, total: int) -> None:
+        for callback in self.callbacks:
+            callback.on_prediction_step(done, total)
 
-    def on_evaluation(self, record: EvaluationRecord) -> None:
-        for member in self.members:
-            member.on_evaluation(record)
+    def on_evaluate(self, record: EvaluationRecord) -> None:
+        for callback in self.callbacks:
+            callback.on_evaluate(record)
 
     def on_test(self, record: TestRecord) -> None:
-        for member in self.members:
-            member.on_test(record)
+        for callback in self.callbacks:
+            callback.on_test(record)
 
-    def on_checkpoint(self, record: CheckpointRecord) -> None:
-        for member in self.members:
-            member.on_checkpoint(record)
+    def on_save(self, record: CheckpointRecord) -> None:
+        for callback in self.callbacks:
+            callback.on_save(record)
 
-    def on_end(self, report: Report) -> None:
-        for member in self.members:
-            member.on_end(report)
+    def on_run_end(self, report: Report) -> None:
+        for callback in self.callbacks:
+            callback.on_run_end(report)
 
     def close(self) -> None:
-        for member in self.members:
-            member.close()
+        for callback in self.callbacks:
+            callback.close()

@@ -1,4 +1,12 @@
-"""Ends of a run that a person has to hear about, each with its exit code. Everything else is a bug or a crash."""
+"""Errors that end a run, each with the exit code and the reason that the operator reads.
+
+    RunError                exit code 1, Failed
+    ├── UserError           exit code 2, InvalidJob
+    ├── Interrupted         exit code 75, Interrupted
+    └── OutOfGPUMemory      exit code 77, OutOfGPUMemory
+
+Every other exception is a bug or a crash.
+"""
 
 from __future__ import annotations
 
@@ -6,28 +14,31 @@ from finetune_api.exit_codes import ExitCode
 
 
 class RunError(Exception):
-    """A run that cannot go on. The message is one sentence a person can act on."""
+    """A run that cannot continue. The message is one sentence that says what to do."""
 
     exit_code = ExitCode.FAILED
     reason = "Failed"
 
 
 class UserError(RunError):
-    """The spec, the model or the data is wrong; the message names field or file, value, expectation, nearest choice."""
+    """An invalid spec, model or data set.
+
+    The message names the field or file, the value, what was expected, and the nearest valid choice.
+    """
 
     exit_code = ExitCode.INVALID
     reason = "InvalidJob"
 
 
-class Interrupted(RunError):  # noqa: N818 - not an error: the run will go on elsewhere
-    """SIGTERM or Ctrl-C: the step was finished and a checkpoint was written."""
+class Interrupted(RunError):  # noqa: N818 - not an error: the next attempt resumes the run
+    """SIGTERM or Ctrl-C. The current step was finished and a checkpoint was written."""
 
     exit_code = ExitCode.INTERRUPTED
     reason = "Interrupted"
 
 
 class OutOfGPUMemory(RunError):  # noqa: N818
-    """The GPU's memory does not hold the run; the message says what would help."""
+    """The run does not fit into GPU memory. The message says which settings need less."""
 
     exit_code = ExitCode.OUT_OF_GPU_MEMORY
     reason = "OutOfGPUMemory"

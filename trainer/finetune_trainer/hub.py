@@ -1,4 +1,4 @@
-"""What goes wrong with the hub, in the words of the manifest; and whether trying again may help."""
+"""Translates errors of the Hugging Face Hub into messages about the manifest, and classifies transient errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 
 from finetune_trainer.errors import RunError, UserError
 
-PASSING = {
+TRANSIENT_ERRNOS = {
     errno.EIO,
     errno.ESTALE,
     errno.ENOSPC,
@@ -32,11 +32,11 @@ PASSING = {
     errno.EHOSTUNREACH,
     errno.ENETUNREACH,
 }
-"""Troubles of a disk, a network or a machine that have an end."""
+"""Errors of a disk, a network or a machine for which a retry can help."""
 
-HOW_TO_GET_IN = (
-    "accept its licence on its page of the hub, and put a token of yours in HF_TOKEN "
-    "(on a cluster: runtime.env with a key of a Secret)"
+ACCESS_HELP = (
+    "accept its license on its Hugging Face Hub page, and set HF_TOKEN to an access token "
+    "(on a cluster: from a Secret, with runtime.env)"
 )
 
 
@@ -45,10 +45,10 @@ class Repository:
     """A repository as the manifest names it.
 
     Args:
-        field: the part of the manifest, such as `model` or `data.train`.
+        field: path of the field that names it, such as `model` or `data.train`.
         source: `hf://org/repo`.
-        revision: the pinned revision, if there is one.
-        kind: what the hub calls it.
+        revision: the pinned revision, if any.
+        kind: type of the repository on the Hugging Face Hub.
     """
 
     field: str
@@ -62,49 +62,57 @@ class Repository:
 
 
 def explain(error: BaseException, repository: Repository) -> RunError | None:
-    """What a failure to load a repository means for the user; None when the hub has nothing to do with it."""
-    chain = list(causes(error))
-    said = f"{repository.field}.source: {repository.source}"
+    """The error to show for a repository that could not be loaded.
+
+    Returns:
+        A UserError if the manifest or the environment has to change, a RunError if a retry can help, and None if the
+        Hugging Face Hub did not cause the error.
+    """
+    chain = list(exception_chain(error))
+    prefix = f"{repository.field}.source: {repository.source}"
     if any(isinstance(cause, RevisionNotFoundError) for cause in chain):
         return UserError(
             f"{repository.field}.revision: {repository.source} has no revision {repository.revision or 'main'!r}; "
-            "expected a branch, a tag or a whole commit hash"
+            "expected a branch, a tag or a full commit hash"
         )
-    if any(isinstance(cause, GatedRepoError) for cause in chain) or _status(chain) == 403:
-        return UserError(f"{said}: this {repository.kind} is gated, and the hub does not let us in: {HOW_TO_GET_IN}")
-    if any(isinstance(cause, RepositoryNotFoundError) for cause in chain) or _status(chain) == 401:
+    if any(isinstance(cause, GatedRepoError) for cause in chain) or _status_code(chain) == 403:
+        return UserError(f"{prefix}: this {repository.kind} is gated, and access was denied: {ACCESS_HELP}")
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in chain) or _status_code(chain) == 401:
         return UserError(
-            f"{said}: the hub has no {repository.kind} {repository.name!r} that we may see; check its name, or, "
-            f"if it is private or gated: {HOW_TO_GET_IN}"
+            f"{prefix}: the {repository.kind} {repository.name!r} was not found on the Hugging Face Hub; check its "
+            f"name, or, if it is private or gated: {ACCESS_HELP}"
         )
-    missing = any(isinstance(cause, OfflineModeIsEnabled | LocalEntryNotFoundError) for cause in chain)
-    if constants.HF_HUB_OFFLINE and missing:
-        at = f" at revision {repository.revision!r}" if repository.revision else ""
+    is_missing = any(isinstance(cause, OfflineModeIsEnabled | LocalEntryNotFoundError) for cause in chain)
+    if constants.HF_HUB_OFFLINE and is_missing:
+        revision = f" at revision {repository.revision!r}" if repository.revision else ""
         return UserError(
-            f"{said}: not in the cache ({constants.HF_HUB_CACHE}){at}, and HF_HUB_OFFLINE forbids to download it; "
-            "download it once with the network, or unset HF_HUB_OFFLINE"
+            f"{prefix}: not in the cache ({constants.HF_HUB_CACHE}){revision}, and HF_HUB_OFFLINE disables downloads; "
+            "download it once with network access, or unset HF_HUB_OFFLINE"
         )
-    if may_pass(error):
-        return RunError(f"{said}: the hub ({constants.ENDPOINT}) cannot be reached now: {first_line(chain[-1])}")
+    if is_transient(error):
+        return RunError(
+            f"{prefix}: the Hugging Face Hub ({constants.ENDPOINT}) is unreachable: {first_line(chain[-1])}"
+        )
     return None
 
 
-def may_pass(error: BaseException) -> bool:
-    """Whether trying again may help: the hub or the disk is in trouble, not the job."""
-    chain = list(causes(error))
-    # By name: which HTTP library the hub's client uses is its own affair, and changes.
-    unreachable = any(kind.__name__ == "TransportError" for cause in chain for kind in type(cause).__mro__)
-    status = _status(chain)
-    passing = any(
-        isinstance(cause, TimeoutError | ConnectionError) or (isinstance(cause, OSError) and cause.errno in PASSING)
+def is_transient(error: BaseException) -> bool:
+    """Whether a retry can help: the cause is a network, a disk or the machine, not the job."""
+    chain = list(exception_chain(error))
+    # By name: the HTTP library of huggingface_hub is an implementation detail and has changed before.
+    is_unreachable = any(kind.__name__ == "TransportError" for cause in chain for kind in type(cause).__mro__)
+    status = _status_code(chain)
+    has_transient_cause = any(
+        isinstance(cause, TimeoutError | ConnectionError)
+        or (isinstance(cause, OSError) and cause.errno in TRANSIENT_ERRNOS)
         for cause in chain
     )
-    return unreachable or status == 429 or status >= 500 or passing
+    return is_unreachable or status == 429 or status >= 500 or has_transient_cause
 
 
-def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what led to it, the last cause last."""
-    seen: set[int] = set()  # errors that are raised again can lead back to themselves
+def exception_chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and its causes, the root cause last."""
+    seen: set[int] = set()  # a re-raised error can be its own indirect cause
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
@@ -112,11 +120,11 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without what comes after."""
+    """The first line of an error message, or the name of its type if it has none."""
     return (str(error).strip() or type(error).__name__).split("\n")[0]
 
 
-def _status(chain: list[BaseException]) -> int:
-    """The last answer of the hub; 0 for none."""
-    found = [getattr(getattr(cause, "response", None), "status_code", 0) for cause in chain]
-    return next((status for status in found if status), 0)
+def _status_code(chain: list[BaseException]) -> int:
+    """The HTTP status of the first error in the chain that has one, or 0."""
+    codes = [getattr(getattr(cause, "response", None), "status_code", 0) for cause in chain]
+    return next((code for code in codes if code), 0)

@@ -1,1 +1,1 @@
-"""The connection to the API server: reads, writes, the Lease."""
+"""Access to the API server: requests, writes, lookups, the Lease."""

@@ -1,118 +1,124 @@
-"""The only module that writes to the cluster: it carries out a plan, in the plan's order.
+"""Carries out the actions of a reconciliation; the only module that writes to the cluster, except for the Lease.
 
-Every write can be repeated. A create that finds its object there already has succeeded if the object is ours, which its
-controller's UID tells; a status is written only over the very version it was computed from.
+Every write can be repeated. Creating an object that exists already succeeds if the FineTuneJob controls that object; a
+status is written only over the version that it was computed from.
 """
 
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
 
 from finetune_api.names import API_VERSION, JOB_KIND, JOB_LABEL, JOB_PLURAL
-from finetune_operator.client.cluster import ApiError, Cluster, job_path, path_of
-from finetune_operator.core.actions import Create, Delete, Event, Plan
-from finetune_operator.core.children import controller_uid
+from finetune_operator.client.kube_client import ApiError, KubeClient, job_path, resource_path
+from finetune_operator.core.actions import Actions, Create, Delete, Event
+from finetune_operator.core.objects import JsonObject, controller_uid
 from finetune_operator.core.observed import ObservedJob
 from finetune_operator.core.status import merge_patch
-from finetune_operator.runtime.cache import Cache
 
-REPORTER = "finetune.dev/operator"
+REPORTING_CONTROLLER = "finetune.dev/operator"
 
-
-class RefusedError(Exception):
-    """The API server will not have an object; somebody has to change something first."""
+OnWrite = Callable[[str, JsonObject], object]
+"""Called with the resource and the object as the API server returned it."""
 
 
-class OutdatedError(Exception):
-    """The job has changed, or is gone, since the plan was made."""
+class ApplyError(Exception):
+    """The actions were not carried out, or only in part."""
 
 
-class InTheWayError(Exception):
-    """An object of an earlier job of the same name is not gone yet."""
+class RejectedError(ApplyError):
+    """The API server rejected an object, or its name is taken; retrying is useless until someone changes something."""
 
 
-async def apply(plan: Plan, job: ObservedJob, cluster: Cluster, cache: Cache) -> None:
-    """Carry out a plan.
+class ConflictError(ApplyError):
+    """The FineTuneJob was changed or deleted after it was read."""
+
+
+class AlreadyExistsError(ApplyError):
+    """An object of an earlier FineTuneJob of the same name still exists, and will be garbage collected."""
+
+
+async def apply(actions: Actions, job: ObservedJob, client: KubeClient, on_write: OnWrite) -> None:
+    """Carry out actions.
 
     Raises:
-        RefusedError: an object was refused, or its name is taken by somebody else.
-        OutdatedError: the job is not any more what the plan was made for.
-        InTheWayError: what is left of an earlier job has to go first.
-        ApiError: anything else; the plan may be carried out in part, and reconciling again goes on from there.
+        RejectedError, ConflictError, AlreadyExistsError: see there.
+        ApiError: any other error; the actions may be partly done, and the next reconciliation continues from there.
     """
-    for create in plan.creates:
-        await _create(create, job, cluster, cache)
-    if plan.status is not None:
-        await _write_status(plan, job, cluster, cache)
-    for delete in plan.deletes:
-        await _delete(delete, job, cluster)
-    for event in plan.events:
-        await _tell(event, job, cluster)
+    for create in actions.creates:
+        await _create(create, job, client, on_write)
+    if actions.status is not None:
+        await _update_status(actions, job, client, on_write)
+    for delete in actions.deletes:
+        await _delete(delete, job, client)
+    for event in actions.events:
+        await _emit_event(event, job, client)
 
 
-async def _create(create: Create, job: ObservedJob, cluster: Cluster, cache: Cache) -> None:
+async def _create(create: Create, job: ObservedJob, client: KubeClient, on_write: OnWrite) -> None:
     try:
-        made = await cluster.post(path_of(create.resource, job.key.namespace), create.manifest)
+        created = await client.create(resource_path(create.resource, job.key.namespace), create.body)
     except ApiError as error:
-        if error.conflict and error.reason == "AlreadyExists":
-            made = await _existing(create, job, cluster)
-        elif error.refusal:
-            raise RefusedError(f"the API server refused {_named(create)}: {error}") from error
+        if error.is_already_exists:
+            created = await _existing(create, job, client)
+        elif error.is_rejection:
+            raise RejectedError(f"API server rejected {_describe(create)}: {error}") from error
         else:
             raise
     if create.resource == "jobs":
-        cache.put("jobs", made)
+        on_write("jobs", created)
 
 
-async def _existing(create: Create, job: ObservedJob, cluster: Cluster) -> dict[str, Any]:
-    """The object that is there already, if it is as good as the one we wanted to create."""
-    name = create.manifest["metadata"]["name"]
-    found = await cluster.get(path_of(create.resource, job.key.namespace, name))
-    if create.shared or controller_uid(found) == job.uid:
-        return found
-    if found["metadata"].get("labels", {}).get(JOB_LABEL) == job.key.name:
-        raise InTheWayError(f"{_named(create)} of an earlier job of this name is not gone yet")
-    raise RefusedError(f"{_named(create)} exists and belongs to somebody else: delete it, or name the job differently")
+async def _existing(create: Create, job: ObservedJob, client: KubeClient) -> JsonObject:
+    """The object that has this name already, if it can be used."""
+    existing = await client.get(resource_path(create.resource, job.key.namespace, create.body["metadata"]["name"]))
+    if create.accept_existing or controller_uid(existing) == job.uid:
+        return existing
+    if existing["metadata"].get("labels", {}).get(JOB_LABEL) == job.key.name:
+        raise AlreadyExistsError(f"{_describe(create)} of an earlier FineTuneJob of this name is still being deleted")
+    raise RejectedError(
+        f"{_describe(create)} already exists and is not controlled by this FineTuneJob; "
+        "delete it, or use another name for the FineTuneJob"
+    )
 
 
-async def _write_status(plan: Plan, job: ObservedJob, cluster: Cluster, cache: Cache) -> None:
-    assert plan.status is not None
-    patch = merge_patch(job.status, plan.status)
+async def _update_status(actions: Actions, job: ObservedJob, client: KubeClient, on_write: OnWrite) -> None:
+    assert actions.status is not None
+    patch = merge_patch(job.status, actions.status)
     if not patch:
         return
     body = {"metadata": {"resourceVersion": job.resource_version, "uid": job.uid}, "status": patch}
     try:
-        cache.put(JOB_PLURAL, await cluster.merge(f"{job_path(job.key)}/status", body))
+        on_write(JOB_PLURAL, await client.patch(f"{job_path(job.key)}/status", body))
     except ApiError as error:
-        if error.conflict or error.not_found:
-            raise OutdatedError from error
+        if error.is_conflict or error.is_not_found:
+            raise ConflictError("the FineTuneJob was changed or deleted after it was read") from error
         raise
 
 
-async def _delete(delete: Delete, job: ObservedJob, cluster: Cluster) -> None:
-    """Without a propagation policy the pods of a deleted Job would go on training."""
+async def _delete(delete: Delete, job: ObservedJob, client: KubeClient) -> None:
+    # Without a propagation policy, the API server orphans the pods of a Job, and they keep running.
     options = {"propagationPolicy": "Background", "preconditions": {"uid": delete.uid}}
     try:
-        await cluster.delete(path_of(delete.resource, job.key.namespace, delete.name), options)
+        await client.delete(resource_path(delete.resource, job.key.namespace, delete.name), options)
     except ApiError as error:
-        if not (error.not_found or error.conflict):
+        if not (error.is_not_found or error.is_conflict):
             raise
 
 
-async def _tell(event: Event, job: ObservedJob, cluster: Cluster) -> None:
-    now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+async def _emit_event(event: Event, job: ObservedJob, client: KubeClient) -> None:
     body = {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
         "metadata": {"generateName": f"{job.key.name}-", "namespace": job.key.namespace},
-        "eventTime": now,
-        "type": event.kind,
+        "eventTime": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+        "type": event.type,
         "reason": event.reason,
+        # The API server limits a note to 1 kB.
         "note": event.message.encode()[:1024].decode(errors="ignore"),
         "action": "Reconcile",
-        "reportingController": REPORTER,
+        "reportingController": REPORTING_CONTROLLER,
         "reportingInstance": socket.gethostname()[:128],
         "regarding": {
             "apiVersion": API_VERSION,
@@ -122,8 +128,8 @@ async def _tell(event: Event, job: ObservedJob, cluster: Cluster) -> None:
             "uid": job.uid,
         },
     }
-    await cluster.post(path_of("events", job.key.namespace), body)
+    await client.create(resource_path("events", job.key.namespace), body)
 
 
-def _named(create: Create) -> str:
-    return f"{create.manifest['kind']} {create.manifest['metadata']['name']}"
+def _describe(create: Create) -> str:
+    return f"{create.body['kind']} {create.body['metadata']['name']}"

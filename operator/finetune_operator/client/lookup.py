@@ -1,70 +1,72 @@
-"""Asks the API server itself, where a memory will not do: before an attempt is created or called deleted."""
+"""Reads the API server where the cache is not enough: before an attempt is created or considered deleted."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import dataclass
 
 from finetune_api.names import JOB_LABEL
-from finetune_operator.client.cluster import ApiError, Cluster, Document, path_of
-from finetune_operator.core.actions import Look
-from finetune_operator.core.children import Children, Leaving, controller_uid
-from finetune_operator.core.observed import Key
-from finetune_operator.runtime.cache import Cache
+from finetune_operator.client.kube_client import ApiError, KubeClient, resource_path
+from finetune_operator.core.actions import Lookup
+from finetune_operator.core.children import LeftoverConfigMap
+from finetune_operator.core.objects import JsonObject, NamespacedName
 
 
-async def look(wanted: Look, key: Key, cluster: Cluster, cache: Cache) -> Children:
-    """The children of a job as they are now, what of its references is missing, and what attempts have left."""
-    jobs, pods, missing, leavings = await asyncio.gather(
-        _labelled("jobs", key, cluster),
-        _labelled("pods", key, cluster),
-        _missing(wanted, key.namespace, cluster),
-        _leavings(wanted, key.namespace, cluster),
+@dataclass(frozen=True)
+class LookupResult:
+    """What a Lookup found.
+
+    Args:
+        jobs, pods: the objects labeled with the FineTuneJob.
+        missing_references: the objects that do not exist, one phrase each.
+        leftover_config_maps: those that exist.
+    """
+
+    jobs: list[JsonObject]
+    pods: list[JsonObject]
+    missing_references: tuple[str, ...]
+    leftover_config_maps: tuple[LeftoverConfigMap, ...]
+
+
+async def resolve_references(lookup: Lookup, key: NamespacedName, client: KubeClient) -> LookupResult:
+    """Read everything that a Lookup asks for, concurrently."""
+    jobs, pods, missing, config_maps = await asyncio.gather(
+        _list_labeled("jobs", key, client),
+        _list_labeled("pods", key, client),
+        _find_missing(lookup, key.namespace, client),
+        _get_existing(lookup.leftover_config_maps, key.namespace, client),
     )
-    cache.replace_children(key, jobs, pods)
-    return replace(cache.children(key), missing=tuple(missing), leavings=tuple(leavings))
+    return LookupResult(jobs, pods, missing, config_maps)
 
 
-async def _labelled(resource: str, key: Key, cluster: Cluster) -> list[Document]:
-    path = path_of(resource, key.namespace)
-    return [item async for item in cluster.items(path, f"{JOB_LABEL}={key.name}")]
+async def _list_labeled(resource: str, key: NamespacedName, client: KubeClient) -> list[JsonObject]:
+    path = resource_path(resource, key.namespace)
+    return [item async for item in client.list_items(path, f"{JOB_LABEL}={key.name}")]
 
 
-async def _missing(wanted: Look, namespace: str, cluster: Cluster) -> list[str]:
-    """What is not there, each in a sentence."""
-    claims = [
-        f"PersistentVolumeClaim {name} does not exist in namespace {namespace}"
-        for name in wanted.claims
-        if await _find("persistentvolumeclaims", namespace, name, cluster) is None
-    ]
-    configmaps = [
-        f"ConfigMap {name} does not exist in namespace {namespace}"
-        for name in wanted.configmaps
-        if await _find("configmaps", namespace, name, cluster) is None
-    ]
-    keys = [problem for name, key in wanted.keys if (problem := await _missing_key(name, key, namespace, cluster))]
-    return list(dict.fromkeys(claims + configmaps + keys))
+async def _find_missing(lookup: Lookup, namespace: str, client: KubeClient) -> tuple[str, ...]:
+    missing = []
+    for name in lookup.claims:
+        if await _get("persistentvolumeclaims", namespace, name, client) is None:
+            missing.append(f"PersistentVolumeClaim {name} not found")
+    for name, key in [*((name, None) for name in lookup.config_maps), *lookup.config_map_keys]:
+        config_map = await _get("configmaps", namespace, name, client)
+        if config_map is None:
+            missing.append(f"ConfigMap {name} not found")
+        elif key and key not in (config_map.get("data") or {}) and key not in (config_map.get("binaryData") or {}):
+            missing.append(f"ConfigMap {name} has no key {key}")
+    return tuple(dict.fromkeys(missing))
 
 
-async def _leavings(wanted: Look, namespace: str, cluster: Cluster) -> list[Leaving]:
-    """The ConfigMaps of attempts that are there still."""
-    found = [await _find("configmaps", namespace, name, cluster) for name in wanted.leavings]
-    return [Leaving(it["metadata"]["name"], it["metadata"]["uid"], controller_uid(it)) for it in found if it]
+async def _get_existing(names: tuple[str, ...], namespace: str, client: KubeClient) -> tuple[LeftoverConfigMap, ...]:
+    config_maps = [await _get("configmaps", namespace, name, client) for name in names]
+    return tuple(LeftoverConfigMap.from_object(it) for it in config_maps if it)
 
 
-async def _missing_key(name: str, key: str, namespace: str, cluster: Cluster) -> str:
-    found = await _find("configmaps", namespace, name, cluster)
-    if found is None:
-        return f"ConfigMap {name} does not exist in namespace {namespace}"
-    if key not in (found.get("data") or {}) and key not in (found.get("binaryData") or {}):
-        return f"ConfigMap {name} has no key {key}"
-    return ""
-
-
-async def _find(resource: str, namespace: str, name: str, cluster: Cluster) -> Document | None:
+async def _get(resource: str, namespace: str, name: str, client: KubeClient) -> JsonObject | None:
     try:
-        return await cluster.get(path_of(resource, namespace, name))
+        return await client.get(resource_path(resource, namespace, name))
     except ApiError as error:
-        if error.not_found:
+        if error.is_not_found:
             return None
         raise

@@ -1,1 +1,1 @@
-"""What to do about a FineTuneJob: pure functions of the observed state, no I/O."""
+"""Decides what to do about a FineTuneJob: pure functions of the observed state, without I/O."""

@@ -1,55 +1,58 @@
-"""How long a job's attempts have run, all together: what `spec.activeDeadlineSeconds` is held against.
+"""Measures how long the attempts of a job have been active in total, to compare with `spec.activeDeadlineSeconds`.
 
-Two fields of status keep it: what has run, and since when something runs without a break. They change in one write, so
-that no stretch is lost or counted twice, whenever the operator dies. As in a Kubernetes Job, a stretch begins when pods
-are wanted; in a queue, suspended, or between attempts nothing is wanted.
+A Job's own `activeDeadlineSeconds` would restart with each attempt. Two status fields keep the time instead:
+`activeSeconds`, the total of the closed intervals, and `activeSince`, the start of the open one. They change in one
+write, so that no interval is lost or counted twice, whenever the operator dies. As for a Kubernetes Job, an interval
+starts when the Job starts; no time is counted in a queue, while suspended, or between attempts.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
 
-from finetune_api.status import Attempt, JobStatus
+from finetune_api.status import AttemptStatus, JobStatus
+from finetune_operator.core.changes import StatusChanges, update_status
 from finetune_operator.core.children import AttemptJob
 
 
-def is_running(attempt: AttemptJob | None, record: Attempt) -> bool:
-    """Whether the time of an attempt counts now."""
-    return attempt is not None and attempt.started is not None and record.end_time is None
+def is_active(attempt_job: AttemptJob | None, attempt: AttemptStatus) -> bool:
+    """Whether time is being counted now."""
+    return attempt_job is not None and attempt_job.started_at is not None and attempt.end_time is None
 
 
-def used(status: JobStatus, attempt: AttemptJob, record: Attempt, now: datetime) -> float:
-    """Seconds that attempts have run, the running one's included."""
-    kept = status.model_copy(update=told(status, attempt, record, now))
-    running = (now - kept.active_since).total_seconds() if kept.active_since else 0.0
-    return (kept.active_seconds or 0) + running
+def elapsed_seconds(status: JobStatus, attempt_job: AttemptJob, attempt: AttemptStatus, now: datetime) -> float:
+    """Total active time of all attempts, including the open interval."""
+    current = update_status(status, **active_time_fields(status, attempt_job, attempt, now))
+    open_interval = (now - current.active_since).total_seconds() if current.active_since else 0.0
+    return (current.active_seconds or 0) + open_interval
 
 
-def told(status: JobStatus, attempt: AttemptJob | None, record: Attempt, now: datetime) -> dict[str, Any]:
-    """The fields of a status that keep the time, as far as they change."""
-    if attempt is not None and attempt.started is not None and is_running(attempt, record):
-        if status.active_since or attempt.suspended:
-            # A queue that has asked for its pods lets them go on for a while: the stretch lasts, but none begins.
+def active_time_fields(
+    status: JobStatus, attempt_job: AttemptJob | None, attempt: AttemptStatus, now: datetime
+) -> StatusChanges:
+    """`active_since` and `active_seconds`, if they change."""
+    if attempt_job is not None and attempt_job.started_at is not None and is_active(attempt_job, attempt):
+        if status.active_since or attempt_job.suspended:
+            # After a queue suspends a Job, its pods run on for a while: an open interval stays open, none starts.
             return {}
-        return {"active_since": _begun(status, attempt.started, record)}
-    since = status.active_since or _unseen(status, attempt, record)
-    if since is None:
+        return {"active_since": _interval_start(status, attempt_job.started_at, attempt)}
+    start = status.active_since or _unobserved_start(status, attempt_job, attempt)
+    if start is None:
         return {}
-    stopped = record.end_time or (attempt.suspended_at if attempt else None) or now
-    seconds = max(0, round((stopped - since).total_seconds()))
+    end = attempt.end_time or (attempt_job.suspended_at if attempt_job else None) or now
+    seconds = max(0, round((end - start).total_seconds()))
     return {"active_since": None, "active_seconds": (status.active_seconds or 0) + seconds}
 
 
-def _begun(status: JobStatus, started: datetime, record: Attempt) -> datetime:
-    """When a stretch begins: never before the end of one that is counted already."""
-    ends = (it.end_time for it in status.attempts or [] if it.number == record.number and it.end_time)
-    return max([started, *ends])
+def _interval_start(status: JobStatus, started_at: datetime, attempt: AttemptStatus) -> datetime:
+    """When the open interval starts: never before the end of one that is already counted."""
+    ends = (it.end_time for it in status.attempts or [] if it.number == attempt.number and it.end_time)
+    return max([started_at, *ends])
 
 
-def _unseen(status: JobStatus, attempt: AttemptJob | None, record: Attempt) -> datetime | None:
-    """When an attempt began of which only the end was seen, the first time that it is seen."""
-    known = any(it.number == record.number and it.end_time for it in status.attempts or [])
-    if known or record.end_time is None or attempt is None or attempt.suspended:
+def _unobserved_start(status: JobStatus, attempt_job: AttemptJob | None, attempt: AttemptStatus) -> datetime | None:
+    """Start of an attempt that started and ended while no operator was watching; None once it is counted."""
+    counted = any(it.number == attempt.number and it.end_time for it in status.attempts or [])
+    if counted or attempt.end_time is None or attempt_job is None or attempt_job.suspended:
         return None
-    return attempt.started
+    return attempt_job.started_at

@@ -1,18 +1,18 @@
-"""The objects of an attempt, made from the job and the operator's configuration alone: ConfigMap, Job, output claim.
+"""Builds the objects of an attempt: output claim, ConfigMap, Job.
 
-Names and contents are a function of the job and the attempt's number, so making them twice makes the same thing.
+Names and contents depend only on the job, the attempt number and the configuration, so building them again gives the
+same objects.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from typing import Any
 
 from kubernetes.utils.quantity import parse_quantity
 
 from finetune_api.base import Model, Quantity
-from finetune_api.exit_codes import PERMANENT
+from finetune_api.exit_codes import NON_RETRYABLE
 from finetune_api.job import FineTuneJob
 from finetune_api.names import (
     API_VERSION,
@@ -37,28 +37,30 @@ from finetune_api.names import (
 )
 from finetune_api.sources import claim_names
 from finetune_operator.config import Config
-from finetune_operator.core.actions import Create, Manifest
+from finetune_operator.core.actions import Create
+from finetune_operator.core.objects import JsonObject
 from finetune_operator.core.observed import ObservedJob
 
-TEMPORARY_DIR = "/tmp"  # noqa: S108 an emptyDir of the pod, nobody else's
+TMP_DIR = "/tmp"  # noqa: S108 an emptyDir of the pod
 SHARED_MEMORY_DIR = "/dev/shm"  # noqa: S108
-NOT_A_CRASH = (0, 75, 137, 143)
-"""Exit codes that a suspended or deleted pod may end with; a rule that failed the Job on them would end it for good."""
+INTERRUPTION_EXIT_CODES = (0, 75, 137, 143)
+"""Exit codes of pods that were suspended or deleted: a rule that fails the Job on them would end it for good."""
 
 
-def prepare_attempt(job: ObservedJob, document: FineTuneJob, number: int, config: Config) -> tuple[Create, ...]:
-    """Everything an attempt needs, in the order it is to be created; the Job comes last."""
-    configmap = Create("configmaps", prepare_configmap(job, number))
-    attempt = Create("jobs", prepare_job(job, document, number, config))
-    if document.spec.output.destination is None:
-        return Create("persistentvolumeclaims", prepare_output_claim(job, config), shared=True), configmap, attempt
-    return configmap, attempt
+def build_attempt(job: ObservedJob, parsed: FineTuneJob, number: int, config: Config) -> tuple[Create, ...]:
+    """All objects of an attempt in the order of their creation; the Job is last."""
+    config_map = Create("configmaps", build_config_map(job, number))
+    attempt_job = Create("jobs", build_job(job, parsed, number, config))
+    if parsed.spec.output.destination is not None:
+        return config_map, attempt_job
+    claim = Create("persistentvolumeclaims", build_output_claim(job, config), accept_existing=True)
+    return claim, config_map, attempt_job
 
 
-def prepare_output_claim(job: ObservedJob, config: Config) -> Manifest:
-    """The claim for the result of a job that names none; it has no owner, so that the model outlives the job."""
+def build_output_claim(job: ObservedJob, config: Config) -> JsonObject:
+    """The claim for the output of a job without `output.destination`; no owner, so the model outlives the job."""
     claim = config.output_claim
-    spec: dict[str, Any] = {
+    spec: JsonObject = {
         "accessModes": claim.access_modes,
         "resources": {"requests": {"storage": claim.size}},
     }
@@ -72,9 +74,9 @@ def prepare_output_claim(job: ObservedJob, config: Config) -> Manifest:
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
 
 
-def prepare_configmap(job: ObservedJob, number: int) -> Manifest:
-    """The job as the trainer of this attempt reads it."""
-    document = {
+def build_config_map(job: ObservedJob, number: int) -> JsonObject:
+    """The ConfigMap with the job as the trainer of this attempt reads it."""
+    manifest = {
         "apiVersion": API_VERSION,
         "kind": JOB_KIND,
         "metadata": {
@@ -90,22 +92,22 @@ def prepare_configmap(job: ObservedJob, number: int) -> Manifest:
         "kind": "ConfigMap",
         "metadata": _metadata(job, number),
         "immutable": True,
-        "data": {SPEC_KEY: json.dumps(document, indent=2)},
+        "data": {SPEC_KEY: json.dumps(manifest, indent=2)},
     }
 
 
-def prepare_job(job: ObservedJob, document: FineTuneJob, number: int, config: Config) -> Manifest:
-    """The Indexed Job of one attempt: it never retries by itself, for a retry is an attempt of its own."""
-    nodes = document.spec.resources.nodes
+def build_job(job: ObservedJob, parsed: FineTuneJob, number: int, config: Config) -> JsonObject:
+    """The Indexed Job of one attempt; it never retries, because each retry is a new attempt."""
+    nodes = parsed.spec.resources.nodes
     metadata = _metadata(job, number)
-    metadata["labels"] |= _queue_labels(document)
+    metadata["labels"] |= _queue_labels(parsed)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": metadata,
         "spec": {
-            # A queue says when a Job may begin; without this a pod could start before the queue has heard of it.
-            "suspend": document.spec.queue_name is not None,
+            # A queue decides when the Job starts; unsuspended, it could start pods before the queue has seen it.
+            "suspend": parsed.spec.queue_name is not None,
             "completionMode": "Indexed",
             "completions": nodes,
             "parallelism": nodes,
@@ -114,16 +116,16 @@ def prepare_job(job: ObservedJob, document: FineTuneJob, number: int, config: Co
             "podFailurePolicy": _pod_failure_policy(),
             "template": {
                 "metadata": {"labels": _labels(job, number)},
-                "spec": _pod(document, attempt_name(job.key.name, number), number, config),
+                "spec": _pod_spec(parsed, attempt_name(job.key.name, number), number, config),
             },
         },
     }
 
 
-def _pod_failure_policy() -> Manifest:
-    """The first rule that matches wins, so a disruption is told from a crash; the last only shows the exit code."""
-    permanent = {"containerName": TRAINER_CONTAINER, "operator": "In", "values": sorted(PERMANENT)}
-    crash = {"containerName": TRAINER_CONTAINER, "operator": "NotIn", "values": list(NOT_A_CRASH)}
+def _pod_failure_policy() -> JsonObject:
+    """The first match applies, so disruptions come before crashes; the last rule only reports the exit code."""
+    permanent = {"containerName": TRAINER_CONTAINER, "operator": "In", "values": sorted(NON_RETRYABLE)}
+    crash = {"containerName": TRAINER_CONTAINER, "operator": "NotIn", "values": list(INTERRUPTION_EXIT_CODES)}
     return {
         "rules": [
             {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
@@ -133,17 +135,17 @@ def _pod_failure_policy() -> Manifest:
     }
 
 
-def _queue_labels(document: FineTuneJob) -> dict[str, str]:
-    """What Kueue goes by; on the Job only, for on its pods they would ask for a place of their own."""
-    asked = {
-        QUEUE_LABEL: document.spec.queue_name,
-        QUEUE_PRIORITY_LABEL: document.spec.workload_priority_class_name,
+def _queue_labels(parsed: FineTuneJob) -> dict[str, str]:
+    """Labels for Kueue; on the Job only, because Kueue would queue labeled pods a second time."""
+    labels = {
+        QUEUE_LABEL: parsed.spec.queue_name,
+        QUEUE_PRIORITY_LABEL: parsed.spec.workload_priority_class_name,
     }
-    return {label: value for label, value in asked.items() if value is not None}
+    return {label: value for label, value in labels.items() if value is not None}
 
 
-def _pod(document: FineTuneJob, configmap: str, number: int, config: Config) -> Manifest:
-    runtime, trainer = document.spec.runtime, config.trainer
+def _pod_spec(parsed: FineTuneJob, config_map: str, number: int, config: Config) -> JsonObject:
+    runtime, trainer = parsed.spec.runtime, config.trainer
     group = runtime.fs_group or trainer.fs_group
     return {
         "restartPolicy": "Never",
@@ -158,44 +160,44 @@ def _pod(document: FineTuneJob, configmap: str, number: int, config: Config) -> 
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container(document, number, config)],
-        "volumes": _volumes(document, configmap, config),
-        **_placement(document, config),
+        "containers": [_container(parsed, number, config)],
+        "volumes": _volumes(parsed, config_map, config),
+        **_scheduling(parsed, config),
     }
 
 
-def _placement(document: FineTuneJob, config: Config) -> Manifest:
-    """Where the pod runs and as whom; where the administrator speaks too, he has the last word."""
-    job, admin = document.spec.runtime, config.trainer
-    secrets = {it.name: it.manifest() for it in (*job.image_pull_secrets, *admin.image_pull_secrets)}
-    wanted: Manifest = {
+def _scheduling(parsed: FineTuneJob, config: Config) -> JsonObject:
+    """Scheduling and identity of the pod; the configuration takes precedence over the job."""
+    runtime, trainer = parsed.spec.runtime, config.trainer
+    secrets = {it.name: it.manifest() for it in (*runtime.image_pull_secrets, *trainer.image_pull_secrets)}
+    fields: JsonObject = {
         "imagePullSecrets": list(secrets.values()),
-        "nodeSelector": {**(job.node_selector or {}), **admin.node_selector},
-        "tolerations": [it.manifest() for it in (*job.tolerations, *admin.tolerations)],
-        "affinity": {**_manifest(job.affinity), **_manifest(admin.affinity)},
-        "priorityClassName": admin.priority_class_name or job.priority_class_name,
-        "schedulerName": admin.scheduler_name or job.scheduler_name,
-        "serviceAccountName": admin.service_account_name or job.service_account_name,
+        "nodeSelector": {**(runtime.node_selector or {}), **trainer.node_selector},
+        "tolerations": [it.manifest() for it in (*runtime.tolerations, *trainer.tolerations)],
+        "affinity": {**_manifest(runtime.affinity), **_manifest(trainer.affinity)},
+        "priorityClassName": trainer.priority_class_name or runtime.priority_class_name,
+        "schedulerName": trainer.scheduler_name or runtime.scheduler_name,
+        "serviceAccountName": trainer.service_account_name or runtime.service_account_name,
     }
-    return {field: value for field, value in wanted.items() if value}
+    return {field: value for field, value in fields.items() if value}
 
 
-def _manifest(model: Model | None) -> Manifest:
+def _manifest(model: Model | None) -> JsonObject:
     return model.manifest() if model is not None else {}
 
 
-def _container(document: FineTuneJob, number: int, config: Config) -> Manifest:
-    runtime = document.spec.runtime
+def _container(parsed: FineTuneJob, number: int, config: Config) -> JsonObject:
+    runtime = parsed.spec.runtime
     return {
         "name": TRAINER_CONTAINER,
         "image": runtime.image or config.trainer.image,
         "imagePullPolicy": runtime.image_pull_policy or config.trainer.image_pull_policy,
         "command": _command(number),
-        "env": _environment(document, number, config),
-        # Kubernetes hears the last here too.
+        "env": _env(parsed, number, config),
+        # Of several sources with the same key, Kubernetes uses the last.
         "envFrom": [it.manifest() for it in (*runtime.env_from, *config.trainer.env_from)],
         "ports": [{"name": METRICS_PORT_NAME, "containerPort": METRICS_PORT}],
-        "resources": _resources(document, config),
+        "resources": _resources(parsed, config),
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
@@ -203,7 +205,7 @@ def _container(document: FineTuneJob, number: int, config: Config) -> Manifest:
         },
         "terminationMessagePath": TERMINATION_LOG,
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": _mounts(document),
+        "volumeMounts": _volume_mounts(parsed),
     }
 
 
@@ -214,88 +216,88 @@ def _command(number: int) -> list[str]:
         "--metrics-port": str(METRICS_PORT),
         "--termination-log": TERMINATION_LOG,
     }
-    return ["finetune", "run", f"{SPEC_DIR}/{SPEC_KEY}", *(word for option in options.items() for word in option)]
+    return ["finetune", "run", f"{SPEC_DIR}/{SPEC_KEY}", *(it for option in options.items() for it in option)]
 
 
-def _environment(document: FineTuneJob, number: int, config: Config) -> list[Manifest]:
-    """Ours, then the job's, then the administrator's: where several speak, the last is heard.
+def _env(parsed: FineTuneJob, number: int, config: Config) -> list[JsonObject]:
+    """Environment variables: the operator's, overridden by the job's, overridden by the configuration's.
 
-    What comes from whole Secrets and ConfigMaps (`envFrom`) is heard only where none of these speaks.
+    Kubernetes lets each of them override what comes from `envFrom`.
     """
-    downloads = CACHE_DIR if document.spec.runtime.cache_claim else SCRATCH_DIR
-    ours = {"HOME": SCRATCH_DIR, "HF_HOME": f"{downloads}/huggingface", "TMPDIR": TEMPORARY_DIR}
-    ours |= _threads(document, config)
-    variables: dict[str, Manifest] = {name: {"name": name, "value": value} for name, value in ours.items()}
-    for variable in (*(it.manifest() for it in document.spec.runtime.env), *config.trainer.env_manifests()):
-        # A variable may speak of those before it, `$(OTHER)`: one that is said again stands where it was said last.
+    downloads = CACHE_DIR if parsed.spec.runtime.cache_claim else SCRATCH_DIR
+    defaults = {"HOME": SCRATCH_DIR, "HF_HOME": f"{downloads}/huggingface", "TMPDIR": TMP_DIR}
+    cpu = _or_default(parsed.spec.resources.cpu, config.trainer.resources.cpu)
+    if cpu is not None:
+        # By default torch starts a thread for every core of the node, not of the pod.
+        defaults["OMP_NUM_THREADS"] = str(max(1, math.ceil(parse_quantity(cpu))))
+    variables: dict[str, JsonObject] = {name: {"name": name, "value": value} for name, value in defaults.items()}
+    for variable in (*(it.manifest() for it in parsed.spec.runtime.env), *config.trainer.env_manifests()):
+        # `$(NAME)` can only refer to variables that come before, so an overridden variable moves to the end.
         variables.pop(variable["name"], None)
         variables[variable["name"]] = variable
     variables[ATTEMPT_ENV] = {"name": ATTEMPT_ENV, "value": str(number)}
     return list(variables.values())
 
 
-def _resources(document: FineTuneJob, config: Config) -> Manifest:
-    asked, default = document.spec.resources, config.trainer.resources
-    wanted: dict[str, Quantity | None] = {
-        "cpu": _first(asked.cpu, default.cpu),
-        "memory": _first(asked.memory, default.memory),
-        "ephemeral-storage": _first(asked.ephemeral_storage, default.ephemeral_storage),
+def _resources(parsed: FineTuneJob, config: Config) -> JsonObject:
+    resources, defaults = parsed.spec.resources, config.trainer.resources
+    quantities: dict[str, Quantity | None] = {
+        "cpu": _or_default(resources.cpu, defaults.cpu),
+        "memory": _or_default(resources.memory, defaults.memory),
+        "ephemeral-storage": _or_default(resources.ephemeral_storage, defaults.ephemeral_storage),
     }
-    if asked.gpus_per_node and asked.device != "CPU":
-        wanted[asked.gpu_resource] = asked.gpus_per_node
-    requests = {name: str(amount) for name, amount in wanted.items() if amount is not None}
-    # A CPU limit would only slow the trainer down while the node has cycles to spare.
-    limits = {name: amount for name, amount in requests.items() if name != "cpu"}
-    return {name: amounts for name, amounts in (("requests", requests), ("limits", limits)) if amounts}
+    if resources.gpus_per_node and resources.device != "CPU":
+        quantities[resources.gpu_resource] = resources.gpus_per_node
+    requests = {name: str(quantity) for name, quantity in quantities.items() if quantity is not None}
+    # A CPU limit would throttle the trainer while the node has idle cores.
+    limits = {name: quantity for name, quantity in requests.items() if name != "cpu"}
+    return {field: values for field, values in (("requests", requests), ("limits", limits)) if values}
 
 
-def _first(asked: Quantity | None, default: Quantity | None) -> Quantity | None:
-    """What the job asks for, be it 0, or else the default."""
-    return asked if asked is not None else default
+def _or_default(value: Quantity | None, default: Quantity | None) -> Quantity | None:
+    """The job's value, which may be 0, or the default."""
+    return value if value is not None else default
 
 
-def _threads(document: FineTuneJob, config: Config) -> Manifest:
-    """As many threads as the pod asks CPUs for: by itself torch would take every core it sees on the node."""
-    cpu = _first(document.spec.resources.cpu, config.trainer.resources.cpu)
-    return {} if cpu is None else {"OMP_NUM_THREADS": str(max(1, math.ceil(parse_quantity(cpu))))}
-
-
-def _volumes(document: FineTuneJob, configmap: str, config: Config) -> list[Manifest]:
-    shared = _first(document.spec.resources.shared_memory, config.trainer.resources.shared_memory)
-    memory = {"medium": "Memory"} | ({"sizeLimit": str(shared)} if shared is not None else {})
+def _volumes(parsed: FineTuneJob, config_map: str, config: Config) -> list[JsonObject]:
+    size = _or_default(parsed.spec.resources.shared_memory, config.trainer.resources.shared_memory)
+    shared_memory = {"medium": "Memory"} | ({"sizeLimit": str(size)} if size is not None else {})
     return [
-        {"name": "job", "configMap": {"name": configmap}},
+        {"name": "job", "configMap": {"name": config_map}},
         {"name": "scratch", "emptyDir": {}},
         {"name": "tmp", "emptyDir": {}},
-        {"name": "shared-memory", "emptyDir": memory},
-        *({"name": name, "persistentVolumeClaim": {"claimName": claim}} for claim, name in _claims(document).items()),
+        {"name": "shared-memory", "emptyDir": shared_memory},
+        *(
+            {"name": volume, "persistentVolumeClaim": {"claimName": claim}}
+            for claim, volume in _claim_volumes(parsed).items()
+        ),
     ]
 
 
-def mounted_claims(document: FineTuneJob) -> list[str]:
-    """Every claim that the pod mounts, each once."""
-    runtime = document.spec.runtime
+def mounted_claims(parsed: FineTuneJob) -> list[str]:
+    """Every claim that the pod mounts, without duplicates."""
+    runtime = parsed.spec.runtime
     cache = [runtime.cache_claim] if runtime.cache_claim else []
-    return list(dict.fromkeys([*document.claims, *(it.claim for it in runtime.volumes), *cache]))
+    return list(dict.fromkeys([*parsed.claims, *(it.claim for it in runtime.volumes), *cache]))
 
 
-def _claims(document: FineTuneJob) -> dict[str, str]:
-    """The volume of each claim: one that is used in several ways is still one volume."""
-    return {claim: f"claim-{position}" for position, claim in enumerate(mounted_claims(document))}
+def _claim_volumes(parsed: FineTuneJob) -> dict[str, str]:
+    """Volume name by claim; a claim that is mounted in several places is one volume."""
+    return {claim: f"claim-{position}" for position, claim in enumerate(mounted_claims(parsed))}
 
 
-def _mounts(document: FineTuneJob) -> list[Manifest]:
-    """Of the job's own claims only the one that takes the result can be written to."""
-    written = claim_names([document.destination])
-    volumes, runtime = _claims(document), document.spec.runtime
-    mounts: list[Manifest] = [
+def _volume_mounts(parsed: FineTuneJob) -> list[JsonObject]:
+    """Of the claims in sources, only the one of the output is writable."""
+    writable = claim_names([parsed.destination])
+    volumes, runtime = _claim_volumes(parsed), parsed.spec.runtime
+    mounts: list[JsonObject] = [
         {"name": "job", "mountPath": SPEC_DIR, "readOnly": True},
         {"name": "scratch", "mountPath": SCRATCH_DIR},
-        {"name": "tmp", "mountPath": TEMPORARY_DIR},
+        {"name": "tmp", "mountPath": TMP_DIR},
         {"name": "shared-memory", "mountPath": SHARED_MEMORY_DIR},
         *(
-            {"name": volumes[claim], "mountPath": f"{CLAIMS_DIR}/{claim}", "readOnly": claim not in written}
-            for claim in document.claims
+            {"name": volumes[claim], "mountPath": f"{CLAIMS_DIR}/{claim}", "readOnly": claim not in writable}
+            for claim in parsed.claims
         ),
         *({"name": volumes[it.claim], "mountPath": it.mount_path, "readOnly": it.read_only} for it in runtime.volumes),
     ]
@@ -308,14 +310,14 @@ def _labels(job: ObservedJob, number: int) -> dict[str, str]:
     return {JOB_LABEL: job.key.name, ATTEMPT_LABEL: str(number), **MANAGED_BY}
 
 
-def _metadata(job: ObservedJob, number: int) -> Manifest:
+def _metadata(job: ObservedJob, number: int) -> JsonObject:
     owner = {
         "apiVersion": API_VERSION,
         "kind": JOB_KIND,
         "name": job.key.name,
         "uid": job.uid,
         "controller": True,
-        # Blocking the owner's deletion would need a permission on its finalizers.
+        # True would require permission to update finalizers of the owner.
         "blockOwnerDeletion": False,
     }
     return {

@@ -1,44 +1,71 @@
-"""What a FineTuneJob has brought into the world, as far as the operator cares: Kubernetes Jobs and their pods."""
+"""The objects that belong to a FineTuneJob, reduced to what reconciling needs: Jobs, pods, ConfigMaps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from finetune_api.names import ATTEMPT_LABEL, JOB_LABEL, METRICS_PORT_NAME, TRAINER_CONTAINER
-from finetune_operator.core.observed import Key
-from finetune_operator.core.progress import Reading
-
-
-@dataclass(frozen=True)
-class Said:
-    """Why something is as it is, in Kubernetes' words."""
-
-    reason: str
-    message: str
+from finetune_operator.core.objects import (
+    JsonObject,
+    NamespacedName,
+    ReasonMessage,
+    controller_uid,
+    parse_time,
+    true_conditions,
+    true_since,
+)
+from finetune_operator.core.progress import ProgressSnapshot
 
 
 @dataclass(frozen=True)
 class AttemptJob:
-    """The Kubernetes Job of one attempt."""
+    """The Kubernetes Job of one attempt.
+
+    Args:
+        suspended: `spec.suspend`, which only the queue changes.
+        failed: the condition Failed, which is set once every pod is terminal.
+        finished_at: when it completed or failed.
+        started_at: when it was last started or resumed; None while it is suspended.
+        suspended_at: when it was last suspended; None unless it is suspended.
+    """
 
     name: str
     uid: str
     owner_uid: str
-    number: int
+    attempt_number: int
     resource_version: str
-    created: datetime
+    created_at: datetime
     suspended: bool
     deleting: bool
     complete: bool
-    failed: Said | None
-    """Set once every pod is terminal, never earlier."""
-    ended: datetime | None = None
-    """Since when it is complete or failed."""
-    started: datetime | None = None
-    """Since when its pods are wanted; None while they are not."""
+    failed: ReasonMessage | None
+    finished_at: datetime | None = None
+    started_at: datetime | None = None
     suspended_at: datetime | None = None
+
+    @classmethod
+    def from_object(cls, obj: JsonObject) -> AttemptJob:
+        """Read a Job as the API server returns it."""
+        metadata, status = obj["metadata"], obj.get("status") or {}
+        conditions = true_conditions(status)
+        # Just after it was resumed, a Job still has the start time of its earlier run.
+        started_at = status.get("startTime") if "Suspended" not in conditions else None
+        return cls(
+            name=metadata["name"],
+            uid=metadata["uid"],
+            owner_uid=controller_uid(obj),
+            attempt_number=_attempt_number(metadata),
+            resource_version=metadata.get("resourceVersion", ""),
+            created_at=parse_time(metadata["creationTimestamp"]),
+            suspended=obj.get("spec", {}).get("suspend") is True,
+            deleting="deletionTimestamp" in metadata,
+            complete="Complete" in conditions,
+            failed=conditions.get("Failed"),
+            finished_at=true_since(status, "Complete") or true_since(status, "Failed"),
+            started_at=parse_time(started_at) if started_at else None,
+            suspended_at=true_since(status, "Suspended"),
+        )
 
     @property
     def finished(self) -> bool:
@@ -46,22 +73,23 @@ class AttemptJob:
 
 
 @dataclass(frozen=True)
-class Leaving:
-    """A ConfigMap of an attempt that is over."""
-
-    name: str
-    uid: str
-    owner_uid: str
-
-
-@dataclass(frozen=True)
-class PodEnd:
-    """How the trainer container ended."""
+class TerminatedState:
+    """How the trainer container terminated."""
 
     exit_code: int
     oom_killed: bool
     message: str
-    finished: datetime | None
+    finished_at: datetime | None
+
+    @classmethod
+    def from_json(cls, terminated: JsonObject) -> TerminatedState:
+        finished_at = terminated.get("finishedAt")
+        return cls(
+            exit_code=terminated["exitCode"],
+            oom_killed=terminated.get("reason") == "OOMKilled",
+            message=terminated.get("message", ""),
+            finished_at=parse_time(finished_at) if finished_at else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -69,175 +97,139 @@ class TrainerPod:
     """One trainer pod.
 
     Args:
-        gone: it has been deleted; what it said at the end is remembered until it is written down.
-        scheduled: when a node was found for it.
-        evicted: the kubelet's reason for throwing it out, such as `Evicted`.
-        disruption: the cluster's reason for taking it away, such as `PreemptionByScheduler`.
+        rank: its completion index in the Indexed Job.
+        running, waiting, terminated: state of the trainer container.
+        unschedulable: message of the condition PodScheduled while the scheduler finds no node.
+        status_reason: why the kubelet evicted or rejected the pod, such as `Evicted` or `OutOfcpu`.
+        disruption: reason of the condition DisruptionTarget, such as `PreemptionByScheduler`.
+        scheduled_at: when it was assigned to a node.
+        deleted: it no longer exists; kept until its end is written to status.
     """
 
     name: str
     owner_uid: str
-    number: int
+    attempt_number: int
     rank: int
     resource_version: str
-    created: datetime
+    created_at: datetime
     phase: str
-    address: str
-    port: int | None
+    ip: str
+    metrics_port: int | None
     image: str
     memory_limit: str
     running: bool
-    waiting: Said | None
+    waiting: ReasonMessage | None
+    terminated: TerminatedState | None
     unschedulable: str
-    end: PodEnd | None
-    evicted: Said | None
+    status_reason: ReasonMessage | None
     disruption: str
-    scheduled: datetime | None = None
-    gone: bool = False
+    scheduled_at: datetime | None = None
+    deleted: bool = False
+
+    @classmethod
+    def from_object(cls, obj: JsonObject) -> TrainerPod:
+        """Read a pod as the API server returns it."""
+        metadata, spec, status = obj["metadata"], obj.get("spec") or {}, obj.get("status") or {}
+        container = _trainer_container(spec.get("containers"))
+        state = _trainer_container(status.get("containerStatuses")).get("state") or {}
+        disruption = true_conditions(status).get("DisruptionTarget")
+        return cls(
+            name=metadata["name"],
+            owner_uid=controller_uid(obj),
+            attempt_number=_attempt_number(metadata),
+            rank=int(metadata.get("annotations", {}).get("batch.kubernetes.io/job-completion-index", 0)),
+            resource_version=metadata.get("resourceVersion", ""),
+            created_at=parse_time(metadata["creationTimestamp"]),
+            phase=status.get("phase", "Pending"),
+            ip=status.get("podIP", ""),
+            metrics_port=_metrics_port(container),
+            image=container.get("image", ""),
+            memory_limit=container.get("resources", {}).get("limits", {}).get("memory", ""),
+            running="running" in state,
+            waiting=ReasonMessage.from_json(state["waiting"]) if "waiting" in state else None,
+            terminated=TerminatedState.from_json(state["terminated"]) if "terminated" in state else None,
+            unschedulable=_unschedulable(status),
+            status_reason=ReasonMessage.from_json(status) if status.get("reason") else None,
+            disruption=disruption.reason if disruption else "",
+            scheduled_at=true_since(status, "PodScheduled"),
+        )
 
     @property
-    def alive(self) -> bool:
-        return not self.gone and self.phase not in ("Succeeded", "Failed")
+    def terminal(self) -> bool:
+        """Whether none of its containers runs or will run again."""
+        return self.deleted or self.phase in ("Succeeded", "Failed")
+
+    @property
+    def evicted(self) -> bool:
+        return self.status_reason is not None and self.status_reason.reason == "Evicted"
+
+
+@dataclass(frozen=True)
+class LeftoverConfigMap:
+    """A ConfigMap of a finished attempt."""
+
+    name: str
+    uid: str
+    owner_uid: str
+
+    @classmethod
+    def from_object(cls, obj: JsonObject) -> LeftoverConfigMap:
+        return cls(obj["metadata"]["name"], obj["metadata"]["uid"], controller_uid(obj))
 
 
 @dataclass(frozen=True)
 class Children:
-    """Everything that belongs to one FineTuneJob.
+    """The objects labeled with one FineTuneJob; not all of them need to be owned by it.
 
     Args:
-        missing: what an attempt needs and does not find, in sentences; None when nobody has looked yet.
-        leavings: what attempts have left; None when nobody has looked yet.
-        reading: the trainer's latest progress.
+        missing_references: objects that an attempt needs and that do not exist, one phrase each; None before a Lookup.
+        leftover_config_maps: ConfigMaps of finished attempts; None before a Lookup.
+        snapshot: latest progress of the trainer.
     """
 
     jobs: tuple[AttemptJob, ...] = ()
     pods: tuple[TrainerPod, ...] = ()
-    missing: tuple[str, ...] | None = None
-    leavings: tuple[Leaving, ...] | None = None
-    reading: Reading | None = None
+    missing_references: tuple[str, ...] | None = None
+    leftover_config_maps: tuple[LeftoverConfigMap, ...] | None = None
+    snapshot: ProgressSnapshot | None = None
 
-    def job(self, number: int) -> AttemptJob | None:
-        return next((job for job in self.jobs if job.number == number), None)
+    def attempt_job(self, number: int) -> AttemptJob | None:
+        return next((job for job in self.jobs if job.attempt_number == number), None)
 
     def pods_of(self, number: int) -> tuple[TrainerPod, ...]:
-        return tuple(
-            sorted((pod for pod in self.pods if pod.number == number), key=lambda pod: (pod.gone, pod.rank, pod.name))
-        )
+        """The pods of an attempt: existing ones first, then by rank."""
+        pods = (pod for pod in self.pods if pod.attempt_number == number)
+        return tuple(sorted(pods, key=lambda pod: (pod.deleted, pod.rank, pod.name)))
 
     @property
-    def busy(self) -> bool:
-        """Whether anything still runs, of whatever attempt."""
-        return any(not job.finished for job in self.jobs) or any(pod.alive for pod in self.pods)
+    def active(self) -> bool:
+        """Whether any Job is unfinished or any pod may still run, of any attempt."""
+        return any(not job.finished for job in self.jobs) or any(not pod.terminal for pod in self.pods)
 
 
-def owner_key(raw: dict[str, Any]) -> Key | None:
-    """The FineTuneJob a child is labelled with."""
-    metadata = raw["metadata"]
+def labeled_job(obj: JsonObject) -> NamespacedName | None:
+    """The FineTuneJob that an object's label names."""
+    metadata = obj["metadata"]
     name = metadata.get("labels", {}).get(JOB_LABEL)
-    return Key(metadata["namespace"], name) if name else None
+    return NamespacedName(metadata["namespace"], name) if name else None
 
 
-def controller_uid(raw: dict[str, Any]) -> str:
-    """UID of the object's controller owner; empty when it has none."""
-    owners = raw["metadata"].get("ownerReferences") or []
-    return next((str(owner["uid"]) for owner in owners if owner.get("controller")), "")
-
-
-def attempt_job(raw: dict[str, Any]) -> AttemptJob:
-    """Read a Kubernetes Job."""
-    metadata, status = raw["metadata"], raw.get("status") or {}
-    conditions = _true_conditions(status)
-    return AttemptJob(
-        name=metadata["name"],
-        uid=metadata["uid"],
-        owner_uid=controller_uid(raw),
-        number=_number(metadata),
-        resource_version=metadata.get("resourceVersion", ""),
-        created=_time(metadata["creationTimestamp"]),
-        suspended=raw.get("spec", {}).get("suspend") is True,
-        deleting="deletionTimestamp" in metadata,
-        complete="Complete" in conditions,
-        failed=conditions.get("Failed"),
-        ended=_true_since(status, "Complete") or _true_since(status, "Failed"),
-        # Just after it was let go on, it still has the start time of its earlier run.
-        started=_time(status["startTime"]) if status.get("startTime") and "Suspended" not in conditions else None,
-        suspended_at=_true_since(status, "Suspended"),
-    )
-
-
-def trainer_pod(raw: dict[str, Any]) -> TrainerPod:
-    """Read a pod."""
-    metadata, spec, status = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
-    container = _trainer(spec.get("containers"))
-    state = _trainer(status.get("containerStatuses")).get("state") or {}
-    disruption = _true_conditions(status).get("DisruptionTarget")
-    return TrainerPod(
-        name=metadata["name"],
-        owner_uid=controller_uid(raw),
-        number=_number(metadata),
-        rank=int(metadata.get("annotations", {}).get("batch.kubernetes.io/job-completion-index", 0)),
-        resource_version=metadata.get("resourceVersion", ""),
-        created=_time(metadata["creationTimestamp"]),
-        phase=status.get("phase", "Pending"),
-        address=status.get("podIP", ""),
-        port=_metrics_port(container),
-        image=container.get("image", ""),
-        memory_limit=container.get("resources", {}).get("limits", {}).get("memory", ""),
-        running="running" in state,
-        waiting=_said(state["waiting"]) if "waiting" in state else None,
-        unschedulable=_unschedulable(status),
-        end=_end(state["terminated"]) if "terminated" in state else None,
-        evicted=_said(status) if status.get("reason") else None,
-        disruption=disruption.reason if disruption else "",
-        scheduled=_true_since(status, "PodScheduled"),
-    )
-
-
-def _trainer(containers: list[dict[str, Any]] | None) -> dict[str, Any]:
-    return next((it for it in containers or [] if it["name"] == TRAINER_CONTAINER), {})
-
-
-def _metrics_port(container: dict[str, Any]) -> int | None:
-    ports = container.get("ports") or []
-    return next((port["containerPort"] for port in ports if port.get("name") == METRICS_PORT_NAME), None)
-
-
-def _end(terminated: dict[str, Any]) -> PodEnd:
-    finished = terminated.get("finishedAt")
-    return PodEnd(
-        exit_code=terminated["exitCode"],
-        oom_killed=terminated.get("reason") == "OOMKilled",
-        message=terminated.get("message", ""),
-        finished=_time(finished) if finished else None,
-    )
-
-
-def _true_since(status: dict[str, Any], condition: str) -> datetime | None:
-    """When a condition became true; None while it is not."""
-    conditions = status.get("conditions") or []
-    found = (it for it in conditions if it["type"] == condition and it["status"] == "True")
-    return next((_time(it["lastTransitionTime"]) for it in found if it.get("lastTransitionTime")), None)
-
-
-def _unschedulable(status: dict[str, Any]) -> str:
-    for condition in status.get("conditions") or []:
-        if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
-            return str(condition.get("message", ""))
-    return ""
-
-
-def _true_conditions(status: dict[str, Any]) -> dict[str, Said]:
-    return {it["type"]: _said(it) for it in status.get("conditions") or [] if it["status"] == "True"}
-
-
-def _said(part: dict[str, Any]) -> Said:
-    return Said(part.get("reason", ""), part.get("message", ""))
-
-
-def _number(metadata: dict[str, Any]) -> int:
+def _attempt_number(metadata: JsonObject) -> int:
     text = metadata.get("labels", {}).get(ATTEMPT_LABEL, "")
     return int(text) if text.isdigit() else 0
 
 
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text)
+def _trainer_container(containers: list[JsonObject] | None) -> JsonObject:
+    return next((it for it in containers or [] if it["name"] == TRAINER_CONTAINER), {})
+
+
+def _metrics_port(container: JsonObject) -> int | None:
+    ports = container.get("ports") or []
+    return next((port["containerPort"] for port in ports if port.get("name") == METRICS_PORT_NAME), None)
+
+
+def _unschedulable(status: JsonObject) -> str:
+    for condition in status.get("conditions") or []:
+        if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
+            return str(condition.get("message", ""))
+    return ""

@@ -1,25 +1,16 @@
-"""A FineTuneJob as the operator remembers it: the document, what it means, and where it stands."""
+"""A FineTuneJob as last seen: its spec as written and as parsed, and its status."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Literal
 
 from pydantic import ValidationError
 
 from finetune_api.job import FineTuneJob, parse
-from finetune_api.status import Attempt, JobStatus
-from finetune_operator.config import explain
-
-
-class Key(NamedTuple):
-    """Which FineTuneJob."""
-
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}"
+from finetune_api.status import AttemptStatus, JobStatus
+from finetune_operator.config import describe_errors
+from finetune_operator.core.objects import JsonObject, NamespacedName
 
 
 @dataclass(frozen=True)
@@ -27,63 +18,64 @@ class ObservedJob:
     """One FineTuneJob.
 
     Args:
-        spec: exactly what the user wrote; the trainer gets it unchanged.
-        document: the same, parsed; None when it does not obey the language, and then `problem` says why.
+        spec: exactly as the user wrote it; the trainer gets it unchanged.
+        parsed: the validated job; None if it is invalid; `parse_error` is the reason.
     """
 
-    key: Key
+    key: NamespacedName
     uid: str
     generation: int
     resource_version: str
     deleting: bool
-    spec: dict[str, Any]
-    document: FineTuneJob | None
-    problem: str
+    spec: JsonObject
+    parsed: FineTuneJob | None
+    parse_error: str
     status: JobStatus
+
+    @classmethod
+    def from_object(cls, obj: JsonObject) -> ObservedJob:
+        """Read a FineTuneJob as the API server returns it."""
+        metadata = obj["metadata"]
+        parsed, parse_error = _parse(obj)
+        return cls(
+            key=NamespacedName(metadata["namespace"], metadata["name"]),
+            uid=metadata["uid"],
+            generation=metadata.get("generation", 1),
+            resource_version=metadata.get("resourceVersion", ""),
+            deleting="deletionTimestamp" in metadata,
+            spec=obj.get("spec") or {},
+            parsed=parsed,
+            parse_error=parse_error,
+            status=JobStatus.model_validate(obj.get("status") or {}),
+        )
 
     @property
     def suspended(self) -> bool:
-        """Whether the user wants it to stop."""
+        """Whether `spec.suspend` is true."""
         return self.spec.get("suspend") is True
 
     @property
     def finished(self) -> bool:
-        """Whether it has ended for good."""
-        return self.condition("Succeeded") in ("True", "False")
+        """Whether it has succeeded or failed for good."""
+        return self.succeeded in ("True", "False")
+
+    @property
+    def succeeded(self) -> Literal["True", "False", "Unknown"]:
+        """Status of the condition Succeeded."""
+        return next((it.status for it in self.status.conditions if it.type == "Succeeded"), "Unknown")
 
     @property
     def state(self) -> str:
-        """The word a person reads; empty before the operator has said anything."""
+        """Reason of the condition Succeeded, the STATUS column of kubectl; empty before the first reconciliation."""
         return next((it.reason for it in self.status.conditions if it.type == "Succeeded"), "")
 
-    def condition(self, kind: str) -> str:
-        """The status of one of its conditions; `Unknown` when it has none."""
-        return next((str(it.status) for it in self.status.conditions if it.type == kind), "Unknown")
-
-    def record(self, number: int) -> Attempt | None:
-        """What is written down about an attempt."""
+    def attempt(self, number: int) -> AttemptStatus | None:
+        """The attempt of this number in status."""
         return next((it for it in self.status.attempts or [] if it.number == number), None)
 
 
-def observe(raw: dict[str, Any]) -> ObservedJob:
-    """Read a FineTuneJob as the API server gives it."""
-    metadata = raw["metadata"]
-    document, problem = _understand(raw)
-    return ObservedJob(
-        key=Key(metadata["namespace"], metadata["name"]),
-        uid=metadata["uid"],
-        generation=metadata.get("generation", 1),
-        resource_version=metadata.get("resourceVersion", ""),
-        deleting="deletionTimestamp" in metadata,
-        spec=raw.get("spec") or {},
-        document=document,
-        problem=problem,
-        status=JobStatus.model_validate(raw.get("status") or {}),
-    )
-
-
-def _understand(raw: dict[str, Any]) -> tuple[FineTuneJob | None, str]:
+def _parse(obj: JsonObject) -> tuple[FineTuneJob | None, str]:
     try:
-        return parse({key: value for key, value in raw.items() if key != "status"}), ""
+        return parse({key: value for key, value in obj.items() if key != "status"}), ""
     except ValidationError as error:
-        return None, explain(error)
+        return None, describe_errors(error)

@@ -1,166 +1,140 @@
-"""What the trainer says while it runs: its Prometheus page, read with limits on time, bytes and names.
+"""Parses the Prometheus page of a trainer into the progress fields of status.
 
-A trainer pod runs a user's image, so its page is not trusted: what is too long, not understood or not on the list is
-left out, and a pod that answers slowly or never delays no other.
+A trainer pod runs a user's image, so its page is not trusted: metrics that are not on the allow-list, values that are
+not finite and rows beyond the limits are dropped.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
-import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from finetune_api import trainer_metrics as names
-from finetune_api.status import CheckpointStatus, Metric, ModuleStatus, Progress
+from finetune_api.status import BestEvaluation, CheckpointStatus, Metric, ModuleStatus, Progress
 
-TIMEOUT_SECONDS = 2.0
-MAX_BYTES = 256 * 1024
 MAX_ROWS = 64
-MAX_LABEL = 63
+"""`maxItems` of `status.metrics` and `status.modules`."""
+MAX_LABEL_LENGTH = 63
 
 ALLOWED = frozenset(value for key, value in vars(names).items() if key.isupper() and value.startswith("finetune_"))
 
 Labels = tuple[tuple[str, str], ...]
+Samples = dict[tuple[str, Labels], float]
+"""Value by metric name and sorted labels."""
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One look at rank 0."""
+class ProgressSnapshot:
+    """What rank 0 of an attempt exported at one moment."""
 
+    attempt_number: int
     progress: Progress
     metrics: tuple[Metric, ...] = ()
+    best: BestEvaluation | None = None
     modules: tuple[ModuleStatus, ...] = ()
     checkpoint: CheckpointStatus | None = None
-    attempt: int = 0
 
 
-@dataclass(frozen=True)
-class Target:
-    """Where rank 0 of an attempt answers."""
-
-    attempt: int
-    address: str
-    port: int
-
-    @property
-    def url(self) -> str:
-        host = f"[{self.address}]" if ":" in self.address else self.address
-        return f"http://{host}:{self.port}/metrics"
-
-
-async def read(session: aiohttp.ClientSession, target: Target) -> Reading | None:
-    """Ask one trainer; None when it does not answer in time, says too much, or nothing of use."""
+def parse_metrics_page(text: str, attempt_number: int, now: datetime) -> ProgressSnapshot | None:
+    """Parse a trainer's page; None if it is not in Prometheus' text format or has no `finetune_step`."""
     try:
-        async with asyncio.timeout(TIMEOUT_SECONDS):
-            text = await _fetch(session, target.url)
-    except (aiohttp.ClientError, TimeoutError, OSError, UnicodeDecodeError):
-        return None
-    reading = parse(text, datetime.now(UTC)) if text is not None else None
-    return replace(reading, attempt=target.attempt) if reading else None
-
-
-async def _fetch(session: aiohttp.ClientSession, url: str) -> str | None:
-    async with session.get(url, allow_redirects=False) as response:
-        if response.status != 200:
+        samples = _parse_samples(text)
+        if (names.STEP, ()) not in samples:
             return None
-        body = bytearray()
-        async for chunk in response.content.iter_chunked(16 * 1024):
-            body += chunk
-            if len(body) > MAX_BYTES:
-                return None
-        return body.decode()
-
-
-def parse(text: str, now: datetime) -> Reading | None:
-    """Understand a trainer's page; None when it has no step to report or is no Prometheus text."""
-    try:
-        values = _values(text)
-        if (names.STEP, ()) not in values:
-            return None
-        progress = _progress(values, now)
-        return Reading(progress, _metrics(values, progress.step), _modules(values), _checkpoint(values))
+        progress = _progress(samples, now)
+        return ProgressSnapshot(
+            attempt_number=attempt_number,
+            progress=progress,
+            metrics=_metrics(samples, progress.step),
+            best=_best(samples),
+            modules=_modules(samples),
+            checkpoint=_checkpoint(samples),
+        )
     except (ValueError, KeyError, IndexError):
         return None
 
 
-def _values(text: str) -> dict[tuple[str, Labels], float]:
-    """Finite values by name and labels; only lines that name an allowed metric reach the parser."""
-    lines = [line for line in text.splitlines() if _name(line) in ALLOWED]
-    values: dict[tuple[str, Labels], float] = {}
+def _parse_samples(text: str) -> Samples:
+    """The finite samples of allowed metrics; other lines never reach the parser."""
+    lines = [line for line in text.splitlines() if _metric_name(line) in ALLOWED]
+    samples: Samples = {}
     for family in text_string_to_metric_families("\n".join(lines) + "\n"):
         for sample in family.samples:
             labels = tuple(sorted(sample.labels.items()))
-            if math.isfinite(sample.value) and all(len(value) <= MAX_LABEL for _, value in labels):
-                values[sample.name, labels] = sample.value
-    return values
+            if math.isfinite(sample.value) and all(len(value) <= MAX_LABEL_LENGTH for _, value in labels):
+                samples[sample.name, labels] = sample.value
+    return samples
 
 
-def _name(line: str) -> str:
+def _metric_name(line: str) -> str:
     return line.partition("{")[0].partition(" ")[0]
 
 
-def _progress(values: dict[tuple[str, Labels], float], now: datetime) -> Progress:
-    step, planned = int(values[names.STEP, ()]), int(values.get((names.PLANNED_STEPS, ()), 0))
-    return Progress(
-        step=step,
-        planned_steps=planned,
-        epoch=values.get((names.EPOCH, ()), 0.0),
-        percentage=round(min(100.0, 100.0 * step / planned), 1) if planned > 0 else 0.0,
-        samples_per_second=values.get((names.SAMPLES_PER_SECOND, ())),
-        estimated_completion_time=_time(values.get((names.ESTIMATED_COMPLETION_TIME, ()))),
+def _progress(samples: Samples, now: datetime) -> Progress:
+    return Progress.at_step(
+        int(samples[names.STEP, ()]),
+        int(samples.get((names.PLANNED_STEPS, ()), 0)),
+        epoch=samples.get((names.EPOCH, ()), 0.0),
+        samples_per_second=samples.get((names.SAMPLES_PER_SECOND, ())),
+        estimated_completion_time=_time(samples.get((names.ESTIMATED_COMPLETION_TIME, ()))),
         observed_time=now.replace(microsecond=0),
     )
 
 
-def _metrics(values: dict[tuple[str, Labels], float], step: int) -> tuple[Metric, ...]:
-    found = {}
-    if (names.LOSS, ()) in values:
-        found["train/loss"] = values[names.LOSS, ()]
-    for family, prefix in ((names.EVALUATION, "eval"), (names.BEST_EVALUATION, "best")):
-        for metric, value in _by_label(values, family, names.METRIC_LABEL).items():
-            found[f"{prefix}/{metric}"] = value
-    return tuple(Metric(name=name, value=value, step=step) for name, value in list(found.items())[:MAX_ROWS])
+def _metrics(samples: Samples, step: int) -> tuple[Metric, ...]:
+    values = {}
+    if (names.LOSS, ()) in samples:
+        values["train/loss"] = samples[names.LOSS, ()]
+    for metric, value in _by_label(samples, names.EVALUATION, names.METRIC_LABEL).items():
+        values[f"eval/{metric}"] = value
+    return tuple(Metric(name=name, value=value, step=step) for name, value in list(values.items())[:MAX_ROWS])
 
 
-def _modules(values: dict[tuple[str, Labels], float]) -> tuple[ModuleStatus, ...]:
-    parameters = _by_label(values, names.MODULE_PARAMETERS, names.MODULE_LABEL)
-    trainable = _by_label(values, names.MODULE_TRAINABLE, names.MODULE_LABEL)
-    rates = _by_label(values, names.LEARNING_RATE, names.MODULE_LABEL)
-    norms = _by_label(values, names.GRADIENT_NORM, names.MODULE_LABEL)
-    optimizers = _optimizers(values)
-    rows = dict.fromkeys([*parameters, *rates])
+def _best(samples: Samples) -> BestEvaluation | None:
+    steps = _by_label(samples, names.BEST_EVALUATION_STEP, names.METRIC_LABEL)
+    for metric, value in _by_label(samples, names.BEST_EVALUATION, names.METRIC_LABEL).items():
+        if metric in steps:
+            return BestEvaluation(metric=f"eval/{metric}", value=value, step=int(steps[metric]))
+    return None
+
+
+def _modules(samples: Samples) -> tuple[ModuleStatus, ...]:
+    parameters = _by_label(samples, names.MODULE_PARAMETERS, names.MODULE_LABEL)
+    trainable = _by_label(samples, names.MODULE_TRAINABLE, names.MODULE_LABEL)
+    learning_rates = _by_label(samples, names.LEARNING_RATE, names.MODULE_LABEL)
+    gradient_norms = _by_label(samples, names.GRADIENT_NORM, names.MODULE_LABEL)
+    optimizers = _optimizers(samples)
+    modules = dict.fromkeys([*parameters, *learning_rates])
     return tuple(
         ModuleStatus(
-            name=name,
-            parameters=int(parameters.get(name, 0)),
-            trainable=int(trainable.get(name, 0)),
-            optimizer=optimizers.get(name),
-            learning_rate=rates.get(name),
-            gradient_norm=norms.get(name),
-            frozen=name in trainable and trainable[name] == 0,
+            name=module,
+            parameters=int(parameters.get(module, 0)),
+            trainable=int(trainable.get(module, 0)),
+            optimizer=optimizers.get(module),
+            learning_rate=learning_rates.get(module),
+            gradient_norm=gradient_norms.get(module),
+            frozen=trainable.get(module) == 0,
         )
-        for name in list(rows)[:MAX_ROWS]
+        for module in list(modules)[:MAX_ROWS]
     )
 
 
-def _by_label(values: dict[tuple[str, Labels], float], family: str, label: str) -> dict[str, float]:
-    return {dict(labels)[label]: value for (name, labels), value in values.items() if name == family}
+def _by_label(samples: Samples, family: str, label: str) -> dict[str, float]:
+    return {dict(labels)[label]: value for (name, labels), value in samples.items() if name == family}
 
 
-def _optimizers(values: dict[tuple[str, Labels], float]) -> dict[str, str]:
-    rows: Iterable[dict[str, str]] = (dict(labels) for name, labels in values if name == names.MODULE_INFO)
+def _optimizers(samples: Samples) -> dict[str, str]:
+    rows = [dict(labels) for name, labels in samples if name == names.MODULE_INFO]
     return {row[names.MODULE_LABEL]: row[names.OPTIMIZER_LABEL] for row in rows if row.get(names.OPTIMIZER_LABEL)}
 
 
-def _checkpoint(values: dict[tuple[str, Labels], float]) -> CheckpointStatus | None:
-    step = values.get((names.LAST_CHECKPOINT_STEP, ()))
-    written = _time(values.get((names.LAST_CHECKPOINT_TIME, ())))
-    return CheckpointStatus(step=int(step), time=written) if step is not None and written else None
+def _checkpoint(samples: Samples) -> CheckpointStatus | None:
+    step = samples.get((names.LAST_CHECKPOINT_STEP, ()))
+    time = _time(samples.get((names.LAST_CHECKPOINT_TIME, ())))
+    return CheckpointStatus(step=int(step), time=time) if step is not None and time else None
 
 
 def _time(seconds: float | None) -> datetime | None:

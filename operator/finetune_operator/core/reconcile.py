@@ -1,466 +1,460 @@
-"""The heart: what to do about one FineTuneJob, given what the cluster says about it. Pure, and the same at every call.
+"""Decides what to do about one FineTuneJob, given the observed state of the cluster. Pure and deterministic.
 
-An attempt goes announced (its number is in status) -> created (its Job exists) -> running -> ended (its Job is Failed
-or gone, and with it every pod) -> the next one, or the end. Each step is one write and is recognized by what the write
-left behind, so an operator that dies before or after any of them goes on where it stopped.
+Each attempt is announced (its number is in status), created (its Job exists), active, and ended (its Job failed or is
+gone, and so are all its pods); then the next attempt is announced, or the job is finished. Each step is one write and
+is recognized by what that write left in the client, so an operator that dies before or after any write resumes there.
+
+The cases, in the order in which they are checked; comments below and the table test refer to these numbers:
+
+ 1    The FineTuneJob is being deleted              nothing: the garbage collector deletes its children
+
+ 2    The job is finished: delete Jobs that are still active, and
+ 2.1    the generation is not observed              set observedGeneration
+ 2.2    no TTL, or already cleaned up               nothing more
+ 2.3    the TTL has not passed                      requeue
+ 2.4    leftover ConfigMaps are unknown             look them up
+ 2.5    Jobs, pods or ConfigMaps exist              delete them
+ 2.6    otherwise                                   set cleanupTime
+
+ 3    The spec is invalid                           Stalled (InvalidJob); if suspended, delete active Jobs
+
+ 4    No Job of the current attempt has existed
+ 4.1    spec.suspend                                Suspended
+ 4.2    references are unknown                      look them up
+ 4.3    Jobs or pods of an earlier run are active   Pending
+ 4.4    referenced objects are missing              Stalled (MissingReference)
+ 4.5    the attempt is not announced                Pending; set attempt, restarts and specHash
+ 4.6    otherwise                                   create the claim, the ConfigMap and the Job
+
+ 5    The Job of the attempt is active
+ 5.1    spec.suspend                                Suspending; delete the Job
+ 5.2    activeDeadlineSeconds exceeded              Failed (DeadlineExceeded); delete the Job
+ 5.3    the queue suspends the Job                  Queued
+ 5.4    no pod                                      Pending
+ 5.5    the image cannot be pulled                  Pending (ImagePullFailing)
+ 5.6    the same, past the image pull deadline      Failed (ImagePullFailed); delete the Job
+ 5.7    the container cannot be created             Stalled (CreateContainerConfigError, ...)
+ 5.8    the trainer is running or has terminated    Running, with progress
+ 5.9    the pod is unschedulable                    Pending (Unschedulable)
+ 5.10   otherwise                                   Pending
+
+ 6    The Job of the attempt is complete            Succeeded
+
+ 7    The Job of the attempt failed or was deleted
+ 7.1    a pod is still active                       Restarting, or Suspending
+ 7.2    the trainer had succeeded                   Succeeded
+ 7.3    only the cache says the Job is gone         look it up
+ 7.4    the outcome is not retryable                Failed
+ 7.5    the retry limit is reached                  Failed
+ 7.6    spec.suspend                                Suspended
+ 7.7    activeDeadlineSeconds used up               Failed (DeadlineExceeded)
+ 7.8    end not in status, or backoff not over      Restarting
+ 7.9    otherwise                                   start the next attempt, as in 4
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Unpack
 
 from finetune_api.exit_codes import CRASHED, SUCCEEDED
 from finetune_api.job import FineTuneJob
 from finetune_api.names import CHECKPOINTS_FOLDER, State, attempt_name, output_claim
-from finetune_api.status import Attempt
+from finetune_api.status import AttemptStatus, CheckpointStatus
 from finetune_operator.config import Config
 from finetune_operator.core import active_deadline, termination
-from finetune_operator.core.actions import Delete, Look, Plan
-from finetune_operator.core.builders import mounted_claims, prepare_attempt
+from finetune_operator.core.actions import Actions, Delete, Lookup
+from finetune_operator.core.builders import build_attempt, mounted_claims
+from finetune_operator.core.changes import StatusChanges, update_attempt, update_status
 from finetune_operator.core.children import AttemptJob, Children, TrainerPod
+from finetune_operator.core.objects import ReasonMessage
 from finetune_operator.core.observed import ObservedJob
 from finetune_operator.core.status import (
-    Standing,
+    ConditionUpdate,
+    build_status,
+    is_progress_only,
     merge_patch,
-    only_progress,
-    standing,
-    told,
-    transition,
-    with_record,
+    status_fields,
+    transition_events,
+    with_attempt,
+    with_observed_generation,
 )
 
 MAX_BACKOFF_SECONDS = 300
-LASTED_SECONDS = 600
-"""An attempt that lasted this long was a good one: the waiting before the next starts from the beginning."""
+BACKOFF_RESET_SECONDS = 600
+"""An attempt that ran this long resets the backoff, as a container does for the kubelet."""
 MAX_MISSING_NAMED = 5
-LOOK_AGAIN_SECONDS = 1.0
-MAX_LEAVINGS = 500
-"""ConfigMaps of earlier attempts go with the FineTuneJob itself."""
+CLEANUP_POLL_SECONDS = 1.0
+MAX_LEFTOVERS = 500
+"""ConfigMaps looked up for cleanup; those of still earlier attempts are deleted with the FineTuneJob."""
 
-CANNOT_PULL = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
-CANNOT_START = {
-    "CreateContainerConfigError": "create what is missing, and it starts by itself",
-    "CreateContainerError": "its node tries again by itself; what it says has to be mended first",
+IMAGE_PULL_ERRORS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
+CONTAINER_CREATE_ERRORS = {
+    "CreateContainerConfigError": "create the missing object; the kubelet retries",
+    "CreateContainerError": "fix the cause; the kubelet retries",
 }
-"""What a person can do, by the kubelet's reason."""
+"""Waiting reasons of the kubelet, and what the user can do."""
 
 
-def reconcile(job: ObservedJob, children: Children, now: datetime, config: Config) -> Plan:
+def reconcile(job: ObservedJob, children: Children, now: datetime, config: Config) -> Actions:
     """What to do about a job.
 
     Args:
-        children: what belongs to it; foreign Jobs of the same name are among them.
+        children: objects labeled with the job, including ones that another owner controls.
     """
-    if job.deleting:
-        return Plan()
+    if job.deleting:  # case 1
+        return Actions()
     if job.finished:
-        return _tidy(job, children, now)
-    if job.document is None:
-        return _not_understood(job, children, now)
-    return _Course(job, job.document, children, now, config).plan()
+        return _reconcile_finished(job, children, now)
+    if job.parsed is None:  # case 3
+        update = ConditionUpdate("Stalled", f"invalid FineTuneJob: {job.parse_error}", "InvalidJob")
+        actions = _status_update(job, update, now)
+        # An operator of another version may have started it: leave it running, but let the user stop it.
+        return actions.deleting(*_active_jobs(job, children)) if job.suspended else actions
+    return AttemptReconciler(job, job.parsed, children, now, config).reconcile()
 
 
-def refused(job: ObservedJob, message: str, now: datetime) -> Plan:
-    """What to do when the API server refused to create what an attempt needs: say so, and try again later."""
-    return _say(job, Standing("Stalled", message, "CreationRefused"), now)
+def reconcile_rejected(job: ObservedJob, message: str, now: datetime) -> Actions:
+    """What to do when the API server rejected an object of an attempt: report it; the worker retries later."""
+    return _status_update(job, ConditionUpdate("Stalled", message, "FailedCreate"), now)
 
 
-def _not_understood(job: ObservedJob, children: Children, now: datetime) -> Plan:
-    """An operator of another version may have started it: what runs goes on, but can be stopped."""
-    plan = _say(job, Standing("Stalled", f"the job does not obey the language: {job.problem}", "InvalidJob"), now)
-    return replace(plan, deletes=_stop(job, children)) if job.suspended else plan
+def _status_update(
+    job: ObservedJob, update: ConditionUpdate, now: datetime, **changes: Unpack[StatusChanges]
+) -> Actions:
+    status = build_status(job, update, now, **changes)
+    if not merge_patch(job.status, status):
+        return Actions()
+    return Actions(status=status, events=transition_events(job.status, status))
 
 
-def _stop(job: ObservedJob, children: Children) -> tuple[Delete, ...]:
-    """The end of whatever of a job still runs."""
-    left = (it for it in children.jobs if it.owner_uid == job.uid and not it.finished and not it.deleting)
-    return tuple(Delete(it.name, it.uid) for it in left)
+def _active_jobs(job: ObservedJob, children: Children) -> list[AttemptJob]:
+    return [it for it in children.jobs if it.owner_uid == job.uid and not it.finished]
 
 
-def _tidy(job: ObservedJob, children: Children, now: datetime) -> Plan:
-    """Terminal is terminal: whatever of it still runs is stopped, and nothing is ever started again."""
+# Case 2: finished jobs.
+
+
+def _reconcile_finished(job: ObservedJob, children: Children, now: datetime) -> Actions:
+    """Nothing is started again; what still runs is stopped, and leftovers are deleted after the TTL."""
+    stop = Actions().deleting(*_active_jobs(job, children))
     status = job.status
-    if status.observed_generation != job.generation:
-        conditions = [it.model_copy(update={"observed_generation": job.generation}) for it in status.conditions]
-        status = status.model_copy(update={"observed_generation": job.generation, "conditions": conditions})
-    if status is not job.status:
-        return Plan(status=status, deletes=_stop(job, children))
-    wait = _until_cleanup(job, now)
-    if wait is None:
-        return Plan(deletes=_stop(job, children))
-    if wait > 0:
-        return Plan(deletes=_stop(job, children), requeue_after=wait)
+    if status.observed_generation != job.generation:  # case 2.1
+        return Actions(status=with_observed_generation(status, job.generation), deletes=stop.deletes)
+    ttl = job.spec.get("ttlSecondsAfterFinished")
+    if not isinstance(ttl, int) or status.completion_time is None or status.cleanup_time is not None:  # case 2.2
+        return stop
+    remaining = ttl - (now - status.completion_time).total_seconds()
+    if remaining > 0:  # case 2.3
+        return stop.requeue_within(remaining)
     return _clean_up(job, children, now)
 
 
-def _until_cleanup(job: ObservedJob, now: datetime) -> float | None:
-    """Seconds until what a finished job has left is deleted; None when it is to stay, or is gone."""
-    ttl, ended = job.spec.get("ttlSecondsAfterFinished"), job.status.completion_time
-    if not isinstance(ttl, int) or ended is None or job.status.cleanup_time is not None:
-        return None
-    return (ended - now).total_seconds() + ttl
-
-
-def _clean_up(job: ObservedJob, children: Children, now: datetime) -> Plan:
-    """Delete Jobs, pods and ConfigMaps; that it is done is written down once nothing of them is found any more."""
-    if children.leavings is None:
+def _clean_up(job: ObservedJob, children: Children, now: datetime) -> Actions:
+    if children.leftover_config_maps is None:  # case 2.4
         last = job.status.attempt or 0
-        numbers = range(max(1, last + 1 - MAX_LEAVINGS), last + 1)
-        return Plan(look=Look(leavings=tuple(attempt_name(job.key.name, number) for number in numbers)))
+        numbers = range(max(1, last + 1 - MAX_LEFTOVERS), last + 1)
+        names = tuple(attempt_name(job.key.name, number) for number in numbers)
+        return Actions(lookup=Lookup(leftover_config_maps=names))
     jobs = [it for it in children.jobs if it.owner_uid == job.uid]
-    configmaps = [it for it in children.leavings if it.owner_uid == job.uid]
-    if not jobs and not configmaps and not any(pod.alive and _is_of(job, pod) for pod in children.pods):
-        return Plan(status=job.status.model_copy(update={"cleanup_time": now.replace(microsecond=0)}))
-    deletes = [Delete(it.name, it.uid) for it in jobs if not it.deleting]
-    deletes += [Delete(it.name, it.uid, "configmaps") for it in configmaps]
-    return Plan(deletes=tuple(deletes), requeue_after=LOOK_AGAIN_SECONDS)
+    config_maps = [it for it in children.leftover_config_maps if it.owner_uid == job.uid]
+    start_time = job.status.start_time
+    # Pods of an earlier job of the same name have the same labels, but are older.
+    pods = [it for it in children.pods if not it.terminal and start_time and it.created_at >= start_time]
+    if jobs or config_maps or pods:  # case 2.5
+        deletes = [Delete("jobs", it.name, it.uid) for it in jobs if not it.deleting]
+        deletes += [Delete("configmaps", it.name, it.uid) for it in config_maps]
+        return Actions(deletes=tuple(deletes), requeue_after=CLEANUP_POLL_SECONDS)
+    return Actions(status=update_status(job.status, cleanup_time=now.replace(microsecond=0)))  # case 2.6
 
 
-def _is_of(job: ObservedJob, pod: TrainerPod) -> bool:
-    """Pods of an earlier job of the same name carry the same labels."""
-    return job.status.start_time is not None and pod.created >= job.status.start_time
-
-
-def _say(job: ObservedJob, where: Standing, now: datetime, **changes: Any) -> Plan:
-    """Write down where a job stands, if that is news."""
-    status = standing(job, where, now, **changes)
-    if not merge_patch(job.status, status):
-        return Plan()
-    return Plan(status=status, events=transition(job.status, status))
-
-
-class _Course:
-    """One job on its course; every method ends in a plan, and reads as one step of the story."""
+class AttemptReconciler:
+    """Reconciles the current attempt of a job that is valid and not finished: cases 4 to 7."""
 
     def __init__(
-        self, job: ObservedJob, document: FineTuneJob, children: Children, now: datetime, config: Config
+        self, job: ObservedJob, parsed: FineTuneJob, children: Children, now: datetime, config: Config
     ) -> None:
         self.job = job
-        self.document = document
+        self.parsed = parsed
+        self.spec = parsed.spec
         self.children = children
         self.now = now
         self.config = config
         self.number = job.status.attempt or 0
-        found = children.job(self.number)
-        self.attempt = found if found and found.owner_uid == job.uid else None
-        self.pods = tuple(pod for pod in children.pods_of(self.number) if self._is_ours(pod))
+        self.recorded = job.attempt(self.number)
+        attempt_job = children.attempt_job(self.number)
+        self.attempt_job = attempt_job if attempt_job and attempt_job.owner_uid == job.uid else None
+        self.pods = tuple(pod for pod in children.pods_of(self.number) if self._owns(pod))
 
-    def _is_ours(self, pod: TrainerPod) -> bool:
-        """Pods of an earlier job of the same name carry the same labels; some outlive it for a while."""
-        if self.attempt is not None:
-            return pod.owner_uid == self.attempt.uid
-        record = self.job.record(self.number)
-        return bool(record and record.start_time and pod.created >= record.start_time)
+    def _owns(self, pod: TrainerPod) -> bool:
+        """Whether a pod is not one of an earlier job of the same name, which may outlive that job for a while."""
+        if self.attempt_job is not None:
+            return pod.owner_uid == self.attempt_job.uid
+        start_time = self.recorded.start_time if self.recorded else None
+        return start_time is not None and pod.created_at >= start_time
 
-    def plan(self) -> Plan:
-        if self.number == 0:
-            return self._begin(1)
-        attempt, record = self.attempt, self.job.record(self.number)
-        if attempt is None and (record is None or record.start_time is None):
-            return self._begin(self.number)
-        if attempt is None or attempt.failed:
-            return self._ended(attempt, self._record(attempt))
-        if attempt.complete:
-            return self._succeeded(attempt, self._record(attempt))
-        return self._active(attempt, self._record(attempt))
+    def reconcile(self) -> Actions:
+        started = self.recorded is not None and self.recorded.start_time is not None
+        if self.number == 0 or (self.attempt_job is None and not started):
+            return self._start(max(1, self.number))
+        attempt = self._observe_attempt()
+        if self.attempt_job is None or self.attempt_job.failed:
+            return self._reconcile_ended(attempt)
+        if self.attempt_job.complete:  # case 6
+            return self._succeed(attempt)
+        return self._reconcile_active(self.attempt_job, attempt)
 
-    # Before an attempt runs.
+    def _observe_attempt(self) -> AttemptStatus:
+        """The recorded status of the current attempt, updated with what its Job and pods show of its start and end."""
+        job = self.attempt_job
+        name = attempt_name(self.job.key.name, self.number)
+        attempt = self.recorded or AttemptStatus(number=self.number, job=name)
+        if job is not None and attempt.start_time is None:
+            attempt = update_attempt(attempt, start_time=job.created_at)
+        finished = job is None or job.finished
+        pods = [pod for pod in self.pods if finished or not pod.deleted]
+        # As long as a pod is active, wait for its end: it shows more than the failure message of the Job.
+        pods_active = any(not pod.terminal for pod in pods)
+        attempt = termination.merge_observed_end(attempt, None if pods_active else job, pods)
+        if job is not None and not finished and (job.suspended or any(pod.running for pod in pods)):
+            # Pods that a queue stopped, and may start again, do not end the attempt.
+            return termination.reopen(attempt)
+        return attempt
 
-    def _begin(self, number: int) -> Plan:
-        """Announce an attempt, and once it is announced create it, as soon as nothing is in its way."""
-        if self.job.suspended:
-            return self._say("Suspended", "suspended: set spec.suspend to false to go on")
-        if self.children.missing is None:
-            return Plan(look=_needs(self.document))
-        if self.children.busy or any(it.owner_uid != self.job.uid for it in self.children.jobs):
-            return self._waiting("Pending", "waiting for the pods of an earlier run to end")
-        if self.children.missing:
-            return self._missing(self.children.missing)
-        if number != self.job.status.attempt:
+    # Case 4: before the attempt runs.
+
+    def _start(self, number: int) -> Actions:
+        if self.job.suspended:  # case 4.1
+            return self._update_status("Suspended", "suspended; set spec.suspend to false to resume")
+        if self.children.missing_references is None:  # case 4.2
+            return Actions(lookup=self._required_references())
+        foreign = any(it.owner_uid != self.job.uid for it in self.children.jobs)
+        if self.children.active or foreign:  # case 4.3
+            actions = self._update_status("Pending", "waiting for pods of an earlier run to terminate")
+            return actions.requeue_within(self.config.recheck_interval_seconds)
+        if self.children.missing_references:  # case 4.4
+            return self._report_missing_references(self.children.missing_references)
+        if number != self.job.status.attempt:  # case 4.5
             return self._announce(number)
-        return Plan(creates=prepare_attempt(self.job, self.document, number, self.config))
+        return Actions(creates=build_attempt(self.job, self.parsed, number, self.config))  # case 4.6
 
-    def _missing(self, sentences: tuple[str, ...]) -> Plan:
-        more = len(sentences) - MAX_MISSING_NAMED
-        named = "; ".join(sentences[:MAX_MISSING_NAMED]) + (f"; and {more} more" if more > 0 else "")
-        message = f"{named}: create what is missing, and the job goes on by itself"
-        return self._waiting("Stalled", message, "MissingReference")
-
-    def _announce(self, number: int) -> Plan:
-        changes: dict[str, Any] = {"attempt": number, "spec_hash": self.document.spec.content_hash()}
-        last = self.job.record(number - 1)
-        if last is not None and termination.meaning(last).consumes_retry:
-            changes["restarts"] = (self.job.status.restarts or 0) + 1
-        return self._say("Pending", f"attempt {number} is being created", **changes)
-
-    # While it runs.
-
-    def _active(self, attempt: AttemptJob, record: Attempt) -> Plan:
-        if self.job.suspended:
-            plan = self._say(
-                "Suspending", "the trainer is writing a checkpoint and stops", attempts=self._attempts(record)
-            )
-            return _with_delete(plan, attempt)
-        limit = self.document.spec.active_deadline_seconds
-        # What has ended in time has not exceeded it.
-        if limit is None or record.end_time is not None:
-            return self._queued_or_going(attempt, record)
-        left = limit - active_deadline.used(self.job.status, attempt, record, self.now)
-        if left <= 0:
-            late = termination.closed(record, attempt.suspended_at or self.now, termination.DEADLINE_EXCEEDED)
-            return _with_delete(self._overdue(late, limit), attempt)
-        plan = self._queued_or_going(attempt, record)
-        return _again_after(plan, left) if active_deadline.is_running(attempt, record) else plan
-
-    def _queued_or_going(self, attempt: AttemptJob, record: Attempt) -> Plan:
-        if attempt.suspended:
-            return self._say("Queued", self._queue_hint(), attempts=self._attempts(record))
-        return self._going(attempt, record)
-
-    def _queue_hint(self) -> str:
-        queue = self.document.spec.queue_name
-        if queue is None:
-            return "waiting for its turn in the queue"
-        return f"waiting for LocalQueue {queue} of Kueue to admit it; `kubectl describe workloads` says why it waits"
-
-    def _overdue(self, record: Attempt, limit: int) -> Plan:
-        message = (
-            f"attempts have run for {limit} s, all that spec.activeDeadlineSeconds allows: "
-            "create the job anew with a higher one, or without it"
+    def _required_references(self) -> Lookup:
+        """What must exist before an attempt is created, except for the claim that the operator creates itself."""
+        own_claim = output_claim(self.parsed.name) if self.spec.output.destination is None else None
+        runtime = self.spec.runtime
+        keys = [it.value_from.config_map_key_ref for it in runtime.env if it.value_from]
+        config_maps = [it.config_map_ref for it in runtime.env_from]
+        return Lookup(
+            claims=tuple(claim for claim in mounted_claims(self.parsed) if claim != own_claim),
+            config_maps=tuple(it.name for it in config_maps if it and not it.optional),
+            config_map_keys=tuple((it.name, it.key) for it in keys if it and not it.optional),
         )
-        reason = termination.DEADLINE_EXCEEDED.reason
-        return self._say("Failed", message, reason=reason, attempts=self._attempts(record), **self._report())
 
-    def _going(self, attempt: AttemptJob, record: Attempt) -> Plan:
-        pod = next(iter(self.pods), None)
-        if pod is None:
-            return self._pending(self._no_pod_hint(attempt), record)
-        if pod.waiting and pod.waiting.reason in CANNOT_PULL:
-            return self._cannot_pull(attempt, pod, record)
-        if pod.waiting and pod.waiting.reason in CANNOT_START:
-            message = f"the trainer cannot start: {pod.waiting.message}: {CANNOT_START[pod.waiting.reason]}"
-            return self._say("Stalled", message, reason="ContainerConfig", attempts=self._attempts(record))
-        if pod.running or pod.end or not pod.alive:
-            return self._running(pod, record)
-        if pod.unschedulable:
-            return self._pending(f"no node can take the pod: {pod.unschedulable}", record, "Unschedulable")
-        return self._pending("the pod is starting", record)
+    def _report_missing_references(self, references: tuple[str, ...]) -> Actions:
+        more = len(references) - MAX_MISSING_NAMED
+        named = "; ".join(references[:MAX_MISSING_NAMED]) + (f"; and {more} more" if more > 0 else "")
+        message = f"{named}; the attempt starts once they exist in namespace {self.job.key.namespace}"
+        actions = self._update_status("Stalled", message, reason="MissingReference")
+        return actions.requeue_within(self.config.recheck_interval_seconds)
 
-    def _no_pod_hint(self, attempt: AttemptJob) -> str:
-        """Without a pod only events say why, and those are not ours to read; the likely reasons can be named."""
-        runtime, trainer = self.document.spec.runtime, self.config.trainer
-        named = {
+    def _announce(self, number: int) -> Actions:
+        changes: StatusChanges = {"attempt": number, "spec_hash": self.spec.content_hash()}
+        previous = self.job.attempt(number - 1)
+        if previous is not None and termination.outcome_of(previous).consumes_retry:
+            changes["restarts"] = (self.job.status.restarts or 0) + 1
+        return self._update_status("Pending", f"creating attempt {number}", **changes)
+
+    # Case 5: while the attempt runs.
+
+    def _reconcile_active(self, attempt_job: AttemptJob, attempt: AttemptStatus) -> Actions:
+        if self.job.suspended:  # case 5.1
+            actions = self._update_status("Suspending", "stopping: the trainer is writing a checkpoint", attempt)
+            return actions.deleting(attempt_job)
+        limit = self.spec.active_deadline_seconds
+        if limit is None or attempt.end_time is not None:
+            return self._reconcile_pods(attempt_job, attempt)
+        elapsed = active_deadline.elapsed_seconds(self.job.status, attempt_job, attempt, self.now)
+        if elapsed >= limit:  # case 5.2
+            end_time = attempt_job.suspended_at or self.now
+            attempt = termination.finalize(attempt, end_time, termination.DEADLINE_EXCEEDED)
+            return self._fail_on_deadline(attempt, limit).deleting(attempt_job)
+        actions = self._reconcile_pods(attempt_job, attempt)
+        return actions.requeue_within(limit - elapsed) if active_deadline.is_active(attempt_job, attempt) else actions
+
+    def _reconcile_pods(self, attempt_job: AttemptJob, attempt: AttemptStatus) -> Actions:
+        if attempt_job.suspended:  # case 5.3
+            return self._update_status("Queued", self._queued_message(), attempt)
+        if not self.pods:  # case 5.4
+            return self._update_status("Pending", self._no_pod_message(attempt_job), attempt)
+        pod = self.pods[0]
+        waiting = pod.waiting
+        if waiting and waiting.reason in IMAGE_PULL_ERRORS:
+            return self._handle_image_pull_error(attempt_job, pod, waiting, attempt)
+        if waiting and waiting.reason in CONTAINER_CREATE_ERRORS:  # case 5.7
+            message = f"container cannot be created: {waiting.message}; {CONTAINER_CREATE_ERRORS[waiting.reason]}"
+            return self._update_status("Stalled", message, attempt, reason=waiting.reason)
+        if pod.running or pod.terminated or pod.terminal:  # case 5.8
+            return self._report_running(pod, attempt)
+        if pod.unschedulable:  # case 5.9
+            message = f"pod is unschedulable: {pod.unschedulable}"
+            return self._update_status("Pending", message, attempt, reason="Unschedulable")
+        return self._update_status("Pending", "pod is starting", attempt)  # case 5.10
+
+    def _queued_message(self) -> str:
+        queue = self.spec.queue_name
+        if queue is None:
+            return "the Job is suspended; waiting for a queue to resume it"
+        return f"waiting for admission by Kueue LocalQueue {queue}; see `kubectl describe workloads`"
+
+    def _no_pod_message(self, attempt_job: AttemptJob) -> str:
+        """The reason is only in events of the Job, which the operator may not read; name the likely causes."""
+        runtime, trainer = self.spec.runtime, self.config.trainer
+        references = {
             "ServiceAccount": trainer.service_account_name or runtime.service_account_name,
             "PriorityClass": trainer.priority_class_name or runtime.priority_class_name,
         }
-        check = " and ".join(f"that {kind} {name} exists" for kind, name in named.items() if name)
-        advice = f"check {check}; " if check else ""
-        return f"waiting for its pod; if none comes, {advice}`kubectl describe job {attempt.name}` says why"
+        check = " and ".join(f"that {kind} {name} exists" for kind, name in references.items() if name)
+        advice = f"check {check}, and " if check else ""
+        return f"waiting for the pod; if none is created, {advice}see `kubectl describe job {attempt_job.name}`"
 
-    def _pending(self, message: str, record: Attempt, reason: str = "") -> Plan:
-        return self._say("Pending", message, reason=reason, attempts=self._attempts(record))
+    def _handle_image_pull_error(
+        self, attempt_job: AttemptJob, pod: TrainerPod, waiting: ReasonMessage, attempt: AttemptStatus
+    ) -> Actions:
+        """Reported at once; the attempt fails after a deadline only, for a registry may come back."""
+        # ErrImagePull and ImagePullBackOff alternate; both contain the cause, and a message of it alone is stable.
+        cause = waiting.message.rpartition("ErrImagePull: ")[2] or waiting.reason
+        message = f"cannot pull image {pod.image}: {cause}"
+        timeout = timedelta(seconds=self.config.trainer.image_pull_deadline_seconds)
+        remaining = ((pod.scheduled_at or pod.created_at) + timeout - self.now).total_seconds()
+        if remaining > 0:  # case 5.5
+            return self._update_status("Pending", message, attempt, reason="ImagePullFailing").requeue_within(remaining)
+        attempt = update_attempt(attempt, message=message[: termination.MAX_MESSAGE_LENGTH])
+        attempt = termination.finalize(attempt, self.now, termination.IMAGE_PULL_FAILED)
+        message = f"{message}; check spec.runtime.image, and that the cluster can reach its registry"
+        return self._fail(attempt, message).deleting(attempt_job)  # case 5.6
 
-    def _cannot_pull(self, attempt: AttemptJob, pod: TrainerPod, record: Attempt) -> Plan:
-        """Say so at once; a registry may come back, so give up only after the deadline."""
-        assert pod.waiting
-        # The kubelet alternates between two ways to say it; only the cause itself is worth repeating.
-        cause = pod.waiting.message.rpartition("ErrImagePull: ")[2]
-        message = f"image {pod.image} cannot be pulled: {cause or pod.waiting.reason}"
-        deadline = (pod.scheduled or pod.created) + timedelta(seconds=self.config.trainer.image_pull_deadline_seconds)
-        if self.now < deadline:
-            plan = self._pending(message, record, "ImagePullFailing")
-            return _again_after(plan, (deadline - self.now).total_seconds())
-        told_so = record.model_copy(update={"message": message[: termination.MAX_TAIL]})
-        advice = f"{message}: check spec.runtime.image, and that the cluster can reach its registry"
-        plan = self._failed(termination.closed(told_so, self.now, termination.IMAGE_PULL_FAILED), advice)
-        return _with_delete(plan, attempt)
-
-    def _running(self, pod: TrainerPod, record: Attempt) -> Plan:
-        """Running, with progress: a change of state is written at once, progress alone only now and then."""
-        message = f"attempt {self.number} is running" if pod.running else "the trainer has ended; its pods are going"
-        plan = self._say("Running", message, attempts=self._attempts(record), **self._progress())
+    def _report_running(self, pod: TrainerPod, attempt: AttemptStatus) -> Actions:
+        """A change of state is written at once, progress alone at most once per interval."""
+        message = f"attempt {self.number} is running" if pod.running else "trainer has exited; its pods are terminating"
+        actions = self._update_status("Running", message, attempt, **self._scraped_fields())
         last = self.job.status.progress
-        if plan.status is None or last is None or last.observed_time is None:
-            return plan
-        if not only_progress(merge_patch(self.job.status, plan.status)):
-            return plan
-        left = self.config.progress_interval_seconds - (self.now - last.observed_time).total_seconds()
-        return Plan(requeue_after=left) if left > 0 else plan
+        if actions.status is None or last is None or last.observed_time is None:
+            return actions
+        if not is_progress_only(merge_patch(self.job.status, actions.status)):
+            return actions
+        remaining = self.config.progress_interval_seconds - (self.now - last.observed_time).total_seconds()
+        return Actions(requeue_after=remaining) if remaining > 0 else actions
 
-    def _progress(self) -> dict[str, Any]:
-        reading = self.children.reading
-        fields = told(reading) if reading and reading.attempt == self.number else {}
-        if "checkpoint" in fields:
-            path = f"{self.document.destination.rstrip('/')}/{CHECKPOINTS_FOLDER}/{self.job.uid}"
-            fields["checkpoint"] = fields["checkpoint"].model_copy(update={"path": path})
+    # Cases 6 and 7: after the attempt.
+
+    def _succeed(self, attempt: AttemptStatus) -> Actions:
+        report = termination.final_report(self.pods)
+        attempt = update_attempt(attempt, reason=SUCCEEDED.reason)
+        attempt = termination.finalize(attempt, self._end_time(attempt), SUCCEEDED)
+        message = report.message if report else f"model written to {self.parsed.destination}"
+        changes = self._reported_fields()
+        changes["completion_time"] = attempt.end_time
+        return self._update_status("Succeeded", message, attempt, **changes)
+
+    def _reconcile_ended(self, attempt: AttemptStatus) -> Actions:
+        stopped_by_user = self.job.suspended or self.job.state in ("Suspending", "Suspended")
+        if any(not pod.terminal for pod in self.pods):  # case 7.1
+            state: State = "Suspending" if stopped_by_user else "Restarting"
+            return self._update_status(state, f"waiting for pods of attempt {self.number} to terminate", attempt)
+        if attempt.reason == SUCCEEDED.reason:  # case 7.2
+            return self._succeed(attempt)
+        if attempt.end_time is None and self.attempt_job is None and self.children.missing_references is None:
+            return Actions(lookup=self._required_references())  # case 7.3
+        default = termination.SUSPENDED if stopped_by_user else termination.DELETED
+        attempt = termination.finalize(attempt, self._end_time(attempt), default)
+        if self.attempt_job is None and stopped_by_user and termination.outcome_of(attempt).retryable:
+            attempt = update_attempt(attempt, reason=termination.SUSPENDED.reason)
+        return self._restart_or_finish(attempt)
+
+    def _restart_or_finish(self, attempt: AttemptStatus) -> Actions:
+        outcome = termination.outcome_of(attempt)
+        end = termination.describe_end(attempt)
+        retries, deadline = self.spec.retry.limit, self.spec.active_deadline_seconds
+        if not outcome.retryable:  # case 7.4
+            return self._fail(attempt, termination.last_line(attempt.message) or end)
+        if outcome.consumes_retry and (self.job.status.restarts or 0) >= retries:  # case 7.5
+            return self._fail(attempt, f"retry limit ({retries}) reached: {end}")
+        if self.job.suspended:  # case 7.6
+            message = "suspended; set spec.suspend to false to resume from the last checkpoint"
+            return self._update_status("Suspended", message, attempt, **self._reported_fields())
+        if deadline is not None and (self.job.status.active_seconds or 0) >= deadline:  # case 7.7
+            return self._fail_on_deadline(attempt, deadline)
+        backoff = self._remaining_backoff(attempt)
+        if self.recorded != attempt or backoff > 0:  # case 7.8
+            message = f"attempt {self.number + 1} will resume from the last checkpoint: {end}"
+            actions = self._update_status("Restarting", message, attempt, **self._reported_fields())
+            return actions.requeue_within(max(0.0, backoff))
+        return self._start(self.number + 1)  # case 7.9
+
+    def _end_time(self, attempt: AttemptStatus) -> datetime:
+        """End time if status does not record one; for a deleted Job, the last progress is the best estimate."""
+        if self.attempt_job is not None and self.attempt_job.finished_at is not None:
+            return self.attempt_job.finished_at
+        progress = self._scraped_fields().get("progress") or self.job.status.progress
+        observed = progress.observed_time if progress else None
+        return observed if observed and attempt.start_time and observed >= attempt.start_time else self.now
+
+    def _remaining_backoff(self, attempt: AttemptStatus) -> float:
+        """Seconds until the next attempt: doubled by each short attempt in a row, 0 after a suspension."""
+        if attempt.reason == termination.SUSPENDED.reason:
+            return 0.0
+        short_attempts = 0
+        for it in reversed(with_attempt(self.job.status, attempt)):
+            lasted = (it.end_time - it.start_time).total_seconds() if it.start_time and it.end_time else 0.0
+            if it.reason == termination.SUSPENDED.reason or lasted >= BACKOFF_RESET_SECONDS:
+                break
+            short_attempts += 1
+        base = self.spec.retry.backoff_seconds
+        backoff = min(max(MAX_BACKOFF_SECONDS, base), base * 2.0 ** max(0, short_attempts - 1))
+        return backoff - (self.now - (attempt.end_time or self.now)).total_seconds()
+
+    # Status.
+
+    def _fail_on_deadline(self, attempt: AttemptStatus, limit: int) -> Actions:
+        message = (
+            f"spec.activeDeadlineSeconds ({limit}) exceeded by the total time of all attempts; "
+            "recreate the job with a higher value, or without it"
+        )
+        reason = termination.DEADLINE_EXCEEDED.reason
+        return self._update_status("Failed", message, attempt, reason=reason, **self._reported_fields())
+
+    def _fail(self, attempt: AttemptStatus, message: str) -> Actions:
+        changes = self._reported_fields()
+        changes["completion_time"] = attempt.end_time
+        return self._update_status("Failed", message, attempt, reason=attempt.reason or CRASHED.reason, **changes)
+
+    def _reported_fields(self) -> StatusChanges:
+        """What the trainer exported last, overridden by its final report."""
+        return self._scraped_fields() | status_fields(termination.final_report(self.pods))
+
+    def _scraped_fields(self) -> StatusChanges:
+        snapshot = self.children.snapshot
+        if snapshot is None or snapshot.attempt_number != self.number:
+            return {}
+        fields = status_fields(snapshot)
+        if checkpoint := fields.get("checkpoint"):
+            path = f"{self.parsed.destination.rstrip('/')}/{CHECKPOINTS_FOLDER}/{self.job.uid}"
+            fields["checkpoint"] = CheckpointStatus(step=checkpoint.step, path=path, time=checkpoint.time)
         return fields
 
-    # When it has ended.
-
-    def _succeeded(self, attempt: AttemptJob | None, record: Attempt) -> Plan:
-        report = termination.report_of(self.pods)
-        done = record.model_copy(update={"reason": SUCCEEDED.reason})
-        done = termination.closed(done, self._ended_at(attempt, record), SUCCEEDED)
-        return self._say(
-            "Succeeded",
-            report.message if report else f"the model is at {self.document.destination}",
-            attempts=self._attempts(done),
-            completion_time=done.end_time,
-            **self._progress() | told(report),
-        )
-
-    def _ended(self, attempt: AttemptJob | None, record: Attempt) -> Plan:
-        """Once every pod is gone or terminal: the end, or the next attempt."""
-        stopped_by_us = self.job.suspended or self.job.state in ("Suspending", "Suspended")
-        if any(pod.alive for pod in self.pods):
-            state: State = "Suspending" if stopped_by_us else "Restarting"
-            return self._say(state, "waiting for the pods of the last attempt to end", attempts=self._attempts(record))
-        if record.reason == SUCCEEDED.reason:
-            # Its Job was deleted while it saved the model.
-            return self._succeeded(attempt, record)
-        if record.end_time is None and attempt is None and self.children.missing is None:
-            # It is about to be called deleted: ask the API server itself, for a cache may be behind.
-            return Plan(look=_needs(self.document))
-        ended = self._ended_at(attempt, record)
-        record = termination.closed(record, ended, termination.SUSPENDED if stopped_by_us else termination.DELETED)
-        if attempt is None and stopped_by_us and termination.meaning(record).retryable:
-            record = record.model_copy(update={"reason": termination.SUSPENDED.reason})
-        return self._after(record)
-
-    def _ended_at(self, attempt: AttemptJob | None, record: Attempt) -> datetime:
-        """When an attempt ended: the operator may have been away, and a deleted Job leaves no time behind."""
-        if attempt is not None and attempt.ended is not None:
-            return attempt.ended
-        progress = self._progress().get("progress") or self.job.status.progress
-        seen = progress.observed_time if progress else None
-        return seen if seen and record.start_time and seen >= record.start_time else self.now
-
-    def _after(self, record: Attempt) -> Plan:
-        end = termination.meaning(record)
-        if not end.retryable:
-            return self._failed(record, _last_words(record) or _ending(record))
-        if end.consumes_retry and (self.job.status.restarts or 0) >= self.document.spec.retry.limit:
-            used = self.document.spec.retry.limit
-            return self._failed(record, f"gave up after {used} retries: {_ending(record)}")
-        if self.job.suspended:
-            message = "suspended: set spec.suspend to false to go on from the last checkpoint"
-            return self._say("Suspended", message, attempts=self._attempts(record), **self._report())
-        limit = self.document.spec.active_deadline_seconds
-        if limit is not None and (self.job.status.active_seconds or 0) >= limit:
-            return self._overdue(record, limit)
-        if self.job.record(self.number) == record and self._wait(record) <= 0:
-            return self._begin(self.number + 1)
-        return self._restarting(record)
-
-    def _restarting(self, record: Attempt) -> Plan:
-        wait = max(self._wait(record), 0.0)
-        plan = self._say(
-            "Restarting",
-            f"attempt {self.number + 1} follows and resumes from the last checkpoint: {_ending(record)}",
-            attempts=self._attempts(record),
-            **self._report(),
-        )
-        return _again_after(plan, wait)
-
-    def _wait(self, record: Attempt) -> float:
-        """Seconds until the next attempt: doubling with each that ended soon, none after a suspension."""
-        if record.reason == termination.SUSPENDED.reason:
-            return 0.0
-        short = 0
-        for it in reversed(with_record(self.job.status, record)):
-            if it.reason == termination.SUSPENDED.reason or _lasted(it) >= LASTED_SECONDS:
-                break
-            short += 1
-        backoff = self.document.spec.retry.backoff_seconds
-        delay = min(max(MAX_BACKOFF_SECONDS, backoff), backoff * 2.0 ** max(0, short - 1))
-        return delay - (self.now - (record.end_time or self.now)).total_seconds()
-
-    def _failed(self, record: Attempt, message: str) -> Plan:
-        return self._say(
-            "Failed",
-            message,
-            reason=record.reason or CRASHED.reason,
-            attempts=self._attempts(record),
-            completion_time=record.end_time,
-            **self._report(),
-        )
-
-    # Words.
-
-    def _report(self) -> dict[str, Any]:
-        return self._progress() | told(termination.report_of(self.pods))
-
-    def _record(self, attempt: AttemptJob | None) -> Attempt:
-        """The record of the current attempt, with what is now known of its start and its end."""
-        record = self.job.record(self.number) or Attempt(
-            number=self.number, job=attempt_name(self.job.key.name, self.number)
-        )
-        if attempt is not None and record.start_time is None:
-            record = record.model_copy(update={"start_time": attempt.created})
-        over = attempt is None or attempt.finished
-        pods = [pod for pod in self.pods if over or not pod.gone]
-        alive = any(pod.alive for pod in pods)
-        # While a pod is there it will tell more than the Job's one sentence.
-        seen = termination.seen_end(record, None if alive else attempt, pods)
-        if attempt is not None and not over and (attempt.suspended or any(pod.running for pod in pods)):
-            # A queue took its pods away, and may give it new ones: the attempt is not over.
-            return termination.reopened(seen)
-        return seen
-
-    def _attempts(self, record: Attempt) -> list[Attempt]:
-        return with_record(self.job.status, record)
-
-    def _say(self, state: State, message: str, *, reason: str = "", **changes: Any) -> Plan:
-        attempts: list[Attempt] = changes.get("attempts") or []
-        if self.job.status.start_time is None and attempts:
-            changes["start_time"] = attempts[0].start_time
-        record = next((it for it in attempts if it.number == self.number), None)
-        if record is not None:
-            changes |= active_deadline.told(self.job.status, self.attempt, record, self.now)
-        return _say(self.job, Standing(state, message, reason), self.now, **changes)
-
-    def _waiting(self, state: State, message: str, reason: str = "") -> Plan:
-        return _again_after(self._say(state, message, reason=reason), self.config.recheck_interval_seconds)
-
-
-def _needs(document: FineTuneJob) -> Look:
-    """What has to exist before an attempt; a claim that the operator makes itself is not among it."""
-    own = output_claim(document.name) if document.spec.output.destination is None else None
-    runtime = document.spec.runtime
-    references = [it.value_from.config_map_key_ref for it in runtime.env if it.value_from]
-    sources = [it.config_map_ref for it in runtime.env_from]
-    return Look(
-        claims=tuple(claim for claim in mounted_claims(document) if claim != own),
-        configmaps=tuple(it.name for it in sources if it and not it.optional),
-        keys=tuple((it.name, it.key) for it in references if it and not it.optional),
-    )
-
-
-def _with_delete(plan: Plan, attempt: AttemptJob) -> Plan:
-    return replace(plan, deletes=() if attempt.deleting else (Delete(attempt.name, attempt.uid),))
-
-
-def _again_after(plan: Plan, seconds: float) -> Plan:
-    """The plan, and another look after so long; an earlier one that it wants already stays."""
-    known = plan.requeue_after
-    return replace(plan, requeue_after=seconds if known is None else min(known, seconds))
-
-
-def _ending(record: Attempt) -> str:
-    """One line about the end of an attempt; the whole tail of the log stays with the attempt."""
-    code = f"exit code {record.exit_code}" if record.exit_code is not None else record.reason or "no exit code"
-    words = _last_words(record)
-    return f"attempt {record.number} ended with {code}" + (f": {words}" if words else "")
-
-
-def _last_words(record: Attempt) -> str:
-    lines = [line.strip() for line in (record.message or "").splitlines() if line.strip()]
-    return lines[-1] if lines else ""
-
-
-def _lasted(record: Attempt) -> float:
-    if record.start_time is None or record.end_time is None:
-        return 0.0
-    return (record.end_time - record.start_time).total_seconds()
+    def _update_status(
+        self,
+        state: State,
+        message: str,
+        current: AttemptStatus | None = None,
+        *,
+        reason: str = "",
+        **changes: Unpack[StatusChanges],
+    ) -> Actions:
+        status = self.job.status
+        if current is not None:
+            changes["attempts"] = with_attempt(status, current)
+            if status.start_time is None:
+                changes["start_time"] = changes["attempts"][0].start_time
+            changes |= active_deadline.active_time_fields(status, self.attempt_job, current, self.now)
+        return _status_update(self.job, ConditionUpdate(state, message, reason), self.now, **changes)

@@ -1,7 +1,7 @@
-"""How an attempt ended, and what that means for the next one.
+"""Determines how an attempt ended, and what follows from it.
 
-The pod knows best (exit code, out of memory, its last words), but pods vanish; then the Kubernetes Job's own sentence
-has to do, and when that is gone too, what was written down before.
+The pod has the most details (exit code, OOM kill, termination message), but pods get deleted. Then the failure message
+of the Kubernetes Job is used, and if the Job is gone too, what status already records.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
 from pydantic import ValidationError
 
 from finetune_api.exit_codes import CRASHED, DISRUPTED, OUT_OF_MEMORY, ExitCode, Outcome, outcome_of_exit_code
-from finetune_api.status import Attempt, Report
-from finetune_operator.core.children import AttemptJob, Said, TrainerPod
+from finetune_api.status import AttemptStatus, Report
+from finetune_operator.core.changes import AttemptChanges, update_attempt
+from finetune_operator.core.children import AttemptJob, TrainerPod
+from finetune_operator.core.objects import ReasonMessage
 
 EVICTED = Outcome("Evicted", retryable=True, consumes_retry=True)
 SUSPENDED = Outcome("Suspended", retryable=True, consumes_retry=False)
@@ -23,123 +24,134 @@ DELETED = Outcome("Deleted", retryable=True, consumes_retry=False)
 IMAGE_PULL_FAILED = Outcome("ImagePullFailed", retryable=False, consumes_retry=False)
 DEADLINE_EXCEEDED = Outcome("DeadlineExceeded", retryable=False, consumes_retry=False)
 
-_BY_REASON = {
-    end.reason: end
-    for end in (
+_OUTCOMES = {
+    outcome.reason: outcome
+    for outcome in (
         *(outcome_of_exit_code(code) for code in ExitCode),
         CRASHED, DISRUPTED, OUT_OF_MEMORY, EVICTED, SUSPENDED, DELETED, IMAGE_PULL_FAILED, DEADLINE_EXCEEDED,
     )
 }  # fmt: skip
 
-MAX_TAIL = 1024
+MAX_MESSAGE_LENGTH = 1024
+"""`maxLength` of `status.attempts[].message`."""
 _EXIT_CODE = re.compile(r"failed with exit code (\d+)")
 
 
-def meaning(record: Attempt) -> Outcome:
-    """What a written-down end means for the next attempt."""
-    return _BY_REASON.get(record.reason or "", CRASHED)
+def outcome_of(attempt: AttemptStatus) -> Outcome:
+    """The outcome of an attempt, from the reason in its status."""
+    return _OUTCOMES.get(attempt.reason or "", CRASHED)
 
 
-def seen_end(record: Attempt, job: AttemptJob | None, pods: Sequence[TrainerPod]) -> Attempt:
-    """The record of an attempt with whatever is now known of its end; what is known already is never lost."""
-    pod = _telling(pods)
-    if pod is not None and (record.reason is None or record.exit_code is None):
-        told = _told_by_pod(pod)
-        # A pod the kubelet turned away has no time of its end: the one that was written down stays.
-        ended = told["end_time"] or record.end_time or (job.ended if job else None)
-        return record.model_copy(update=told | {"end_time": ended})
-    if record.reason is None and job is not None and job.failed is not None:
-        return record.model_copy(update=_told_by_job(job.failed) | {"end_time": record.end_time or job.ended})
-    return record
+def merge_observed_end(attempt: AttemptStatus, job: AttemptJob | None, pods: Sequence[TrainerPod]) -> AttemptStatus:
+    """The attempt with what its pods and its Job show of its end; recorded facts are never overwritten."""
+    pod = _most_informative(pods)
+    if pod is not None and (attempt.reason is None or attempt.exit_code is None):
+        changes = _end_from_pod(pod)
+    elif attempt.reason is None and job is not None and job.failed is not None:
+        changes = _end_from_job(job.failed)
+    else:
+        return attempt
+    # A pod that the kubelet rejected has no container status, so no finish time.
+    changes["end_time"] = changes.get("end_time") or attempt.end_time or (job.finished_at if job else None)
+    return update_attempt(attempt, **changes)
 
 
-def reopened(record: Attempt) -> Attempt:
-    """The record of an attempt that goes on, without what was seen of the end of its earlier pods."""
-    forgotten = ("reason", "exit_code", "oom_killed", "disruption", "message", "end_time")
-    return record.model_copy(update=dict.fromkeys(forgotten))
+def reopen(attempt: AttemptStatus) -> AttemptStatus:
+    """The attempt without an end: a queue stopped its pods, and may start new ones."""
+    return update_attempt(
+        attempt, end_time=None, reason=None, exit_code=None, oom_killed=None, disruption=None, message=None
+    )
 
 
-def closed(record: Attempt, ended: datetime, fallback: Outcome) -> Attempt:
-    """The record of an attempt of which nothing is left to wait for."""
-    end_time = record.end_time or ended.replace(microsecond=0)
-    return record.model_copy(update={"reason": record.reason or fallback.reason, "end_time": end_time})
+def finalize(attempt: AttemptStatus, end_time: datetime, default: Outcome) -> AttemptStatus:
+    """The attempt with this end time and reason, unless they are recorded already."""
+    return update_attempt(
+        attempt,
+        end_time=attempt.end_time or end_time.replace(microsecond=0),
+        reason=attempt.reason or default.reason,
+    )
 
 
-def report_of(pods: Sequence[TrainerPod]) -> Report | None:
-    """The trainer's own last word, if it left one."""
-    pod = _telling(pods)
-    return _report(pod.end.message) if pod and pod.end else None
+def final_report(pods: Sequence[TrainerPod]) -> Report | None:
+    """The report in the trainer's termination message, if there is one."""
+    pod = _most_informative(pods)
+    return _parse_report(pod.terminated.message) if pod and pod.terminated else None
 
 
-def _telling(pods: Sequence[TrainerPod]) -> TrainerPod | None:
-    """The pod that says most about the end: one that was taken away, then one that failed, then any that ended."""
-    ended = [pod for pod in pods if pod.end or (not pod.alive and (pod.evicted or pod.disruption))]
-    return min(ended, key=_how_little_it_tells, default=None)
+def describe_end(attempt: AttemptStatus) -> str:
+    """The end of an attempt in one line; its full message stays in `status.attempts`."""
+    if attempt.exit_code is not None:
+        end = f"attempt {attempt.number} exited with code {attempt.exit_code}"
+    else:
+        end = f"attempt {attempt.number} ended ({attempt.reason or 'unknown reason'})"
+    line = last_line(attempt.message)
+    return f"{end}: {line}" if line else end
 
 
-def _how_little_it_tells(pod: TrainerPod) -> tuple[bool, bool, float, int]:
-    return not pod.disruption, not (pod.end and pod.end.exit_code), -pod.created.timestamp(), pod.rank
+def last_line(message: str | None) -> str:
+    """The last line that is not blank; of a Python traceback it is the exception."""
+    lines = [line.strip() for line in (message or "").splitlines() if line.strip()]
+    return lines[-1] if lines else ""
 
 
-def _told_by_pod(pod: TrainerPod) -> dict[str, Any]:
-    end = pod.end
-    report = _report(end.message) if end else None
-    words = report.message if report else _tail(end.message) if end else ""
+def _most_informative(pods: Sequence[TrainerPod]) -> TrainerPod | None:
+    """Of the pods that ended: a disrupted one, else one that failed, else any; of equals the newest."""
+    ended = [pod for pod in pods if pod.terminated or (pod.terminal and (pod.status_reason or pod.disruption))]
+
+    def rank(pod: TrainerPod) -> tuple[bool, bool, float, int]:
+        failed = pod.terminated is not None and pod.terminated.exit_code != 0
+        return not pod.disruption, not failed, -pod.created_at.timestamp(), pod.rank
+
+    return min(ended, key=rank, default=None)
+
+
+def _end_from_pod(pod: TrainerPod) -> AttemptChanges:
+    terminated = pod.terminated
+    exit_code = terminated.exit_code if terminated else None
+    oom_killed = terminated is not None and terminated.oom_killed
+    report = _parse_report(terminated.message) if terminated else None
+    message = report.message if report else terminated.message.strip() if terminated else ""
+    # A disruption or an eviction first: the exit code only shows how the trainer reacted to SIGTERM.
+    if pod.disruption:
+        outcome = DISRUPTED
+    elif pod.evicted:
+        outcome = EVICTED
+    else:
+        outcome = outcome_of_exit_code(exit_code, oom_killed=oom_killed)
+    if oom_killed:
+        cause = f"memory limit ({pod.memory_limit}) exceeded" if pod.memory_limit else "the node ran out of memory"
+        message = (
+            f"trainer was OOM-killed: {cause}; raise spec.resources.memory, or lower "
+            "spec.training.microBatchSize or spec.data.workers"
+        )
+    elif pod.evicted and pod.status_reason:
+        message = f"pod was evicted: {pod.status_reason.message}"
+    elif exit_code == ExitCode.STALLED and not message:
+        message = "trainer made no progress for spec.stallTimeoutSeconds, and was stopped"
     return {
-        "reason": _meaning_of(pod).reason,
-        "exit_code": end.exit_code if end else None,
-        "oom_killed": True if end and end.oom_killed else None,
+        "reason": outcome.reason,
+        "exit_code": exit_code,
+        "oom_killed": oom_killed or None,
         "disruption": pod.disruption or None,
-        "message": _explained(pod, words) or None,
-        "end_time": end.finished if end else None,
+        "message": message[-MAX_MESSAGE_LENGTH:] or None,
+        "end_time": terminated.finished_at if terminated else None,
     }
 
 
-def _meaning_of(pod: TrainerPod) -> Outcome:
-    if pod.disruption:
-        return DISRUPTED
-    if pod.evicted and pod.evicted.reason == "Evicted":
-        return EVICTED
-    return outcome_of_exit_code(pod.end.exit_code if pod.end else None, oom_killed=bool(pod.end and pod.end.oom_killed))
-
-
-def _explained(pod: TrainerPod, words: str) -> str:
-    """The trainer's words, or ours where it could not speak."""
-    if pod.end and pod.end.oom_killed:
-        limit = f"its limit of {pod.memory_limit}" if pod.memory_limit else "what its node has"
-        return (
-            f"the trainer was killed because it used more memory than {limit}: raise spec.resources.memory, or lower "
-            "spec.training.microBatchSize or spec.data.workers"
-        )
-    if pod.evicted and pod.evicted.reason == "Evicted":
-        return _tail(f"the pod was evicted: {pod.evicted.message}")
-    if pod.end and pod.end.exit_code == ExitCode.STALLED and not words:
-        return "the trainer got nothing done for spec.stallTimeoutSeconds and was ended"
-    return words
-
-
-def _told_by_job(failed: Said) -> dict[str, Any]:
-    """The end as the Kubernetes Job tells it, after its pods have vanished."""
-    code = _EXIT_CODE.search(failed.message)
+def _end_from_job(failed: ReasonMessage) -> AttemptChanges:
+    """The end as the condition Failed of the Job describes it, after the pods were deleted."""
+    message = failed.message[:MAX_MESSAGE_LENGTH] or None
     if "DisruptionTarget" in failed.message:
-        return {"reason": DISRUPTED.reason, "disruption": "DisruptionTarget", "message": failed.message[:MAX_TAIL]}
-    if code:
-        number = int(code.group(1))
-        return {
-            "reason": outcome_of_exit_code(number).reason,
-            "exit_code": number,
-            "message": failed.message[:MAX_TAIL],
-        }
-    reason = DEADLINE_EXCEEDED.reason if failed.reason == DEADLINE_EXCEEDED.reason else CRASHED.reason
-    return {"reason": reason, "message": failed.message[:MAX_TAIL] or None}
+        return {"reason": DISRUPTED.reason, "disruption": "DisruptionTarget", "message": message}
+    if found := _EXIT_CODE.search(failed.message):
+        exit_code = int(found.group(1))
+        return {"reason": outcome_of_exit_code(exit_code).reason, "exit_code": exit_code, "message": message}
+    outcome = DEADLINE_EXCEEDED if failed.reason == DEADLINE_EXCEEDED.reason else CRASHED
+    return {"reason": outcome.reason, "message": message}
 
 
-def _report(text: str) -> Report | None:
+def _parse_report(text: str) -> Report | None:
     try:
         return Report.model_validate_json(text) if text.startswith("{") else None
     except ValidationError:
         return None
-
-
-def _tail(text: str) -> str:
-    return text.strip()[-MAX_TAIL:]

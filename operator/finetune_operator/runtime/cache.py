@@ -1,140 +1,139 @@
-"""What the watches have told, trimmed to what matters: the operator's only memory, and it can be lost at any time."""
+"""The state of the cluster as the watches reported it, reduced to what matters.
+
+It is the operator's only memory, and it may be lost at any time: everything in it can be listed again.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from finetune_api.names import JOB_PLURAL
-from finetune_operator.core.children import AttemptJob, Children, TrainerPod, attempt_job, owner_key, trainer_pod
-from finetune_operator.core.observed import Key, ObservedJob, observe
-from finetune_operator.core.progress import Reading, Target
+from finetune_operator.core.children import AttemptJob, Children, TrainerPod, labeled_job
+from finetune_operator.core.objects import JsonObject, NamespacedName
+from finetune_operator.core.observed import ObservedJob
+from finetune_operator.core.progress import ProgressSnapshot
 
 logger = logging.getLogger(__name__)
 
-Raw = dict[str, Any]
-Item = TypeVar("Item", AttemptJob, TrainerPod)
-Names = dict[str, set[tuple[str, str]]]
-"""(namespace, name) of objects, by resource."""
+Child = TypeVar("Child", AttemptJob, TrainerPod)
 
 
 class Cache:
-    """FineTuneJobs, and the Jobs and pods of each."""
+    """FineTuneJobs, and the Jobs and pods that are labeled with each."""
 
     def __init__(self) -> None:
-        self.jobs: dict[Key, ObservedJob] = {}
-        self.readings: dict[Key, Reading] = {}
-        self._attempts: dict[Key, dict[str, AttemptJob]] = {}
-        self._pods: dict[Key, dict[str, TrainerPod]] = {}
+        self.jobs: dict[NamespacedName, ObservedJob] = {}
+        self.snapshots: dict[NamespacedName, ProgressSnapshot] = {}
+        self._attempt_jobs: dict[NamespacedName, dict[str, AttemptJob]] = {}
+        self._pods: dict[NamespacedName, dict[str, TrainerPod]] = {}
 
-    def put(self, resource: str, raw: Raw) -> Key | None:
-        """Remember an object, unless a newer state of it is known; the FineTuneJob it belongs to."""
+    def put(self, resource: str, obj: JsonObject) -> NamespacedName | None:
+        """Store an object unless a newer version of it is stored; the FineTuneJob to reconcile."""
         try:
-            return self._put(resource, raw)
+            if resource == JOB_PLURAL:
+                return self._put_job(ObservedJob.from_object(obj))
+            return self._put_child(resource, obj)
         except (ValueError, KeyError, TypeError) as error:
-            # Anybody may label a pod as ours; what cannot be understood must not stop the rest.
-            logger.warning("%s %s is left alone: %s", resource, raw.get("metadata", {}).get("name"), error)
+            # Users can create pods with our labels; an object that cannot be parsed must not affect others.
+            metadata = obj.get("metadata", {})
+            name = f"{metadata.get('namespace')}/{metadata.get('name')}"
+            logger.warning("ignoring %s %s, which cannot be parsed: %r", resource, name, error)
             return None
 
-    def drop(self, resource: str, raw: Raw) -> Key | None:
-        """Forget an object that was deleted; of a pod its last words are kept until they are written down."""
-        metadata = raw["metadata"]
-        if resource == JOB_PLURAL:
-            key = Key(metadata["namespace"], metadata["name"])
-            known = self.jobs.get(key)
-            if known is not None and known.uid == metadata["uid"]:
-                self._forget(key)
-            return key
-        owner = self.put(resource, raw)
-        if owner is None:
-            return None
-        if resource == "jobs":
-            self._attempts[owner].pop(metadata["name"], None)
-        else:
-            self._pods[owner][metadata["name"]] = replace(self._pods[owner][metadata["name"]], gone=True)
-        return owner
+    def _put_job(self, job: ObservedJob) -> NamespacedName:
+        known = self.jobs.get(job.key)
+        if known is not None and known.uid != job.uid:
+            self.snapshots.pop(job.key, None)
+        elif known is not None and not _is_newer(job.resource_version, known.resource_version):
+            return job.key
+        self.jobs[job.key] = job
+        return job.key
 
-    def children(self, key: Key) -> Children:
-        """What belongs to a FineTuneJob."""
-        return Children(
-            jobs=tuple(self._attempts.get(key, {}).values()),
-            pods=tuple(self._pods.get(key, {}).values()),
-            reading=self.readings.get(key),
-        )
-
-    def replace_children(self, key: Key, jobs: Iterable[Raw], pods: Iterable[Raw]) -> None:
-        """Take what the API server just said for the truth, but keep the last words of pods that are gone."""
-        gone = {pod.name: replace(pod, gone=True) for pod in self._pods.get(key, {}).values()}
-        self._attempts[key], self._pods[key] = {}, gone
-        for resource, items in (("jobs", jobs), ("pods", pods)):
-            for item in items:
-                self.put(resource, item)
-
-    def known(self) -> Names:
-        """Everything that is remembered."""
-        children: dict[str, Mapping[Key, Iterable[str]]] = {"jobs": self._attempts, "pods": self._pods}
-        names = {
-            resource: {(key.namespace, name) for key, items in known.items() for name in items}
-            for resource, known in children.items()
-        }
-        return names | {JOB_PLURAL: {(key.namespace, key.name) for key in self.jobs}}
-
-    def forget(self, lost: Names) -> None:
-        """Forget objects that are not there any more, the last words of their pods included."""
-        for namespace, name in lost[JOB_PLURAL]:
-            self._forget(Key(namespace, name))
-        for key, attempts in self._attempts.items():
-            self._attempts[key] = {
-                name: it for name, it in attempts.items() if (key.namespace, name) not in lost["jobs"]
-            }
-        for key, pods in self._pods.items():
-            self._pods[key] = {name: it for name, it in pods.items() if (key.namespace, name) not in lost["pods"]}
-
-    def targets(self) -> dict[Key, Target]:
-        """Where rank 0 of every running job answers."""
-        found = {}
-        for key, job in self.jobs.items():
-            number = job.status.attempt or 0
-            pod = next((it for it in self.children(key).pods_of(number) if it.rank == 0 and it.running), None)
-            if pod and pod.alive and pod.address and pod.port and not job.finished:
-                found[key] = Target(number, pod.address, pod.port)
-        return found
-
-    def _put(self, resource: str, raw: Raw) -> Key | None:
-        if resource == JOB_PLURAL:
-            return self._put_job(observe(raw))
-        key = owner_key(raw)
+    def _put_child(self, resource: str, obj: JsonObject) -> NamespacedName | None:
+        key = labeled_job(obj)
         if key is None:
             return None
         if resource == "jobs":
-            _put_newer(self._attempts.setdefault(key, {}), attempt_job(raw))
+            _put_newer(self._attempt_jobs.setdefault(key, {}), AttemptJob.from_object(obj))
         else:
-            _put_newer(self._pods.setdefault(key, {}), trainer_pod(raw))
+            _put_newer(self._pods.setdefault(key, {}), TrainerPod.from_object(obj))
         return key
 
-    def _put_job(self, job: ObservedJob) -> Key:
-        known = self.jobs.get(job.key)
-        if known is None or known.uid != job.uid or _newer(job.resource_version, known.resource_version):
-            if known is not None and known.uid != job.uid:
-                self.readings.pop(job.key, None)
-            self.jobs[job.key] = job
-        return job.key
+    def delete(self, resource: str, obj: JsonObject) -> NamespacedName | None:
+        """Remove an object that was deleted; a pod is marked as deleted, until its end is written to status."""
+        metadata = obj["metadata"]
+        if resource == JOB_PLURAL:
+            key = NamespacedName(metadata["namespace"], metadata["name"])
+            known = self.jobs.get(key)
+            if known is not None and known.uid == metadata["uid"]:
+                self._delete_job(key)
+            return key
+        # The last state of a pod often arrives with its deletion.
+        owner = self.put(resource, obj)
+        if owner is None:
+            return None
+        if resource == "jobs":
+            self._attempt_jobs[owner].pop(metadata["name"], None)
+        else:
+            self._pods[owner][metadata["name"]] = replace(self._pods[owner][metadata["name"]], deleted=True)
+        return owner
 
-    def _forget(self, key: Key) -> None:
+    def _delete_job(self, key: NamespacedName) -> None:
         self.jobs.pop(key, None)
-        self.readings.pop(key, None)
-        # What still runs outlives its owner for a moment, and a new owner of the same name waits for it.
-        self._pods[key] = {name: pod for name, pod in self._pods.get(key, {}).items() if not pod.gone}
+        self.snapshots.pop(key, None)
+        # Running pods outlive the job for a moment, and a new job of the same name has to wait for them.
+        self._pods[key] = {name: pod for name, pod in self._pods.get(key, {}).items() if not pod.deleted}
+
+    def children(self, key: NamespacedName) -> Children:
+        """The children of a FineTuneJob."""
+        return Children(
+            jobs=tuple(self._attempt_jobs.get(key, {}).values()),
+            pods=tuple(self._pods.get(key, {}).values()),
+            snapshot=self.snapshots.get(key),
+        )
+
+    def replace_children(self, key: NamespacedName, jobs: Iterable[JsonObject], pods: Iterable[JsonObject]) -> None:
+        """Replace the children of a FineTuneJob by a fresh list; pods that are not in it are marked as deleted."""
+        deleted = {pod.name: replace(pod, deleted=True) for pod in self._pods.get(key, {}).values()}
+        self._attempt_jobs[key], self._pods[key] = {}, deleted
+        for resource, objects in (("jobs", jobs), ("pods", pods)):
+            for obj in objects:
+                self.put(resource, obj)
+
+    def names(self) -> dict[str, set[NamespacedName]]:
+        """Namespace and name of every object, by resource."""
+        by_resource: dict[str, Mapping[NamespacedName, Iterable[str]]] = {
+            "jobs": self._attempt_jobs,
+            "pods": self._pods,
+            JOB_PLURAL: {key: [key.name] for key in self.jobs},
+        }
+        return {
+            resource: {NamespacedName(key.namespace, name) for key, names in children.items() for name in names}
+            for resource, children in by_resource.items()
+        }
+
+    def purge(self, names: Mapping[str, set[NamespacedName]]) -> None:
+        """Remove objects that no longer exist, including pods that are marked as deleted."""
+        for key in names[JOB_PLURAL]:
+            self._delete_job(key)
+        _purge(self._attempt_jobs, names["jobs"])
+        _purge(self._pods, names["pods"])
 
 
-def _put_newer(items: dict[str, Item], item: Item) -> None:
-    known = items.get(item.name)
-    if known is None or _newer(item.resource_version, known.resource_version):
-        items[item.name] = item
+def _put_newer(children: dict[str, Child], child: Child) -> None:
+    known = children.get(child.name)
+    if known is None or _is_newer(child.resource_version, known.resource_version):
+        children[child.name] = child
 
 
-def _newer(version: str, than: str) -> bool:
-    """Resource versions are integers that grow (guaranteed since Kubernetes 1.35, true before)."""
+def _purge(children: dict[NamespacedName, dict[str, Child]], names: set[NamespacedName]) -> None:
+    for key, by_name in children.items():
+        children[key] = {name: it for name, it in by_name.items() if (key.namespace, name) not in names}
+
+
+def _is_newer(version: str, than: str) -> bool:
+    """Resource versions are growing integers (guaranteed since Kubernetes 1.35, true before); equal counts as newer."""
     return not (version.isdigit() and than.isdigit()) or int(version) >= int(than)

@@ -1,6 +1,6 @@
-"""Reads everything from the API server: before the first decision, and again now and then.
+"""Lists all objects: before the first reconciliation, and periodically.
 
-A watch that was interrupted for too long loses deletions without a word; a complete list now and then heals that.
+A watch that was interrupted for too long loses deletions without an error; a complete list repairs that.
 """
 
 from __future__ import annotations
@@ -10,93 +10,94 @@ import logging
 import random
 import time
 
-from finetune_api.names import API_VERSION, JOB_LABEL, JOB_PLURAL
-from finetune_operator.client.cluster import ApiError, Cluster, path_of
+from finetune_api.names import API_VERSION, GROUP, JOB_LABEL, JOB_PLURAL
+from finetune_operator.client.kube_client import ApiError, KubeClient, resource_path
+from finetune_operator.core.objects import NamespacedName
 from finetune_operator.runtime.cache import Cache
 from finetune_operator.runtime.queue import WorkQueue
 
 logger = logging.getLogger(__name__)
 
-EVERY_SECONDS = 300.0
-LOOK_EVERY = 2.0
-Found = set[tuple[str, str]]
-"""(namespace, name) of objects."""
+RESYNC_INTERVAL_SECONDS = 300.0
+DISCOVERY_INTERVAL_SECONDS = 2.0
 RESOURCES = ("pods", "jobs", JOB_PLURAL)
-"""Children first: a job is never seen without what it already has."""
+"""Children first: a FineTuneJob is never reconciled without its children."""
 
 
-class Lister:
+class Resyncer:
     """Lists the watched namespaces into the cache."""
 
-    def __init__(self, cluster: Cluster, cache: Cache, queue: WorkQueue, namespaces: list[str]) -> None:
-        self._cluster = cluster
+    def __init__(self, client: KubeClient, cache: Cache, queue: WorkQueue, namespaces: list[str]) -> None:
+        self._client = client
         self._cache = cache
         self._queue = queue
         self._namespaces: list[str | None] = [*namespaces] or [None]
-        self.last = time.monotonic()
+        self._last_resync = time.monotonic()
 
-    async def list_all(self) -> None:
-        """Bring the cache in line with the cluster, and let every job be looked at."""
-        before = self._cache.known()
-        lost = {resource: before[resource] - await self._list(resource, before[resource]) for resource in RESOURCES}
-        self._cache.forget(lost)
+    @property
+    def age_seconds(self) -> float:
+        """Time since the last successful resync."""
+        return time.monotonic() - self._last_resync
+
+    async def resync(self) -> None:
+        """Make the cache equal to the cluster, and queue every FineTuneJob."""
+        before = self._cache.names()
+        deleted = {resource: before[resource] - await self._list(resource, before[resource]) for resource in RESOURCES}
+        self._cache.purge(deleted)
         for key in self._cache.jobs:
             self._queue.add(key)
-        self.last = time.monotonic()
+        self._last_resync = time.monotonic()
 
     async def run(self) -> None:
-        """List again and again, at uneven intervals, so that many operators do not do it all at once."""
+        """Resync forever, with jitter so that several operators do not list at the same time."""
         while True:
-            await asyncio.sleep(EVERY_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 jitter
+            await asyncio.sleep(RESYNC_INTERVAL_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 jitter
             try:
-                await self.list_all()
+                await self.resync()
             except ApiError as error:
-                logger.warning("the cluster could not be listed: %s", error)
+                logger.warning("resync failed: %s", error)
 
-    async def _list(self, resource: str, known: Found) -> Found:
-        """What is there; of a namespace that may not be looked into, such as a deleted one, what was known of it."""
-        found: Found = set()
-        refusals = []
+    async def _list(self, resource: str, known: set[NamespacedName]) -> set[NamespacedName]:
+        """The existing objects; in a namespace without permission, such as a deleted one, those known before."""
+        existing: set[NamespacedName] = set()
+        errors = []
         for namespace in self._namespaces:
             try:
-                found |= await self._list_in(namespace, resource)
+                existing |= await self._list_namespace(namespace, resource)
             except ApiError as error:
-                if not error.forbidden:
+                if not error.is_forbidden:
                     raise
-                refusals.append(error)
-                found |= {it for it in known if it[0] == namespace}
-                logger.warning("namespace %s is left alone: %s", namespace, error)
-        if len(refusals) == len(self._namespaces):
-            raise refusals[0]
-        return found
+                errors.append(error)
+                existing |= {it for it in known if it.namespace == namespace}
+                logger.warning("skipping namespace %s: %s", namespace, error)
+        if len(errors) == len(self._namespaces):
+            raise errors[0]
+        return existing
 
-    async def _list_in(self, namespace: str | None, resource: str) -> Found:
-        found: Found = set()
+    async def _list_namespace(self, namespace: str | None, resource: str) -> set[NamespacedName]:
+        existing: set[NamespacedName] = set()
         selector = "" if resource == JOB_PLURAL else JOB_LABEL
-        async for item in self._cluster.items(path_of(resource, namespace), selector):
+        async for item in self._client.list_items(resource_path(resource, namespace), selector):
             self._cache.put(resource, item)
-            found.add((item["metadata"]["namespace"], item["metadata"]["name"]))
-        return found
+            existing.add(NamespacedName(item["metadata"]["namespace"], item["metadata"]["name"]))
+        return existing
 
 
-async def until_served(cluster: Cluster) -> None:
-    """Wait until the API server serves FineTuneJobs, which it does once their definition is Established."""
-    told = ""
-    while True:
-        problem = await _not_served(cluster)
-        if not problem:
-            return
-        if problem != told:
-            logger.warning("waiting: %s", problem)
-            told = problem
-        await asyncio.sleep(LOOK_EVERY)
+async def wait_until_served(client: KubeClient) -> None:
+    """Wait until the API server serves FineTuneJobs, which it does once their CRD is Established."""
+    reported = ""
+    while problem := await _discovery_problem(client):
+        if problem != reported:
+            logger.warning("waiting for the FineTuneJob API: %s", problem)
+            reported = problem
+        await asyncio.sleep(DISCOVERY_INTERVAL_SECONDS)
 
 
-async def _not_served(cluster: Cluster) -> str:
-    advice = f"install the CustomResourceDefinition {JOB_PLURAL}.{API_VERSION.partition('/')[0]}"
+async def _discovery_problem(client: KubeClient) -> str:
+    crd = f"CustomResourceDefinition {JOB_PLURAL}.{GROUP}"
     try:
-        found = await cluster.get(f"/apis/{API_VERSION}")
+        discovered = await client.get(f"/apis/{API_VERSION}")
     except ApiError as error:
-        return f"the API server does not serve {API_VERSION}: {advice}" if error.not_found else str(error)
-    served = any(resource["name"] == JOB_PLURAL for resource in found.get("resources") or [])
-    return "" if served else f"{JOB_PLURAL} are not Established yet: {advice}"
+        return f"{API_VERSION} is not served; install {crd}" if error.is_not_found else str(error)
+    served = any(resource["name"] == JOB_PLURAL for resource in discovered.get("resources") or [])
+    return "" if served else f"{JOB_PLURAL} are not served; check that {crd} is Established"

@@ -1,4 +1,4 @@
-"""The operator as a whole: wait for the language, wait for the Lease, then list, watch and work until told to stop."""
+"""The operator process: wait for the CRD and the Lease, then list, watch and reconcile until a signal stops it."""
 
 from __future__ import annotations
 
@@ -6,33 +6,34 @@ import asyncio
 import logging
 import signal
 import socket
-import time
 import uuid
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_operator.client.cluster import Cluster
-from finetune_operator.client.lease import Lease
+from finetune_operator.client.kube_client import KubeClient
+from finetune_operator.client.lease import LeaderElector
 from finetune_operator.config import Config
-from finetune_operator.health import Health, serving
-from finetune_operator.metrics import REGISTRY, JobCollector
+from finetune_operator.health import Health, serve_endpoints
+from finetune_operator.metrics import REGISTRY
 from finetune_operator.runtime.cache import Cache
+from finetune_operator.runtime.job_metrics import JobCollector
 from finetune_operator.runtime.queue import WorkQueue
-from finetune_operator.runtime.resync import EVERY_SECONDS, Lister, until_served
-from finetune_operator.runtime.scraper import Poller
+from finetune_operator.runtime.resync import RESYNC_INTERVAL_SECONDS, Resyncer, wait_until_served
+from finetune_operator.runtime.scraper import Scraper
 from finetune_operator.runtime.watch import watch
 from finetune_operator.runtime.worker import Worker
 
 logger = logging.getLogger(__name__)
 
 WORKERS = 8
-STUCK_SECONDS = 300.0
+MAX_QUEUE_AGE_SECONDS = 300.0
+MAX_RESYNC_AGE_SECONDS = 4 * RESYNC_INTERVAL_SECONDS
 
 
 @dataclass(frozen=True)
 class Options:
-    """How this process takes part."""
+    """Command-line options of this process."""
 
     namespaces: list[str]
     leader_elect: bool
@@ -42,118 +43,120 @@ class Options:
     health_port: int
 
 
-async def serve(config: Config, options: Options) -> None:
+async def run_operator(config: Config, options: Options) -> None:
     """Run the operator until a signal stops it.
 
     Raises:
-        NoClusterError: there is nothing to connect to.
+        KubeconfigError: there is no cluster to connect to.
         LeaseLostError: another operator has taken over.
     """
     stop = asyncio.Event()
-    _stop_on_signals(stop)
-    cluster = await Cluster.connect()
+    _set_on_signals(stop)
+    client = await KubeClient.connect()
     try:
-        await _Service(config, options, cluster, stop).run()
+        await OperatorService(config, options, client, stop).run()
     finally:
-        await cluster.close()
+        await client.close()
 
 
-def _stop_on_signals(stop: asyncio.Event) -> None:
+def _set_on_signals(stop: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
 
 
-class _Service:
-    def __init__(self, config: Config, options: Options, cluster: Cluster, stop: asyncio.Event) -> None:
+class OperatorService:
+    """Owns the cache, the queue and the tasks around them."""
+
+    def __init__(self, config: Config, options: Options, client: KubeClient, stop: asyncio.Event) -> None:
         self._config = config
         self._options = options
-        self._cluster = cluster
+        self._client = client
         self._stop = stop
         self._health = Health()
         self._cache = Cache()
-        self._queue: WorkQueue = WorkQueue()
-        self._lister = Lister(cluster, self._cache, self._queue, options.namespaces)
+        self._queue = WorkQueue()
+        self._resyncer = Resyncer(client, self._cache, self._queue, options.namespaces)
 
     async def run(self) -> None:
         REGISTRY.register(JobCollector(self._cache, self._queue))
-        async with serving(self._health, REGISTRY, self._options.metrics_port, self._options.health_port):
-            self._health.not_ready = "waiting for FineTuneJobs to be served"
-            if not await self._unless_stopped(until_served(self._cluster)):
+        async with serve_endpoints(self._health, REGISTRY, self._options.metrics_port, self._options.health_port):
+            self._health.not_ready = "waiting for the FineTuneJob API"
+            if not await self._finish_unless_stopped(wait_until_served(self._client)):
                 return
-            if not self._options.leader_elect:
-                await self._lead([])
-                return
-            await self._stand_for_leader()
+            if self._options.leader_elect:
+                await self._run_with_leader_election()
+            else:
+                await self._run_controller()
 
-    async def _stand_for_leader(self) -> None:
+    async def _run_with_leader_election(self) -> None:
+        """Run the controller while holding the Lease."""
         identity = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
-        lease = Lease(self._cluster, self._options.lease_namespace, self._options.lease_name, identity)
+        elector = LeaderElector(self._client, self._options.lease_namespace, self._options.lease_name, identity)
+        # A candidate is ready: it does all that is expected of it.
         self._health.not_ready = ""
-        if not await self._unless_stopped(lease.acquire()):
+        if not await self._finish_unless_stopped(elector.acquire()):
             return
         try:
-            await self._lead([lease.keep()])
+            await self._run_controller(elector.renew())
         finally:
-            await lease.release()
+            await elector.release()
 
-    async def _lead(self, besides: list[Coroutine[Any, Any, None]]) -> None:
-        """List first, decide later: a job must never be seen without the children it already has."""
-        background = [asyncio.create_task(it) for it in besides]
+    async def _run_controller(self, *background: Coroutine[Any, Any, None]) -> None:
+        """List first, reconcile later: a job must never be reconciled without its existing children."""
+        tasks = [asyncio.create_task(it) for it in background]
         try:
-            if not await self._unless_stopped(self._lister.list_all()):
+            if not await self._finish_unless_stopped(self._resyncer.resync()):
                 return
             self._health.not_ready = ""
-            self._health.checks += [self._stuck, self._blind]
-            logger.info("serving %s; %d jobs found", self._where(), len(self._cache.jobs))
-            background += [asyncio.create_task(it) for it in self._duties()]
-            await self._until_first_ends(background)
+            self._health.checks += [self._check_queue_age, self._check_resync_age]
+            where = ", ".join(self._options.namespaces) or "all namespaces"
+            logger.info("watching %s; found %d FineTuneJobs", where, len(self._cache.jobs))
+            tasks += [asyncio.create_task(it) for it in self._controller_tasks()]
+            # None of them ends by itself unless it fails or a signal stops the process.
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         finally:
-            for task in background:
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _duties(self) -> list[Coroutine[Any, Any, None]]:
-        workers = [Worker(self._cluster, self._cache, self._queue, self._config).run() for _ in range(WORKERS)]
-        poller = Poller(self._cache, self._queue, self._config.poll_interval_seconds)
-        return [*workers, poller.run(), self._lister.run(), self._watch(), self._told_to_stop()]
+    def _controller_tasks(self) -> list[Coroutine[Any, Any, None]]:
+        workers = [Worker(self._client, self._cache, self._queue, self._config).run() for _ in range(WORKERS)]
+        scraper = Scraper(self._cache, self._queue, self._config.poll_interval_seconds)
+        return [*workers, scraper.run(), self._resyncer.run(), self._watch(), self._wait_for_stop()]
 
     async def _watch(self) -> None:
         started = asyncio.Event()
         watching = asyncio.create_task(watch(self._cache, self._queue, self._options.namespaces, started))
         try:
             await asyncio.wait({watching, asyncio.create_task(started.wait())}, return_when=asyncio.FIRST_COMPLETED)
-            # Kopf, told to stop, waits five seconds in which nobody would have the Lease; cancelled, it stops at once.
-            _stop_on_signals(self._stop)
+            # Replace Kopf's signal handlers: it would shut down for five seconds, during which the Lease is held but
+            # no operator is active. Cancelled, it stops at once.
+            _set_on_signals(self._stop)
             await watching
         finally:
             watching.cancel()
 
-    async def _until_first_ends(self, tasks: list[asyncio.Task[None]]) -> None:
-        """None of them ends by itself unless told to stop, so the first that does tells why all of them have to."""
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-
-    async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> bool:
-        """Do something that may take long; False when told to stop first."""
-        task, stopped = asyncio.create_task(work), asyncio.create_task(self._told_to_stop())
-        done, waiting = await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        for other in waiting:
+    async def _finish_unless_stopped(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Await something that may take long; False if a signal stops the process first."""
+        task, stopped = asyncio.create_task(work), asyncio.create_task(self._wait_for_stop())
+        done, pending = await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        for other in pending:
             other.cancel()
         if task not in done:
             return False
         task.result()
         return True
 
-    async def _told_to_stop(self) -> None:
+    async def _wait_for_stop(self) -> None:
         await self._stop.wait()
 
-    def _where(self) -> str:
-        return ", ".join(self._options.namespaces) or "all namespaces"
+    def _check_queue_age(self) -> str:
+        age = self._queue.age_seconds
+        return f"work queue is stuck: a job has waited for {age:.0f} s" if age > MAX_QUEUE_AGE_SECONDS else ""
 
-    def _stuck(self) -> str:
-        return "the queue does not move" if self._queue.age > STUCK_SECONDS else ""
-
-    def _blind(self) -> str:
-        return "the cluster was not listed for long" if time.monotonic() - self._lister.last > 4 * EVERY_SECONDS else ""
+    def _check_resync_age(self) -> str:
+        age = self._resyncer.age_seconds
+        return f"last successful resync was {age:.0f} s ago" if age > MAX_RESYNC_AGE_SECONDS else ""

@@ -1,7 +1,8 @@
-"""Kopf as an informer: it watches, reconnects and backs off; what it sees goes to the cache, and a key to the queue.
+"""Kopf as an informer: it watches, reconnects and backs off; each event updates the cache and queues a key.
 
-Only Kopf's raw events are used. Its handlers with state would write finalizers and annotations to the user's objects,
-and cost a task or a patch for each; nothing here ever fails or waits, so nothing here needs to be retried.
+kubernetes.aio has no informer. Only Kopf's raw events are used: its stateful handlers would add finalizers and
+annotations to users' objects, and cost a task or a patch per object. The handlers here never fail or wait, so that
+none has to be retried.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _GROUP_VERSIONS = {"pods": ("", "v1"), "jobs": ("batch", "v1"), JOB_PLURAL: (GRO
 
 
 async def watch(cache: Cache, queue: WorkQueue, namespaces: list[str], started: asyncio.Event) -> None:
-    """Watch for ever; `started` is set once Kopf has taken the process's signals for itself."""
+    """Watch forever; `started` is set once Kopf has installed its signal handlers."""
     await kopf.operator(
         registry=_registry(cache, queue),
         settings=_settings(),
@@ -40,22 +41,23 @@ def _registry(cache: Cache, queue: WorkQueue) -> kopf.OperatorRegistry:
     kopf.on.login(registry=registry)(_login)
     for resource in RESOURCES:
         group, version = _GROUP_VERSIONS[resource]
-        kopf.on.event(group, version, resource, registry=registry, id=resource)(_remember(resource, cache, queue))
+        handler = _event_handler(resource, cache, queue)
+        kopf.on.event(group, version, resource, registry=registry, id=resource)(handler)
     return registry
 
 
-def _remember(resource: str, cache: Cache, queue: WorkQueue) -> Any:
-    async def remember(event: Any, **_: Any) -> None:
-        take = cache.drop if event["type"] == "DELETED" else cache.put
-        key = take(resource, event["object"])
+def _event_handler(resource: str, cache: Cache, queue: WorkQueue) -> Any:
+    async def handle(event: Any, **_: Any) -> None:
+        update = cache.delete if event["type"] == "DELETED" else cache.put
+        key = update(resource, event["object"])
         if key is not None:
             queue.add(key)
 
-    return remember
+    return handle
 
 
 def _login(**kwargs: Any) -> kopf.ConnectionInfo | None:
-    """The same cluster as everything else in this process talks to."""
+    """Log in to the same cluster as `KubeClient.connect`."""
     if os.environ.get("KUBECONFIG"):
         return kopf.login_with_kubeconfig(**kwargs)
     return kopf.login_with_service_account(**kwargs)
@@ -79,7 +81,7 @@ def _settings() -> kopf.OperatorSettings:
 
 
 class _Backoffs:
-    """Seconds between tries to reach an API server that does not answer: for ever, and not all at once."""
+    """Delays in seconds between attempts to reach the API server: infinite, exponential, with jitter."""
 
     def __iter__(self) -> Iterator[float]:
         return (min(30.0, 0.5 * 2.0**tries) * random.uniform(0.8, 1.2) for tries in itertools.count())  # noqa: S311

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,9 @@ def _ended_well(world: World, job: dict[str, Any]) -> None:
     metrics = {metric["name"]: metric["value"] for metric in status["metrics"]}
     assert metrics["eval/recall_at_1"] > 0.4
     assert metrics["eval/zero_shot_accuracy"] > 0.4
+    assert status["best"]["metric"] == "eval/recall_at_1"
+    assert status["best"]["value"] >= metrics["eval/recall_at_1"]
+    assert 0 < status["best"]["step"] <= status["progress"]["step"]
     reasons = [
         event["reason"] for event in world.get("events", f"--field-selector=involvedObject.name={name}")["items"]
     ]
@@ -97,8 +101,8 @@ def _can_be_used(output: Path) -> None:
 
 def _reads_well(table: str) -> None:
     header, row = table.splitlines()[:2]
-    assert header.split() == ["NAME", "STATUS", "PROGRESS", "STEP", "LOSS", "ETA", "AGE"]
-    assert row.split()[1:3] == ["Succeeded", "100"]
+    assert header.split() == ["NAME", "STATUS", "PROGRESS", "LOSS", "BEST", "ETA", "AGE"]
+    assert re.search(r" Succeeded +(\d+)/\1 \(100%\) +\d+(\.\d+)? +0\.\d+ ", row), row
 
 
 def test_a_suspended_job_goes_on_where_it_stopped(world: World, example: dict[str, Any]) -> None:

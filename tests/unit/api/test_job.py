@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from finetune_api.crd import job_crd, to_yaml
 from finetune_api.defaults import with_defaults
-from finetune_api.exit_codes import PERMANENT, ExitCode, outcome_of_exit_code
+from finetune_api.exit_codes import NON_RETRYABLE, ExitCode, outcome_of_exit_code
 from finetune_api.job import FineTuneJob, parse
 from finetune_api.sources import locate
 from finetune_api.status import Metric, ModuleStatus, Report
@@ -107,7 +107,7 @@ def test_termination_message_fits_in_4096_bytes(names: list[str], message: str) 
 
 
 def test_outcomes_of_exit_codes() -> None:
-    assert set(PERMANENT) == {2, 77}
+    assert set(NON_RETRYABLE) == {2, 77}
     assert (outcome_of_exit_code(75).retryable, outcome_of_exit_code(75).consumes_retry) == (True, False)
     assert (outcome_of_exit_code(1).retryable, outcome_of_exit_code(1).consumes_retry) == (True, True)
     assert (outcome_of_exit_code(139).reason, outcome_of_exit_code(None).reason) == ("Crashed", "Crashed")

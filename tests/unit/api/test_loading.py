@@ -252,6 +252,17 @@ def test_unsupported_features_are_rejected_by_name(tmp_path: Path) -> None:
     )
 
 
+def test_duplicate_list_item_is_named() -> None:
+    env = "[{name: A, value: one}, {name: A, value: two}]"
+    (result,) = check_manifests(GOOD + f"  runtime: {{env: {env}}}\n", "job.yaml")
+    assert "spec.runtime.env[1].name: duplicate value 'A': each name must be unique" in str(result.issues[0])
+
+
+def test_invalid_key_of_a_map_is_named() -> None:
+    (result,) = check_manifests(GOOD + '  runtime: {nodeSelector: {"d e": x}}\n', "job.yaml")
+    assert "spec.runtime.nodeSelector: 'd e': each key must be a label key" in str(result.issues[0])
+
+
 def test_error_in_a_map_names_the_key() -> None:
     (result,) = check_manifests(GOOD + '  runtime: {nodeSelector: {a.b/c: 1, "d e": x}}\n', "job.yaml")
     assert "spec.runtime.nodeSelector.a.b/c: 1: expected a string" in str(result.issues[0])

@@ -60,7 +60,7 @@ def test_every_rule_is_documented() -> None:
 
     for model in models(Model):
         if model.__module__.startswith("finetune_api"):
-            assert all(f"- {rule.message}.\n" in PAGE for rule in model.rules), model.__name__
+            assert all(f"- {rule.message}\n" in PAGE for rule in model.rules), model.__name__
 
 
 def test_pre_commit_hook_validates_manifests(tmp_path: Path) -> None:

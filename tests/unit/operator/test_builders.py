@@ -1,4 +1,4 @@
-"""What an attempt is made of: restricted, well named, and nothing the user did not ask for."""
+"""The objects of an attempt: restricted pods, valid names, and every setting of job and configuration."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from finetune_api.base import Model
 from finetune_api.resources import Resources
 from finetune_api.runtime import Runtime
 from finetune_operator.config import Config
-from finetune_operator.core.builders import prepare_attempt, prepare_configmap, prepare_job, prepare_output_claim
+from finetune_operator.core.builders import build_attempt, build_config_map, build_job, build_output_claim
 from finetune_operator.core.observed import ObservedJob
-from unit.operator.model import make_job
+from unit.operator.simulation import make_job
 
 LONGEST = "a" * 40
 LABEL = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
 
 
 def pod_of(job: ObservedJob, config: Config | None = None) -> dict[str, Any]:
-    assert job.document
-    spec: dict[str, Any] = prepare_job(job, job.document, 1, config or Config())["spec"]["template"]["spec"]
+    assert job.parsed
+    spec: dict[str, Any] = build_job(job, job.parsed, 1, config or Config())["spec"]["template"]["spec"]
     return spec
 
 
@@ -31,7 +31,7 @@ def container_of(job: ObservedJob, config: Config | None = None) -> dict[str, An
     return found
 
 
-def test_trainer_pods_are_restricted() -> None:
+def test_pods_meet_the_restricted_pod_security_standard() -> None:
     pod = pod_of(make_job())
     assert pod["automountServiceAccountToken"] is False
     assert pod["securityContext"]["runAsNonRoot"] is True and pod["securityContext"]["runAsUser"] == 65532
@@ -45,26 +45,26 @@ def test_trainer_pods_are_restricted() -> None:
     }  # fmt: skip
 
 
-def test_every_derived_name_of_the_longest_job_is_a_dns_label() -> None:
+def test_derived_names_of_the_longest_job_name_are_dns_labels() -> None:
     job = make_job(name=LONGEST)
-    assert job.document
-    creates = prepare_attempt(job, job.document, 100_000, Config())
+    assert job.parsed
+    creates = build_attempt(job, job.parsed, 100_000, Config())
     assert [it.resource for it in creates] == ["persistentvolumeclaims", "configmaps", "jobs"]
     for create in creates:
-        name = create.manifest["metadata"]["name"]
+        name = create.body["metadata"]["name"]
         assert len(name) <= 63 - len("-0-abcde") and LABEL.match(name)
 
 
-def test_the_trainer_gets_the_spec_as_the_user_wrote_it() -> None:
+def test_config_map_contains_the_spec_unchanged() -> None:
     job = make_job()
-    configmap = prepare_configmap(job, 2)
+    configmap = build_config_map(job, 2)
     assert configmap["immutable"] is True and configmap["metadata"]["name"] == "job-a2"
     written = json.loads(configmap["data"]["job.json"])
     assert written["spec"] == job.spec
     assert written["metadata"] == {"name": "job", "namespace": "default", "uid": "uid-1", "generation": 1}
 
 
-def test_only_the_outputs_claim_can_be_written_to() -> None:
+def test_only_the_output_claim_is_writable() -> None:
     job = make_job(
         model={"source": "pvc://models/base"},
         data={"train": {"source": "pvc://captions/train"}},
@@ -75,19 +75,19 @@ def test_only_the_outputs_claim_can_be_written_to() -> None:
     assert mounts["/etc/finetune"] is True and mounts["/scratch"] is False
 
 
-def test_a_job_with_a_destination_gets_no_claim_of_its_own() -> None:
+def test_no_output_claim_with_a_destination() -> None:
     job = make_job(output={"destination": "pvc://models/tuned"})
-    assert job.document
-    assert [it.resource for it in prepare_attempt(job, job.document, 1, Config())] == ["configmaps", "jobs"]
+    assert job.parsed
+    assert [it.resource for it in build_attempt(job, job.parsed, 1, Config())] == ["configmaps", "jobs"]
 
 
-def test_the_output_claim_outlives_the_job() -> None:
-    claim = prepare_output_claim(make_job(), Config())
+def test_output_claim_has_no_owner() -> None:
+    claim = build_output_claim(make_job(), Config())
     assert "ownerReferences" not in claim["metadata"] and claim["metadata"]["name"] == "job-output"
     assert claim["spec"] == {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "20Gi"}}}
 
 
-def test_all_but_cpu_is_limited_and_the_job_speaks_before_the_chart() -> None:
+def test_resources_override_defaults_and_cpu_has_no_limit() -> None:
     config = Config.model_validate({"trainer": {"resources": {"cpu": "4", "memory": "8Gi", "sharedMemory": "1Gi"}}})
     job = make_job(resources={"gpusPerNode": 1, "memory": "2Gi"})
     resources = container_of(job, config)["resources"]
@@ -98,12 +98,12 @@ def test_all_but_cpu_is_limited_and_the_job_speaks_before_the_chart() -> None:
 
 
 @pytest.mark.parametrize(("cpu", "threads"), [("1500m", "2"), (3, "3"), ("100m", "1")])
-def test_a_trainer_has_as_many_threads_as_cpus(cpu: int | str, threads: str) -> None:
+def test_threads_equal_cpus(cpu: int | str, threads: str) -> None:
     env = container_of(make_job(resources={"cpu": cpu}), Config())["env"]
     assert {"name": "OMP_NUM_THREADS", "value": threads} in env
 
 
-def test_the_administrators_environment_wins() -> None:
+def test_env_of_the_config_overrides_env_of_the_job() -> None:
     config = Config.model_validate({"trainer": {"env": [{"name": "HF_HUB_OFFLINE", "value": "1"}]}})
     env = [{"name": "HF_HUB_OFFLINE", "value": "0"}, {"name": "HF_HOME", "value": "/scratch/elsewhere"}]
     found = {it["name"]: it.get("value") for it in container_of(make_job(runtime={"env": env}), config)["env"]}
@@ -111,7 +111,7 @@ def test_the_administrators_environment_wins() -> None:
     assert found["HOME"] == "/scratch" and found["FINETUNE_ATTEMPT"] == "1"
 
 
-def test_a_variable_stands_where_it_was_said_last() -> None:
+def test_overridden_variable_moves_behind_those_it_may_refer_to() -> None:
     config = Config.model_validate({"trainer": {"env": [{"name": "LIBS", "value": "$(ROOT)/lib"}]}})
     env = [
         {"name": "LIBS", "value": "x"},
@@ -122,7 +122,7 @@ def test_a_variable_stands_where_it_was_said_last() -> None:
     assert names.index("ROOT") < names.index("HOME") < names.index("LIBS") and len(names) == len(set(names))
 
 
-def test_nothing_asked_for_is_not_the_default() -> None:
+def test_zero_is_not_replaced_by_the_default() -> None:
     asked = {"cpu": 0, "memory": "0", "ephemeralStorage": 0}
     resources = container_of(make_job(resources=asked), Config.model_validate(DEFAULTS))["resources"]
     assert {name: resources["requests"][name] for name in ("cpu", "memory", "ephemeral-storage")} == {
@@ -133,10 +133,10 @@ def test_nothing_asked_for_is_not_the_default() -> None:
 DEFAULTS = {"trainer": {"resources": {"cpu": "4", "memory": "16Gi", "ephemeralStorage": "10Gi"}}}
 
 
-def test_interruptions_stay_out_of_the_rule_for_crashes() -> None:
+def test_pod_failure_policy_rules() -> None:
     job = make_job()
-    assert job.document
-    spec = prepare_job(job, job.document, 1, Config())["spec"]
+    assert job.parsed
+    spec = build_job(job, job.parsed, 1, Config())["spec"]
     disruption, permanent, crash = spec["podFailurePolicy"]["rules"]
     assert disruption["onPodConditions"][0]["type"] == "DisruptionTarget"
     assert permanent["onExitCodes"]["values"] == [2, 77]
@@ -173,7 +173,7 @@ RUNTIME: dict[str, Any] = {
 }
 
 
-def test_what_the_job_says_of_its_pods_reaches_them() -> None:
+def test_runtime_fields_are_set_on_the_pod() -> None:
     job = make_job(runtime={**RUNTIME, "runAsUser": 1000, "fsGroup": 2000})
     pod = pod_of(job)
     assert {key: pod[key] for key in RUNTIME.keys() - {"envFrom"}} == {
@@ -185,12 +185,12 @@ def test_what_the_job_says_of_its_pods_reaches_them() -> None:
     assert pod["automountServiceAccountToken"] is False
 
 
-def test_a_pod_says_nothing_that_nobody_asked_for() -> None:
+def test_unset_runtime_fields_are_left_out() -> None:
     assert not pod_of(make_job()).keys() & RUNTIME.keys()
     assert container_of(make_job())["envFrom"] == []
 
 
-def test_the_administrator_has_the_last_word() -> None:
+def test_config_takes_precedence_over_runtime() -> None:
     admin: dict[str, Any] = {
         "imagePullSecrets": [{"name": "registry"}, {"name": "mirror"}],
         "envFrom": [{"configMapRef": {"name": "proxy"}}],
@@ -237,9 +237,9 @@ EVERY_FIELD: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(("part", "model"), [("runtime", Runtime), ("resources", Resources)])
-def test_no_field_is_accepted_and_then_forgotten(part: str, model: type[Model]) -> None:
+def test_every_field_changes_the_pod(part: str, model: type[Model]) -> None:
     aliases = {str(field.alias) for field in model.model_fields.values()}
-    assert aliases - {"nodes"} == EVERY_FIELD[part].keys(), "a field without a value here is a field that nobody tries"
+    assert aliases - {"nodes"} == EVERY_FIELD[part].keys(), "a field without a value here is not tested"
     base = {"gpusPerNode": 1} if part == "resources" else {}
     for field, value in EVERY_FIELD[part].items():
         without = {"gpusPerNode": 0} if field == "gpusPerNode" else base
@@ -247,13 +247,13 @@ def test_no_field_is_accepted_and_then_forgotten(part: str, model: type[Model]) 
         assert changed, f"spec.{part}.{field} does not reach the pod"
 
 
-def test_a_gpu_is_asked_for_by_the_name_the_job_gives_it_and_only_to_compute_with_it() -> None:
+def test_gpu_resource_is_requested_unless_device_is_cpu() -> None:
     resources = container_of(make_job(resources={"gpusPerNode": 1, "gpuResource": "amd.com/gpu"}))["resources"]
     assert resources["requests"] == resources["limits"] == {"amd.com/gpu": "1"}
     assert container_of(make_job(resources={"gpusPerNode": 1, "device": "CPU"}))["resources"] == {}
 
 
-def test_a_variable_may_come_from_a_secret_or_a_configmap() -> None:
+def test_env_from_secret_and_config_map() -> None:
     env = [
         {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token", "optional": True}}},
         {"name": "URL", "valueFrom": {"configMapKeyRef": {"name": "hub", "key": "url"}}},
@@ -262,7 +262,7 @@ def test_a_variable_may_come_from_a_secret_or_a_configmap() -> None:
     assert [it for it in found if "valueFrom" in it] == env
 
 
-def test_the_job_sizes_its_scratch_space_and_shared_memory() -> None:
+def test_job_overrides_ephemeral_storage_and_shared_memory() -> None:
     config = Config.model_validate({"trainer": {"resources": {"ephemeralStorage": "10Gi", "sharedMemory": "1Gi"}}})
     job = make_job(resources={"ephemeralStorage": "50Gi", "sharedMemory": 0})
     assert container_of(job, config)["resources"]["limits"]["ephemeral-storage"] == "50Gi"
@@ -270,16 +270,16 @@ def test_the_job_sizes_its_scratch_space_and_shared_memory() -> None:
     assert shared["emptyDir"]["sizeLimit"] == "0"
 
 
-def test_the_chart_says_how_long_an_interrupted_trainer_has_and_what_claim_it_gets() -> None:
+def test_config_sets_grace_period_and_output_claim() -> None:
     claim = {"size": "5Gi", "storageClassName": "fast", "accessModes": ["ReadWriteMany"]}
     config = Config.model_validate({"trainer": {"terminationGracePeriodSeconds": 7}, "outputClaim": claim})
     assert pod_of(make_job(), config)["terminationGracePeriodSeconds"] == 7
-    assert prepare_output_claim(make_job(), config)["spec"] == {
+    assert build_output_claim(make_job(), config)["spec"] == {
         "accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "5Gi"}}, "storageClassName": "fast",
     }  # fmt: skip
 
 
-def test_image_and_user_of_the_chart_are_defaults() -> None:
+def test_job_overrides_image_and_user() -> None:
     trainer = {"image": "chart:1", "imagePullPolicy": "Always", "runAsUser": 5, "fsGroup": 6}
     config = Config.model_validate({"trainer": trainer})
     job = make_job(runtime={"image": "own:1", "imagePullPolicy": "Never", "runAsUser": 7})
@@ -290,7 +290,7 @@ def test_image_and_user_of_the_chart_are_defaults() -> None:
     assert (security["runAsUser"], security["fsGroup"]) == (7, 6)
 
 
-def test_a_claim_that_is_used_in_several_ways_is_one_volume() -> None:
+def test_claim_mounted_in_several_places_is_one_volume() -> None:
     job = make_job(
         data={"train": {"source": "pvc://shared/train"}, "test": {"source": "pvc://held-out/test"}},
         output={"destination": "pvc://shared/tuned"},
@@ -314,19 +314,19 @@ def test_a_claim_that_is_used_in_several_ways_is_one_volume() -> None:
 
 
 @pytest.mark.parametrize(("runtime", "home"), [({}, "/scratch"), ({"cacheClaim": "downloads"}, "/cache")])
-def test_downloads_go_to_the_cache_where_there_is_one(runtime: dict[str, Any], home: str) -> None:
+def test_hf_home_is_in_the_cache_claim(runtime: dict[str, Any], home: str) -> None:
     env = container_of(make_job(runtime=runtime))["env"]
     assert {"name": "HF_HOME", "value": f"{home}/huggingface"} in env
 
 
-def test_a_queue_is_told_of_the_job_alone_and_decides_when_it_begins() -> None:
+def test_queued_job_is_suspended_and_only_the_job_is_labeled() -> None:
     job = make_job(queueName="team", workloadPriorityClassName="urgent")
-    assert job.document
-    made = prepare_job(job, job.document, 1, Config())
+    assert job.parsed
+    made = build_job(job, job.parsed, 1, Config())
     asked = {"kueue.x-k8s.io/queue-name": "team", "kueue.x-k8s.io/priority-class": "urgent"}
     assert asked.items() <= made["metadata"]["labels"].items() and made["spec"]["suspend"] is True
     assert not asked.keys() & made["spec"]["template"]["metadata"]["labels"].keys()
     plain = make_job()
-    assert plain.document
-    made = prepare_job(plain, plain.document, 1, Config())
+    assert plain.parsed
+    made = build_job(plain, plain.parsed, 1, Config())
     assert made["spec"]["suspend"] is False and not asked.keys() & made["metadata"]["labels"].keys()

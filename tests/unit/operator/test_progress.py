@@ -1,125 +1,81 @@
-"""The trainer's page is read with limits: on its size, on the time it takes, and on what it may say."""
+"""The metrics page of a trainer is parsed leniently, with limits on names, values and rows."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
-import aiohttp
 import pytest
-from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune_operator.core.progress import MAX_BYTES, MAX_ROWS, Reading, Target, parse, read
+from finetune_api.status import BestEvaluation
+from finetune_operator.core.progress import MAX_ROWS, ProgressSnapshot, parse_metrics_page
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def page(*lines: str) -> Reading | None:
-    return parse("\n".join(("finetune_step 5", *lines)) + "\n", NOW)
+def page(*lines: str) -> ProgressSnapshot | None:
+    return parse_metrics_page("\n".join(("finetune_step 5", *lines)) + "\n", 1, NOW)
 
 
-def test_a_page_is_understood() -> None:
-    reading = page(
+def test_parses_all_metrics() -> None:
+    snapshot = page(
         "# HELP finetune_loss The loss.",
         "finetune_planned_steps 20",
         "finetune_loss 0.5",
         'finetune_evaluation{metric="accuracy"} 0.75',
         'finetune_best_evaluation{metric="accuracy"} 0.8',
+        'finetune_best_evaluation_step{metric="accuracy"} 4',
         'finetune_learning_rate{module="visual"} 1e-3',
         'finetune_gradient_norm{module="visual"} 2',
         'finetune_module_trainable_parameters{module="visual"} 0',
         'finetune_module_info{module="visual",optimizer="SGD"} 1',
         "finetune_estimated_completion_timestamp_seconds 1.8e9",
     )
-    assert reading and reading.progress.percentage == 25.0
-    assert reading.progress.estimated_completion_time == datetime.fromtimestamp(1_800_000_000, UTC)
-    assert {it.name: it.value for it in reading.metrics} == {
-        "train/loss": 0.5, "eval/accuracy": 0.75, "best/accuracy": 0.8,
-    }  # fmt: skip
-    (visual,) = reading.modules
+    assert snapshot and snapshot.progress.percentage == 25.0
+    assert snapshot.progress.estimated_completion_time == datetime.fromtimestamp(1_800_000_000, UTC)
+    assert snapshot.progress.summary == "5/20 (25%)"
+    assert {it.name: it.value for it in snapshot.metrics} == {"train/loss": 0.5, "eval/accuracy": 0.75}
+    assert snapshot.best == BestEvaluation(metric="eval/accuracy", value=0.8, step=4)
+    (visual,) = snapshot.modules
     assert (visual.learning_rate, visual.gradient_norm, visual.optimizer, visual.frozen) == (1e-3, 2.0, "SGD", True)
 
 
 @pytest.mark.parametrize("value", ["NaN", "+Inf", "-Inf"])
-def test_what_is_not_a_number_is_left_out(value: str) -> None:
-    reading = page(f"finetune_loss {value}")
-    assert reading and not reading.metrics
+def test_drops_values_that_are_not_finite(value: str) -> None:
+    snapshot = page(f"finetune_loss {value}")
+    assert snapshot and not snapshot.metrics
 
 
 @pytest.mark.parametrize("text", ["", "no metrics here", "finetune_step", "finetune_step 1e300", '{"json": 1}', "\0"])
-def test_what_is_no_page_is_no_reading(text: str) -> None:
-    assert parse(text, NOW) is None
+def test_returns_none_for_a_page_without_step(text: str) -> None:
+    assert parse_metrics_page(text, 1, NOW) is None
 
 
-def test_names_that_are_not_on_the_list_and_rows_beyond_the_limit_are_left_out() -> None:
+def test_drops_unknown_metrics_and_rows_beyond_the_limit() -> None:
     rows = [f'finetune_learning_rate{{module="m{number}"}} 1' for number in range(1000)]
-    reading = page("evil_metric 1", *rows)
-    assert reading and len(reading.modules) == MAX_ROWS
-    assert "evil" not in str(reading)
+    snapshot = page("evil_metric 1", *rows)
+    assert snapshot and len(snapshot.modules) == MAX_ROWS
+    assert "evil" not in str(snapshot)
 
 
 @given(st.text())
-def test_nothing_that_a_pod_says_is_an_error(text: str) -> None:
-    parse("finetune_step 1\nfinetune_loss" + text, NOW)
-    parse(text, NOW)
+def test_never_raises(text: str) -> None:
+    parse_metrics_page("finetune_step 1\nfinetune_loss" + text, 1, NOW)
+    parse_metrics_page(text, 1, NOW)
 
 
-@asynccontextmanager
-async def answering(handler: Handler) -> AsyncIterator[Target]:
-    app = web.Application()
-    app.router.add_get("/metrics", handler)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        yield Target(1, "127.0.0.1", int(runner.addresses[0][1]))
-    finally:
-        await runner.cleanup()
+def test_module_without_learning_rate_is_not_frozen_before_the_first_step() -> None:
+    snapshot = page(
+        'finetune_module_parameters{module="visual"} 100',
+        'finetune_module_trainable_parameters{module="visual"} 100',
+        'finetune_module_parameters{module="temperature"} 1',
+        'finetune_module_trainable_parameters{module="temperature"} 0',
+    )
+    assert snapshot and {it.name: it.frozen for it in snapshot.modules} == {"visual": False, "temperature": True}
+    assert all(it.learning_rate is None for it in snapshot.modules)
 
 
-async def ask(handler: Handler) -> Reading | None:
-    async with answering(handler) as target, aiohttp.ClientSession() as session:
-        return await read(session, target)
-
-
-async def test_a_page_that_is_too_long_is_not_read() -> None:
-    async def endless(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse()
-        await response.prepare(request)
-        for _ in range(MAX_BYTES // 1024 + 64):
-            await response.write(b"finetune_step 1\n" * 64)
-        return response
-
-    assert await ask(endless) is None
-
-
-async def test_a_pod_that_does_not_answer_is_not_waited_for() -> None:
-    async def silent(_: web.Request) -> web.StreamResponse:
-        await asyncio.sleep(30)
-        return web.Response()
-
-    started = time.monotonic()
-    assert await ask(silent) is None
-    assert time.monotonic() - started < 20
-
-
-async def test_a_redirect_is_not_followed() -> None:
-    async def elsewhere(_: web.Request) -> web.StreamResponse:
-        raise web.HTTPFound("http://127.0.0.1:1/")
-
-    assert await ask(elsewhere) is None
-
-
-async def test_a_page_is_fetched() -> None:
-    async def fine(_: web.Request) -> web.StreamResponse:
-        return web.Response(text="finetune_step 3\n")
-
-    reading = await ask(fine)
-    assert reading and reading.progress.step == 3 and reading.attempt == 1
+@pytest.mark.parametrize("step", ["1e18", "1e300", "1.7e308"])
+def test_returns_none_for_an_implausible_step(step: str) -> None:
+    assert parse_metrics_page(f"finetune_step {step}\nfinetune_planned_steps 20\n", 1, NOW) is None

@@ -1,4 +1,4 @@
-"""The parts around the heart: queue, cache, configuration, and what the package says about itself."""
+"""Work queue, cache, metrics and configuration."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from finetune_operator.config import Config, ConfigError, load
-from finetune_operator.core.children import attempt_job
-from finetune_operator.core.observed import Key
-from finetune_operator.metrics import JobCollector
+from finetune_operator.core.children import AttemptJob
+from finetune_operator.core.objects import NamespacedName
 from finetune_operator.runtime.cache import Cache
+from finetune_operator.runtime.job_metrics import JobCollector
 from finetune_operator.runtime.queue import WorkQueue
 
-A, B = Key("default", "a"), Key("default", "b")
+A, B = NamespacedName("default", "a"), NamespacedName("default", "b")
 
 
-async def test_a_key_waits_once_and_comes_back_if_it_changed_meanwhile() -> None:
+async def test_queue_deduplicates_and_requeues_keys_added_while_processed() -> None:
     queue = WorkQueue()
     for key in (A, A, B):
         queue.add(key)
@@ -30,17 +30,17 @@ async def test_a_key_waits_once_and_comes_back_if_it_changed_meanwhile() -> None
     assert [await queue.get(), await queue.get()] == [B, A]
 
 
-async def test_the_earliest_wish_counts_and_failures_wait_longer() -> None:
+async def test_queue_delays_and_rate_limits() -> None:
     queue = WorkQueue()
     queue.add_after(A, 60)
     queue.add_after(A, 0.01)
     assert await asyncio.wait_for(queue.get(), 5) == A
-    assert queue.retry(B) < queue.retry(B) < queue.retry(B)
-    queue.forgive(B)
-    assert queue.retry(B) < 1
+    assert queue.add_rate_limited(B) < queue.add_rate_limited(B) < queue.add_rate_limited(B)
+    queue.forget(B)
+    assert queue.add_rate_limited(B) < 1
 
 
-def raw(kind: str, name: str, version: int = 1, **status: Any) -> dict[str, Any]:
+def make_object(kind: str, name: str, version: int = 1, **status: Any) -> dict[str, Any]:
     labels = {"finetune.dev/job": "a", "finetune.dev/attempt": "1"}
     metadata = {
         "name": name, "namespace": "default", "uid": f"uid-{name}", "resourceVersion": str(version),
@@ -51,73 +51,77 @@ def raw(kind: str, name: str, version: int = 1, **status: Any) -> dict[str, Any]
     return head | {"metadata": metadata, "spec": spec, "status": status}
 
 
-def test_an_older_state_never_replaces_a_newer_one() -> None:
+def test_cache_keeps_the_newest_version() -> None:
     cache = Cache()
-    cache.put("finetunejobs", raw("job", "a", 7, attempt=2))
-    cache.put("finetunejobs", raw("job", "a", 6, attempt=1))
+    cache.put("finetunejobs", make_object("job", "a", 7, attempt=2))
+    cache.put("finetunejobs", make_object("job", "a", 6, attempt=1))
     assert cache.jobs[A].status.attempt == 2
 
 
-def test_the_last_words_of_a_deleted_pod_are_kept_until_a_list_does_not_show_it() -> None:
+def test_cache_keeps_the_end_of_a_deleted_pod_until_it_is_purged() -> None:
     cache = Cache()
     terminated = {"terminated": {"exitCode": 3}}
-    pod = raw("pod", "p", phase="Failed", containerStatuses=[{"name": "trainer", "state": terminated}])
+    pod = make_object("pod", "p", phase="Failed", containerStatuses=[{"name": "trainer", "state": terminated}])
     cache.put("pods", pod)
-    assert cache.drop("pods", pod) == A
+    assert cache.delete("pods", pod) == A
     (kept,) = cache.children(A).pods
-    assert kept.gone and not kept.alive and kept.end and kept.end.exit_code == 3
-    cache.forget(cache.known())
+    assert kept.deleted and kept.terminal and kept.terminated and kept.terminated.exit_code == 3
+    cache.purge(cache.names())
     assert not cache.children(A).pods
 
 
 @pytest.mark.parametrize(("suspended", "started"), [("True", None), ("False", datetime(2026, 1, 2, tzinfo=UTC))])
-def test_a_job_that_a_queue_has_just_let_go_on_has_not_started_yet(suspended: str, started: datetime | None) -> None:
+def test_resumed_job_has_no_start_time_until_its_suspended_condition_is_false(
+    suspended: str, started: datetime | None
+) -> None:
     condition = {"type": "Suspended", "status": suspended, "lastTransitionTime": "2026-01-02T01:00:00Z"}
-    found = attempt_job(raw("attempt", "a-a1", startTime="2026-01-02T00:00:00Z", conditions=[condition]))
-    assert found.started == started and not found.suspended
+    found = AttemptJob.from_object(
+        make_object("attempt", "a-a1", startTime="2026-01-02T00:00:00Z", conditions=[condition])
+    )
+    assert found.started_at == started and not found.suspended
 
 
-def test_metrics_tell_of_a_job_after_it_has_ended() -> None:
+def test_metrics_of_a_finished_job_are_exported() -> None:
     cache = Cache()
     module = {"name": "visual", "learningRate": 0.5}
     condition = {
         "type": "Succeeded", "status": "True", "reason": "Succeeded", "lastTransitionTime": "2026-01-01T00:00:00Z",
         "observedGeneration": 1,
     }  # fmt: skip
-    cache.put("finetunejobs", raw("job", "a", conditions=[condition], modules=[module], progress={"step": 9}))
+    cache.put("finetunejobs", make_object("job", "a", conditions=[condition], modules=[module], progress={"step": 9}))
     samples = {it.name: it for family in JobCollector(cache, WorkQueue()).collect() for it in family.samples}
     assert samples["finetune_job_step"].value == 9
     assert samples["finetune_job_learning_rate"].labels == {"namespace": "default", "name": "a", "module": "visual"}
     assert samples["finetune_jobs"].labels == {"state": "Succeeded"}
 
 
-def test_metrics_tell_no_progress_of_a_job_that_was_cleaned_up() -> None:
+def test_training_metrics_end_with_the_cleanup() -> None:
     cache = Cache()
     module = {"name": "visual", "learningRate": 0.5}
     cleaned = "2026-01-01T00:00:00Z"
-    cache.put("finetunejobs", raw("job", "a", progress={"step": 9}, modules=[module], cleanupTime=cleaned))
+    cache.put("finetunejobs", make_object("job", "a", progress={"step": 9}, modules=[module], cleanupTime=cleaned))
     samples = {it.name for family in JobCollector(cache, WorkQueue()).collect() for it in family.samples}
     assert "finetune_job_info" in samples
     assert not samples & {"finetune_job_step", "finetune_job_learning_rate"}
 
 
-def test_an_empty_configuration_is_a_valid_one(tmp_path: Path) -> None:
+def test_empty_config_is_valid(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("")
     assert load(path) == Config() == load(None)
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("trainer: {imagePullPolicy: Sometimes}", "trainer.imagePullPolicy"),
         ("trainer: {imag: x}", "trainer.imag"),
         ("trainer: {tolerations: [{value: x}]}", r"trainer\.tolerations\[0\]\.key"),
-        ("a: [", "not valid YAML"),
+        ("a: [", "invalid YAML"),
     ],
 )
-def test_a_wrong_configuration_is_one_clear_message(tmp_path: Path, text: str, says: str) -> None:
+def test_invalid_config_names_the_field(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         load(path)

@@ -1,15 +1,25 @@
-"""Patches are as small as the news, and events are told once."""
+"""Conditions, merge patches, events, and typed changes of status."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from finetune_api.status import Attempt, JobStatus, Metric, Progress
-from finetune_operator.core.status import Standing, merge_patch, only_progress, standing, transition, with_record
-from unit.operator.model import START, make_job
+from finetune_api.status import AttemptStatus, JobStatus, Metric, Progress
+from finetune_operator.core.changes import AttemptChanges, StatusChanges, update_attempt, update_status
+from finetune_operator.core.status import (
+    ConditionUpdate,
+    build_status,
+    is_progress_only,
+    merge_patch,
+    transition_events,
+    with_attempt,
+)
+from unit.operator.simulation import START, make_job
 
 
 def apply_merge_patch(target: Any, patch: Any) -> Any:
@@ -35,42 +45,66 @@ STATUSES = st.builds(
 
 
 @given(STATUSES, STATUSES)
-def test_a_patch_leads_from_one_status_to_the_other(old: JobStatus, new: JobStatus) -> None:
+def test_merge_patch_leads_from_one_status_to_the_other(old: JobStatus, new: JobStatus) -> None:
     assert apply_merge_patch(old.manifest(), merge_patch(old, new)) == new.manifest()
     assert not merge_patch(new, new)
 
 
-def test_progress_is_told_from_news() -> None:
+def test_is_progress_only() -> None:
     old = JobStatus(progress=Progress(step=1))
-    assert only_progress(merge_patch(old, JobStatus(progress=Progress(step=2))))
-    assert not only_progress(merge_patch(old, JobStatus(progress=Progress(step=2), attempt=1)))
-    assert not only_progress({})
+    assert is_progress_only(merge_patch(old, JobStatus(progress=Progress(step=2))))
+    assert not is_progress_only(merge_patch(old, JobStatus(progress=Progress(step=2), attempt=1)))
+    assert not is_progress_only({})
 
 
-def test_a_transition_time_stays_until_the_answer_changes() -> None:
+def test_transition_time_changes_with_the_condition_status_only() -> None:
     job = make_job()
-    first = standing(job, Standing("Pending", "a"), START)
+    first = build_status(job, ConditionUpdate("Pending", "a"), START)
     later = START.replace(year=2027)
     job = make_job(status=first.manifest())
-    second = standing(job, Standing("Running", "b"), later)
+    second = build_status(job, ConditionUpdate("Running", "b"), later)
     times = {it.type: it.last_transition_time for it in second.conditions}
     assert set(times.values()) == {START}
-    third = standing(job, Standing("Failed", "c", "Crashed"), later)
+    third = build_status(job, ConditionUpdate("Failed", "c", "Crashed"), later)
     assert {it.type: it.last_transition_time for it in third.conditions}["Reconciling"] == later
     assert third.completion_time == later
 
 
-def test_an_event_is_told_once_and_warns_of_trouble() -> None:
+def test_failure_emits_one_warning_event() -> None:
     job = make_job()
-    failed = standing(job, Standing("Failed", "out of memory", "OutOfMemory"), START)
-    (event,) = transition(job.status, failed)
-    assert (event.kind, event.reason, event.message) == ("Warning", "OutOfMemory", "out of memory")
-    assert not transition(failed, failed)
+    failed = build_status(job, ConditionUpdate("Failed", "out of memory", "OutOfMemory"), START)
+    (event,) = transition_events(job.status, failed)
+    assert (event.type, event.reason, event.message) == ("Warning", "OutOfMemory", "out of memory")
+    assert not transition_events(failed, failed)
 
 
-def test_only_the_last_attempts_are_kept() -> None:
+def test_only_the_last_ten_attempts_are_kept() -> None:
     status = JobStatus()
     for number in range(1, 14):
-        records = with_record(status, Attempt(number=number, job=f"job-a{number}"))
-        status = status.model_copy(update={"attempts": records})
+        attempts = with_attempt(status, AttemptStatus(number=number, job=f"job-a{number}"))
+        status = update_status(status, attempts=attempts)
     assert [it.number for it in status.attempts or []] == list(range(4, 14))
+
+
+def test_typed_changes_have_the_fields_of_the_models() -> None:
+    assert StatusChanges.__annotations__.keys() == JobStatus.model_fields.keys()
+    assert AttemptChanges.__annotations__.keys() == AttemptStatus.model_fields.keys() - {"number", "job"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        pytest.param({"completion_tme": START}, TypeError, id="misspelled field"),
+        pytest.param({"completionTime": START}, TypeError, id="alias"),
+        pytest.param({"restarts": "three"}, ValidationError, id="wrong type"),
+        pytest.param({"attempt": -1}, ValidationError, id="out of bounds"),
+    ],
+)
+def test_invalid_status_change_is_an_error(changes: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        update_status(JobStatus(), **changes)
+
+
+def test_none_clears_a_field_and_other_fields_stay() -> None:
+    attempt = AttemptStatus(number=1, job="job-a1", reason="Crashed", exit_code=1)
+    assert update_attempt(attempt, reason=None) == AttemptStatus(number=1, job="job-a1", exit_code=1)

@@ -1,4 +1,4 @@
-"""What every trainer test starts from: one folder of claims with tiny models and data, made once."""
+"""Fixtures of all trainer tests: a folder of claims with tiny models and data, created once."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """What the library keeps of data sets goes with the tests."""
+    """The cache of `datasets`, deleted with the temporary files of the tests."""
     folder: Path = tmp_path_factory.mktemp("datasets")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", folder)
@@ -38,7 +38,7 @@ def claims(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    """The claim that results go to."""
+    """The claim for outputs."""
     folder = tmp_path / "out"
     folder.mkdir()
     return folder

@@ -1,4 +1,4 @@
-"""What is held out is a function of the seed alone; folds do not overlap, and leave nothing out."""
+"""Held-out rows depend on the seed only; folds are disjoint and cover all rows."""
 
 from pathlib import Path
 from typing import Any
@@ -8,47 +8,55 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from finetune_api.data import Columns
-from finetune_trainer.data import BadRows, Dataset, Table, name_columns, split
+from finetune_trainer.data import (
+    BadRowPolicy,
+    Dataset,
+    RowProblem,
+    Table,
+    resolve_columns,
+    train_validation_split,
+)
 from finetune_trainer.errors import UserError
 from unit.trainer import tiny
-from unit.trainer.reading import spec, table
+from unit.trainer.loading import data_spec, load_table
 
 CLASSES = 3
-BY_PATIENT, BY_LABEL = {"groupBy": "patient"}, {"stratifyBy": "label"}
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Table:
-    """60 rows of 6 patients and 3 classes, which go on side by side."""
+def table(tmp_path_factory: pytest.TempPathFactory) -> Table:
+    """60 rows of 6 patients, with 3 classes in turn."""
     folder: Path = tmp_path_factory.mktemp("rows")
-    found = [
+    rows = [
         {"text": str(number), "patient": f"p{number // 10}", "label": number % CLASSES, "hole": number or None}
         for number in range(60)
     ]
-    tiny.write_rows(folder / "data" / "set", found)
-    return table(folder)
+    tiny.write_rows(folder / "data" / "set", rows)
+    return load_table(folder)
 
 
-def dataset(rows: Table) -> Dataset:
-    return rows.dataset(name_columns(rows.columns, Columns(), [["text", "label"]], (), "data.train.source"))
+def make_dataset(table: Table) -> Dataset:
+    return table.to_dataset(resolve_columns(table.columns, Columns(), [["text", "label"]], (), "data.train.source"))
 
 
-def held_out(rows: Table, **fold: Any) -> tuple[list[int], list[int]]:
-    train, validation = split(dataset(rows), spec(fold=fold), rows)
+def split_fold(table: Table, **fold: Any) -> tuple[list[int], list[int]]:
+    train, validation = train_validation_split(make_dataset(table), data_spec(fold=fold), table)
     assert validation is not None
-    return [int(it) for it in train.values("text")], [int(it) for it in validation.values("text")]
+    return [int(text) for text in train.values("text")], [int(text) for text in validation.values("text")]
 
 
-def test_a_fraction_is_the_same_every_time_and_shares_nothing(rows: Table) -> None:
-    def drawn(seed: int) -> tuple[list[str], list[str]]:
-        train, validation = split(dataset(rows), spec(validation={"fraction": 0.25}, splitSeed=seed), rows)
+def test_fraction_is_reproducible_and_disjoint(table: Table) -> None:
+    def draw(seed: int) -> tuple[list[str], list[str]]:
+        train, validation = train_validation_split(
+            make_dataset(table), data_spec(validation={"fraction": 0.25}, splitSeed=seed), table
+        )
         assert validation is not None
         return train.values("text"), validation.values("text")
 
-    train, validation = drawn(0)
+    train, validation = draw(0)
     assert (len(train), len(validation)) == (45, 15)
     assert not set(train) & set(validation)
-    assert drawn(0) == (train, validation) != drawn(1)
+    assert draw(0) == (train, validation) != draw(1)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -58,8 +66,8 @@ def test_a_fraction_is_the_same_every_time_and_shares_nothing(rows: Table) -> No
     by=st.sampled_from([{}, {"groupBy": "patient"}, {"stratifyBy": "label"}])
     | st.just({"groupBy": "patient", "stratifyBy": "label"}),
 )
-def test_folds_do_not_overlap_and_are_everything(rows: Table, count: int, seed: int, by: dict[str, str]) -> None:
-    folds = [held_out(rows, index=index, count=count, splitSeed=seed, **by) for index in range(count)]
+def test_folds_are_disjoint_and_cover_all_rows(table: Table, count: int, seed: int, by: dict[str, str]) -> None:
+    folds = [split_fold(table, index=index, count=count, splitSeed=seed, **by) for index in range(count)]
     for train, validation in folds:
         assert sorted(train + validation) == list(range(60))
         assert validation
@@ -71,13 +79,13 @@ def test_folds_do_not_overlap_and_are_everything(rows: Table, count: int, seed: 
     assert sorted(row for _, validation in folds for row in validation) == list(range(60))
 
 
-def test_the_seed_decides_the_folds(rows: Table) -> None:
-    assert held_out(rows, index=0, count=5) == held_out(rows, index=0, count=5, splitSeed=0)
-    assert held_out(rows, index=0, count=5) != held_out(rows, index=0, count=5, splitSeed=1)
+def test_folds_depend_on_the_seed(table: Table) -> None:
+    assert split_fold(table, index=0, count=5) == split_fold(table, index=0, count=5, splitSeed=0)
+    assert split_fold(table, index=0, count=5) != split_fold(table, index=0, count=5, splitSeed=1)
 
 
 @pytest.mark.parametrize(
-    ("fold", "words"),
+    ("fold", "message"),
     [
         (
             {"groupBy": "pateint"},
@@ -88,30 +96,29 @@ def test_the_seed_decides_the_folds(rows: Table) -> None:
             "data.fold.stratifyBy: data.train.source has no column 'klass'; it has text",
         ),
         ({"groupBy": "hole"}, "data.fold.groupBy: column 'hole' of"),
-        ({"groupBy": "patient", "count": 7}, "data.fold.groupBy: column 'patient' has only 6 groups, fewer than the 7"),
-        ({"stratifyBy": "label", "count": 21}, "of column 'label' has only 20 rows, fewer than the 21 folds"),
-        ({"count": 61}, "data.fold.count is 61, but the training set has only 60 rows"),
+        (
+            {"groupBy": "patient", "count": 7},
+            "data.fold.groupBy: column 'patient' has only 6 groups, fewer than data.fold.count (7)",
+        ),
+        ({"stratifyBy": "label", "count": 21}, "of column 'label' has only 20 rows, fewer than data.fold.count (21)"),
+        ({"count": 61}, "data.fold.count: 61 folds, but the training set has only 60 rows"),
     ],
 )
-def test_folds_that_cannot_be_made(rows: Table, fold: dict[str, Any], words: str) -> None:
+def test_impossible_folds_are_rejected(table: Table, fold: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as raised:
-        held_out(rows, **{"index": 0, "count": 5, **fold})
-    assert words in str(raised.value)
+        split_fold(table, **{"index": 0, "count": 5, **fold})
+    assert message in str(raised.value)
 
 
-def test_folds_after_rows_were_left_out(rows: Table) -> None:
-    """Groups are those of the rows that are left."""
-    bad_rows, found = BadRows(skip=True, limit=10), dataset(rows)
-    kept = bad_rows.drop(found, [problem for index in range(5) for problem in [_problem(index)]])
-    parts = [split(kept, spec(fold={"index": index, "count": 3, "groupBy": "patient"}), rows) for index in range(3)]
-    validated = [int(text) for _, part in parts if part for text in part.values("text")]
-    assert sorted(validated) == list(range(5, 60))
-    for train, part in parts:
-        assert part is not None
-        assert not {int(it) // 10 for it in train.values("text")} & {int(it) // 10 for it in part.values("text")}
-
-
-def _problem(index: int) -> Any:
-    from finetune_trainer.data import Problem
-
-    return Problem(index, "text", "bad")
+def test_folds_after_bad_rows_were_dropped(table: Table) -> None:
+    """Groups are those of the remaining rows."""
+    bad_rows, dataset = BadRowPolicy(skip=True, limit=10), make_dataset(table)
+    kept = bad_rows.drop_rows(dataset, [RowProblem(index, "text", "bad") for index in range(5)])
+    specs = [data_spec(fold={"index": index, "count": 3, "groupBy": "patient"}) for index in range(3)]
+    splits = [train_validation_split(kept, spec, table) for spec in specs]
+    held_out = [int(text) for _, validation in splits if validation for text in validation.values("text")]
+    assert sorted(held_out) == list(range(5, 60))
+    for train, validation in splits:
+        assert validation is not None
+        in_train, in_validation = ({int(text) // 10 for text in part.values("text")} for part in (train, validation))
+        assert not in_train & in_validation

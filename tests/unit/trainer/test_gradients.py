@@ -1,4 +1,4 @@
-"""Penalties by their formula; norms and clipping as torch's own."""
+"""Regularization by its formula; norms and clipping equal torch's."""
 
 from typing import Any
 
@@ -8,81 +8,96 @@ from torch import nn
 
 from finetune_api.modules import Module
 from finetune_trainer.plan import ModulePlan, Window
-from finetune_trainer.training.gradients import Part, clip, norms, penalize, unscale
+from finetune_trainer.training.gradients import add_regularization, clip_grads, get_grad_norms, unscale_grads
+from finetune_trainer.training.state import TrainableModule
 
+CPU = torch.device("cpu")
 OPTIMIZER = {"type": "SGD", "learningRate": 0.1}
 
 
-def part(seed: int = 0, scale: float = 1.0, **fields: Any) -> Part:
+def make_module(seed: int = 0, scale: float = 1.0, **fields: Any) -> TrainableModule:
     """A matrix and a vector, with gradients."""
     torch.manual_seed(seed)
     parameters = [nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(5))]
     for parameter in parameters:
         parameter.grad = torch.randn_like(parameter) * scale
     spec = Module.model_validate({"name": f"m{seed}", "parameters": ["*"], "optimizer": OPTIMIZER, **fields})
-    return Part(ModulePlan(spec, (), 0, Window(0, 1), None), parameters)
+    return TrainableModule(ModulePlan(spec, (), 0, Window(0, 1), None), parameters)
 
 
-def test_penalties_follow_their_formula_and_leave_biases_alone() -> None:
-    one = part(regularization={"l1": 0.1, "l2": 0.01})
-    matrix, vector = one.parameters
+def norms_in_one_pass(modules: list[TrainableModule]) -> torch.Tensor:
+    """The norms of all modules from one foreach call, the formula that get_total_norm replaced."""
+    counts = [len(module.grads) for module in modules]
+    norms = torch.stack(torch._foreach_norm([grad for module in modules for grad in module.grads]))
+    return torch.stack([torch.linalg.vector_norm(part) for part in torch.split(norms, counts)])
+
+
+def test_regularization_follows_its_formula_and_excludes_biases() -> None:
+    module = make_module(regularization={"l1": 0.1, "l2": 0.01})
+    matrix, vector = module.parameters
     assert matrix.grad is not None and vector.grad is not None
     expected = matrix.grad + 0.1 * matrix.detach().sign() + 0.01 * matrix.detach()
-    untouched = vector.grad.clone()
-    penalize([one])
+    vector_grad = vector.grad.clone()
+    add_regularization([module])
     torch.testing.assert_close(matrix.grad, expected)
-    assert torch.equal(vector.grad, untouched)
+    assert torch.equal(vector.grad, vector_grad)
 
 
-def test_penalties_reach_biases_when_nothing_is_excluded() -> None:
-    one = part(regularization={"l2": 0.5}, decayExclude="Nothing")
-    before = [gradient.clone() for gradient in one.gradients]
-    penalize([one])
-    for parameter, gradient in zip(one.parameters, before, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient + 0.5 * parameter.detach())
+def test_regularization_includes_biases_when_nothing_is_excluded() -> None:
+    module = make_module(regularization={"l2": 0.5}, decayExclude="Nothing")
+    before = [grad.clone() for grad in module.grads]
+    add_regularization([module])
+    for parameter, grad in zip(module.parameters, before, strict=True):
+        torch.testing.assert_close(parameter.grad, grad + 0.5 * parameter.detach())
 
 
-def test_norms_are_torchs() -> None:
-    parts = [part(0), part(1, scale=100), part(2)]
-    for measured, one in zip(norms(parts), parts, strict=True):
-        torch.testing.assert_close(measured, nn.utils.get_total_norm(one.gradients))
+def test_grad_norms_equal_the_formula() -> None:
+    modules = [make_module(0), make_module(1, scale=100), make_module(2)]
+    for norm, module in zip(get_grad_norms(modules, CPU), modules, strict=True):
+        torch.testing.assert_close(norm, torch.cat([grad.flatten() for grad in module.grads]).norm())
 
 
-@pytest.mark.parametrize("limit", [0.5, 1e6])
-def test_clipping_one_module_is_torchs_and_leaves_the_others(limit: float) -> None:
-    ours, reference = [part(0, clipGradNorm=limit), part(1)], [part(0), part(1)]
+@pytest.mark.parametrize("seed", range(20))
+def test_grad_norms_are_bit_equal_to_one_pass_over_all_modules(seed: int) -> None:
+    modules = [make_module(seed), make_module(seed + 1, scale=1e3), make_module(seed + 2, scale=1e-3)]
+    assert torch.equal(get_grad_norms(modules, CPU), norms_in_one_pass(modules))
+
+
+@pytest.mark.parametrize("limit", [0.5, 0.3, 1e6])
+def test_clipping_a_module_equals_torch_and_keeps_the_others(limit: float) -> None:
+    ours, reference = [make_module(0, clipGradNorm=limit), make_module(1)], [make_module(0), make_module(1)]
     nn.utils.clip_grad_norm_(reference[0].parameters, limit)
-    clip(ours, norms(ours), None)
-    for one, other in zip(ours, reference, strict=True):
-        for mine, theirs in zip(one.gradients, other.gradients, strict=True):
-            assert torch.equal(mine, theirs)
+    clip_grads(ours, get_grad_norms(ours, CPU), None)
+    for module, other in zip(ours, reference, strict=True):
+        for grad, expected in zip(module.grads, other.grads, strict=True):
+            assert torch.equal(grad, expected)
 
 
-@pytest.mark.parametrize("limit", [0.5, 1e6])
-def test_the_global_clip_comes_after_the_modules_own(limit: float) -> None:
-    ours, reference = [part(0, clipGradNorm=1.0), part(1, 3.0)], [part(0), part(1, 3.0)]
+@pytest.mark.parametrize("limit", [0.5, 0.3, 1e6])
+def test_global_clipping_follows_that_of_the_modules(limit: float) -> None:
+    ours, reference = [make_module(0, clipGradNorm=1.0), make_module(1, 3.0)], [make_module(0), make_module(1, 3.0)]
     nn.utils.clip_grad_norm_(reference[0].parameters, 1.0)
     nn.utils.clip_grad_norm_([*reference[0].parameters, *reference[1].parameters], limit)
-    clip(ours, norms(ours), limit)
-    for one, other in zip(ours, reference, strict=True):
-        for mine, theirs in zip(one.gradients, other.gradients, strict=True):
-            torch.testing.assert_close(mine, theirs)
+    clip_grads(ours, get_grad_norms(ours, CPU), limit)
+    for module, other in zip(ours, reference, strict=True):
+        for grad, expected in zip(module.grads, other.grads, strict=True):
+            torch.testing.assert_close(grad, expected)
 
 
-def test_a_parameter_without_a_gradient_is_passed_over() -> None:
-    one = part(regularization={"l1": 1.0}, clipGradNorm=1.0)
-    for parameter in one.parameters:
+def test_parameters_without_gradients_are_ignored() -> None:
+    module = make_module(regularization={"l1": 1.0}, clipGradNorm=1.0)
+    for parameter in module.parameters:
         parameter.grad = None
-    penalize([one])
-    clip([one], norms([one, part(1)])[:1], 1.0)
-    assert norms([one]).tolist() == [0.0]
-    assert not one.gradients
+    add_regularization([module])
+    clip_grads([module], get_grad_norms([module, make_module(1)], CPU)[:1], 1.0)
+    assert get_grad_norms([module], CPU).tolist() == [0.0]
+    assert not module.grads
 
 
-def test_unscaling_by_a_power_of_two_loses_nothing() -> None:
-    one = part()
-    before = [gradient.clone() for gradient in one.gradients]
-    for gradient in one.gradients:
-        gradient.mul_(2.0**16)
-    unscale([one], 2.0**16)
-    assert all(torch.equal(mine, other) for mine, other in zip(one.gradients, before, strict=True))
+def test_unscaling_by_a_power_of_two_is_exact() -> None:
+    module = make_module()
+    before = [grad.clone() for grad in module.grads]
+    for grad in module.grads:
+        grad.mul_(2.0**16)
+    unscale_grads([module], 2.0**16)
+    assert all(torch.equal(grad, expected) for grad, expected in zip(module.grads, before, strict=True))

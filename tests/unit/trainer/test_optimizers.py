@@ -1,4 +1,4 @@
-"""Modules of one type share an optimizer, and train exactly as plain torch would train them."""
+"""Modules with the same optimizer type share an optimizer, and train exactly as with plain torch."""
 
 import inspect
 from collections.abc import Iterator
@@ -15,8 +15,15 @@ from torch import nn
 from finetune_api.modules import Module
 from finetune_api.optimizers import Optimizer
 from finetune_trainer.plan import ModulePlan, Window
-from finetune_trainer.training.checkpoint import load_optimizer_state, optimizer_state
-from finetune_trainer.training.optimizers import KINDS, build, forget, set_learning_rates, torch_arguments
+from finetune_trainer.training.optimizers import (
+    IMPLEMENTATIONS,
+    build_optimizers,
+    clear_state,
+    get_optimizer_state_dict,
+    set_learning_rates,
+    set_optimizer_state_dict,
+    torch_arguments,
+)
 
 
 def plan(name: str, model: nn.Module, prefix: str, optimizer: dict[str, Any], **fields: Any) -> ModulePlan:
@@ -26,7 +33,7 @@ def plan(name: str, model: nn.Module, prefix: str, optimizer: dict[str, Any], **
 
 
 def network(kind: str = "") -> nn.Sequential:
-    """Two layers and what is between them; without biases for what takes matrices only."""
+    """Two linear layers; without biases for Muon, which accepts matrices only."""
     torch.manual_seed(0)
     bias = kind != "Muon"
     return nn.Sequential(nn.Linear(6, 5, bias), nn.Tanh(), nn.Linear(5, 3, bias))
@@ -43,7 +50,7 @@ def train(model: nn.Module, optimizers: list[torch.optim.Optimizer], steps: int 
     return [parameter.detach().clone() for parameter in model.parameters()]
 
 
-def decayed_and_not(parameters: list[nn.Parameter], decay: float) -> list[dict[str, Any]]:
+def decay_groups(parameters: list[nn.Parameter], decay: float) -> list[dict[str, Any]]:
     groups: list[dict[str, Any]] = [
         {"params": [it for it in parameters if it.ndim > 1], "weight_decay": decay},
         {"params": [it for it in parameters if it.ndim <= 1], "weight_decay": 0.0},
@@ -93,18 +100,20 @@ MODELS = {kind.__name__: kind for kind in get_args(get_args(Optimizer)[0])}
 
 
 @pytest.mark.parametrize("kind", PLAIN)
-def test_one_module_trains_as_plain_torch_does(kind: str) -> None:
+def test_one_module_trains_as_with_plain_torch(kind: str) -> None:
     ours, theirs = PLAIN[kind]
     model, plain = network(kind), network(kind)
-    built = build([plan("all", model, "", {"type": kind, "weightDecay": 0.1, **ours})], dict(model.named_parameters()))
+    built = build_optimizers(
+        [plan("all", model, "", {"type": kind, "weightDecay": 0.1, **ours})], dict(model.named_parameters())
+    )
     assert len(built) == 1
-    reference = getattr(torch.optim, kind)(decayed_and_not(list(plain.parameters()), 0.1), **theirs)
+    reference = getattr(torch.optim, kind)(decay_groups(list(plain.parameters()), 0.1), **theirs)
     for mine, other in zip(train(model, built), train(plain, [reference]), strict=True):
         assert torch.equal(mine, other)
 
 
 @pytest.mark.parametrize("kind", PLAIN)
-def test_defaults_are_torchs(kind: str) -> None:
+def test_defaults_equal_torch(kind: str) -> None:
     torchs = inspect.signature(getattr(torch.optim, kind)).parameters
     ours = torch_arguments(MODELS[kind].model_validate({"type": kind, "learningRate": 0.1}))
     del ours["lr"]
@@ -112,25 +121,25 @@ def test_defaults_are_torchs(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", PLAIN)
-def test_nothing_that_the_language_accepts_is_refused_by_torch(kind: str) -> None:
-    """Every field at both ends of its bounds, one after the other; a step has to be possible."""
-    for fields in extremes(MODELS[kind]):
+def test_torch_accepts_every_valid_spec(kind: str) -> None:
+    """Each field at both of its bounds, one at a time; a step must be possible."""
+    for fields in boundary_specs(MODELS[kind]):
         model = network(kind)
         spec = {"type": kind, "learningRate": 0.1, **fields}
-        train(model, build([plan("all", model, "", spec)], dict(model.named_parameters())), steps=2)
+        train(model, build_optimizers([plan("all", model, "", spec)], dict(model.named_parameters())), steps=2)
 
 
-def extremes(kind: type[Any]) -> Iterator[dict[str, Any]]:
+def boundary_specs(kind: type[Any]) -> Iterator[dict[str, Any]]:
     for name, field in kind.model_fields.items():
         alias = field.alias or name
-        for value in [*ends(field.metadata), *choices(field.annotation)]:
+        for value in [*boundary_values(field.metadata), *choices(field.annotation)]:
             if name != "type" and not (name == "nesterov" and kind.__name__ == "SGD"):
                 yield {alias: value}
     if kind.__name__ == "SGD":
         yield {"nesterov": True, "momentum": 0.5}
 
 
-def ends(bounds: list[Any]) -> Iterator[float]:
+def boundary_values(bounds: list[Any]) -> Iterator[float]:
     for bound in bounds:
         match bound:
             case Ge(ge=end) | Le(le=end):
@@ -149,56 +158,56 @@ def choices(annotation: Any) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("kind", PLAIN)
-def test_state_comes_back_by_name_and_training_goes_on_bit_for_bit(kind: str, tmp_path: Path) -> None:
+def test_restored_state_continues_training_bit_for_bit(kind: str, tmp_path: Path) -> None:
     model, resumed = network(kind), network(kind)
     spec = {"type": kind, "weightDecay": 0.1, **PLAIN[kind][0]}
-    optimizers = built_for(model, spec)
+    optimizers = build_two_modules(model, spec)
     train(model, optimizers, steps=3)
-    save_file(optimizer_state(optimizers, model), tmp_path / "state.safetensors")
+    save_file(get_optimizer_state_dict(optimizers, model), tmp_path / "state.safetensors")
     resumed.load_state_dict(model.state_dict())
-    again = built_for(resumed, spec)
-    load_optimizer_state(again, resumed, load_file(tmp_path / "state.safetensors"))
+    again = build_two_modules(resumed, spec)
+    set_optimizer_state_dict(again, resumed, load_file(tmp_path / "state.safetensors"))
     for mine, other in zip(train(model, optimizers), train(resumed, again), strict=True):
         assert torch.equal(mine, other)
 
 
-def built_for(model: nn.Module, spec: dict[str, Any]) -> list[torch.optim.Optimizer]:
-    """Two modules of one type with different rates, and a rate that is not the manifest's."""
+def build_two_modules(model: nn.Module, spec: dict[str, Any]) -> list[torch.optim.Optimizer]:
+    """Two modules with one optimizer type, and learning rates other than those of the spec."""
     plans = [plan("first", model, "0.", spec), plan("second", model, "2.", {**spec, "learningRate": 0.02})]
-    optimizers = build(plans, dict(model.named_parameters()))
+    optimizers = build_optimizers(plans, dict(model.named_parameters()))
     set_learning_rates(optimizers, {"first": 0.03, "second": 0.01})
     return optimizers
 
 
 @pytest.mark.parametrize("kind", PLAIN)
-def test_a_module_that_thaws_again_begins_with_new_state(kind: str) -> None:
-    """Adagrad makes its state in its constructor; it has to come back as it was there."""
+def test_cleared_state_equals_new_state(kind: str) -> None:
+    """Adagrad creates its state in its constructor; after clear_state it must be created again."""
     model, fresh = network(kind), network(kind)
     spec = {"type": kind, **PLAIN[kind][0]}
-    optimizers = build([plan("all", model, "", spec)], dict(model.named_parameters()))
+    optimizers = build_optimizers([plan("all", model, "", spec)], dict(model.named_parameters()))
     train(model, optimizers, steps=3)
-    forget(optimizers, list(model.parameters()))
+    clear_state(optimizers, list(model.parameters()))
     assert not any(optimizer.state for optimizer in optimizers)
     fresh.load_state_dict(model.state_dict())
-    new = build([plan("all", fresh, "", spec)], dict(fresh.named_parameters()))
+    new = build_optimizers([plan("all", fresh, "", spec)], dict(fresh.named_parameters()))
     for mine, other in zip(train(model, optimizers), train(fresh, new), strict=True):
         assert torch.equal(mine, other)
 
 
-def test_modules_keep_what_torch_reads_from_the_instance_only() -> None:
+def test_modules_keep_their_instance_fields() -> None:
     """torch.optim.Adagrad takes initial_accumulator_value from its arguments, and ignores a group's."""
     model = network()
     plans = [
         plan("first", model, "0.", {"type": "Adagrad", "learningRate": 0.1}),
         plan("second", model, "2.", {"type": "Adagrad", "learningRate": 0.1, "initialAccumulatorValue": 0.5}),
     ]
-    first, second = build(plans, dict(model.named_parameters()))
+    first, second = build_optimizers(plans, dict(model.named_parameters()))
     assert {float(state["sum"].max()) for state in first.state.values()} == {0.0}
     assert {float(state["sum"].min()) for state in second.state.values()} == {0.5}
 
 
 @pytest.mark.parametrize("kind", [kind for kind in PLAIN if kind != "AdamW"])
-def test_each_type_trains_beside_another(kind: str) -> None:
+def test_each_type_trains_with_another_one(kind: str) -> None:
     model, plain = network(kind), network(kind)
     ours, theirs = PLAIN[kind]
     plans = [
@@ -207,9 +216,9 @@ def test_each_type_trains_beside_another(kind: str) -> None:
     ]
     reference = [
         getattr(torch.optim, kind)(plain[0].parameters(), weight_decay=0.0, **theirs),
-        torch.optim.AdamW(decayed_and_not(list(plain[2].parameters()), 0.01), lr=0.01, fused=True),
+        torch.optim.AdamW(decay_groups(list(plain[2].parameters()), 0.01), lr=0.01, fused=True),
     ]
-    built = build(plans, dict(model.named_parameters()))
+    built = build_optimizers(plans, dict(model.named_parameters()))
     for mine, other in zip(train(model, built), train(plain, reference), strict=True):
         assert torch.equal(mine, other)
 
@@ -220,46 +229,46 @@ def test_two_types_train_as_two_torch_optimizers() -> None:
         plan("first", model, "0.", {"type": "SGD", "learningRate": 0.05, "momentum": 0.9}),
         plan("second", model, "2.", {"type": "AdamW", "learningRate": 0.01, "weightDecay": 0.1}),
     ]
-    built = build(plans, dict(model.named_parameters()))
+    built = build_optimizers(plans, dict(model.named_parameters()))
     reference = [
         torch.optim.SGD(plain[0].parameters(), lr=0.05, momentum=0.9, fused=True),
-        torch.optim.AdamW(decayed_and_not(list(plain[2].parameters()), 0.1), lr=0.01, fused=True),
+        torch.optim.AdamW(decay_groups(list(plain[2].parameters()), 0.1), lr=0.01, fused=True),
     ]
     for mine, other in zip(train(model, built), train(plain, reference), strict=True):
         assert torch.equal(mine, other)
 
 
-def test_modules_of_one_type_share_an_instance_and_keep_their_own_settings() -> None:
+def test_modules_with_one_type_share_an_instance() -> None:
     model = network()
     plans = [
         plan("first", model, "0.", {"type": "AdamW", "learningRate": 0.1}),
         plan("second", model, "2.", {"type": "AdamW", "learningRate": 0.2, "weightDecay": 0.5}),
     ]
-    (optimizer,) = build(plans, dict(model.named_parameters()))
+    (optimizer,) = build_optimizers(plans, dict(model.named_parameters()))
     settings = [(group["module"], group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
     assert settings == [("first", 0.1, 0.01), ("first", 0.1, 0.0), ("second", 0.2, 0.5), ("second", 0.2, 0.0)]
     set_learning_rates([optimizer], {"first": 1.0, "second": 2.0})
     assert [group["lr"] for group in optimizer.param_groups] == [1.0, 1.0, 2.0, 2.0]
 
 
-def test_nothing_is_left_out_of_decay_when_the_manifest_says_so() -> None:
+def test_decay_exclude_nothing() -> None:
     model = network()
     spec = plan("all", model, "", {"type": "AdamW", "learningRate": 0.1}, decayExclude="Nothing")
-    (optimizer,) = build([spec], dict(model.named_parameters()))
+    (optimizer,) = build_optimizers([spec], dict(model.named_parameters()))
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01]
 
 
-def test_state_can_be_forgotten() -> None:
+def test_clear_state() -> None:
     model = network()
-    (optimizer,) = build(
+    (optimizer,) = build_optimizers(
         [plan("all", model, "", {"type": "AdamW", "learningRate": 0.1})], dict(model.named_parameters())
     )
     train(model, [optimizer], steps=1)
-    forget([optimizer], list(model[0].parameters()))
+    clear_state([optimizer], list(model[0].parameters()))
     assert set(optimizer.state) == set(model[2].parameters())
 
 
-def test_every_optimizer_of_the_language_is_known_and_compared() -> None:
+def test_every_optimizer_has_an_implementation_and_a_reference() -> None:
     assert set(MODELS) == set(PLAIN)
-    assert set(MODELS.values()) == set(KINDS)
+    assert set(MODELS.values()) == set(IMPLEMENTATIONS)
     assert TypeAdapter(Optimizer).validate_python({"type": "Muon", "learningRate": 1}).weight_decay == 0.1

@@ -1,4 +1,4 @@
-"""Every preset is held against the models that it speaks of: one owner for each parameter, and a valid manifest."""
+"""Every preset gives each parameter of its models one owner, and YAML of a valid manifest."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -17,9 +17,9 @@ from transformers import (
 )
 
 from finetune_api.loading import check_manifests
-from finetune_trainer.planning import model_loader, presets
-from finetune_trainer.planning.modules import Parameter, own
-from finetune_trainer.planning.presets import Preset, Proposal, modules_yaml, propose
+from finetune_trainer.planning import model_loader
+from finetune_trainer.planning.parameters import ParameterInfo, assign_parameters
+from finetune_trainer.planning.presets import Preset, ProposedModules, load_presets, modules_yaml, propose_modules
 from unit.trainer import tiny
 
 Config = Callable[[], Any]
@@ -153,42 +153,42 @@ spec:
 """
 
 
-def proposed(kind: Any, build: Config) -> tuple[Proposal, list[Parameter]]:
+def proposed(kind: Any, build: Config) -> tuple[ProposedModules, list[ParameterInfo]]:
     with torch.device("meta"):
         model = kind.from_config(build())
-    parameters = model_loader.parameters_of(model)
-    proposal = propose(model.config.model_type, type(model).__name__, parameters)
+    parameters = model_loader.list_parameters(model)
+    proposal = propose_modules(model.config.model_type, type(model).__name__, parameters)
     assert proposal is not None
     return proposal, parameters
 
 
 @pytest.mark.parametrize("architecture", KNOWN)
-def test_each_parameter_has_one_owner_and_the_snippet_is_a_valid_job(architecture: str) -> None:
+def test_preset_assigns_each_parameter_once_and_its_yaml_is_valid(architecture: str) -> None:
     name, kind, build = KNOWN[architecture]
     proposal, parameters = proposed(kind, build)
     assert proposal.preset == name
-    owned = own(proposal.modules, parameters)
-    counts = Counter(owner for names in owned.by_module.values() for owner in names)
+    assignment = assign_parameters(proposal.modules, parameters)
+    counts = Counter(owner for names in assignment.by_module.values() for owner in names)
     assert counts == Counter(parameter.name for parameter in parameters)
-    assert not owned.unmatched
-    (verdict,) = check_manifests(f"{MANIFEST}{modules_yaml(proposal)}\n", "job.yaml")
-    assert verdict.issues == ()
+    assert not assignment.unmatched
+    (result,) = check_manifests(f"{MANIFEST}{modules_yaml(proposal)}\n", "job.yaml")
+    assert result.issues == ()
 
 
-def test_every_preset_is_held_against_a_model() -> None:
-    assert {name for name, _, _ in KNOWN.values()} == {preset.name for preset in presets.presets()}
+def test_every_preset_has_a_model_in_these_tests() -> None:
+    assert {name for name, _, _ in KNOWN.values()} == {preset.name for preset in load_presets()}
 
 
-def test_a_tied_head_belongs_to_the_embeddings() -> None:
+def test_tied_head_belongs_to_the_embeddings() -> None:
     untied, _ = proposed(AutoModelForCausalLM, KNOWN["llama"][2])
     tied, _ = proposed(AutoModelForCausalLM, KNOWN["llama tied"][2])
     assert [module.name for module in untied.modules] == ["embeddings", "body", "head"]
     assert [module.name for module in tied.modules] == ["embeddings", "body"]
 
 
-def test_the_connector_of_qwen_is_taken_out_of_its_image_tower() -> None:
+def test_merger_of_qwen_is_excluded_from_its_vision_tower() -> None:
     proposal, parameters = proposed(AutoModelForImageTextToText, KNOWN["qwen3_vl"][2])
-    owned = own(proposal.modules, parameters).by_module
+    owned = assign_parameters(proposal.modules, parameters).by_module
     assert all(".merger." in name or ".deepstack_merger_list." in name for name in owned["connector"])
     assert not any("merger" in name for name in owned["vision"])
 
@@ -201,7 +201,7 @@ def test_patterns_that_match_nothing_are_not_proposed() -> None:
     ]
 
 
-def test_a_rate_is_the_one_of_the_recipe_or_the_default_of_the_language() -> None:
+def test_learning_rate_is_from_the_recipe_or_the_default() -> None:
     rates = {}
     for architecture in ("qwen2_vl", "gemma3"):
         proposal, _ = proposed(AutoModelForImageTextToText, KNOWN[architecture][2])
@@ -209,24 +209,24 @@ def test_a_rate_is_the_one_of_the_recipe_or_the_default_of_the_language() -> Non
     assert rates == {"qwen2_vl": [1e-6, 1e-5, 2e-7], "gemma3": [None, 5e-5, 5e-5]}
 
 
-def test_a_rate_without_a_source_is_refused() -> None:
-    preset = presets.presets()[0].manifest()
+def test_rejects_a_learning_rate_without_a_reference() -> None:
+    preset = load_presets()[0].manifest()
     preset["modules"][0]["learningRate"] = 1e-3
     assert Preset.model_validate(preset).has_rates
-    with pytest.raises(ValidationError, match="a learning rate needs a source"):
-        Preset.model_validate({key: value for key, value in preset.items() if key != "source"})
+    with pytest.raises(ValidationError, match="a learning rate needs a reference"):
+        Preset.model_validate({key: value for key, value in preset.items() if key != "reference"})
 
 
-def parameters(*names: str | tuple[str, ...]) -> list[Parameter]:
-    return [Parameter((name,) if isinstance(name, str) else name, 4, 2) for name in names]
+def parameters(*names: str | tuple[str, ...]) -> list[ParameterInfo]:
+    return [ParameterInfo((name,) if isinstance(name, str) else name, (2, 2)) for name in names]
 
 
-def test_an_unknown_model_is_split_by_name_below_what_all_names_share() -> None:
+def test_unknown_model_is_split_by_name_below_the_common_prefix() -> None:
     found = parameters("model.Encoder_1.a.weight", "model.Encoder_1.b.weight", "model.scale", "model.head.weight")
-    proposal = propose("unheard-of", "UnheardOf", found)
+    proposal = propose_modules("unheard-of", "UnheardOf", found)
     assert proposal is not None
     assert proposal.preset is None
-    assert "no preset is known" in proposal.why
+    assert "no preset matches" in proposal.description
     assert [(module.name, module.parameters) for module in proposal.modules] == [
         ("model-encoder-1", ["model.Encoder_1.*"]),
         ("model-scale", ["model.scale"]),
@@ -234,13 +234,16 @@ def test_an_unknown_model_is_split_by_name_below_what_all_names_share() -> None:
     ]
 
 
-def test_a_split_by_name_leaves_tied_weights_to_their_first_owner() -> None:
+def test_split_by_name_assigns_tied_weights_to_their_first_name() -> None:
     found = parameters(("body.embed", "head.weight"), "body.weight", "head.bias")
-    proposal = propose("unheard-of", "UnheardOf", found)
+    proposal = propose_modules("unheard-of", "UnheardOf", found)
     assert proposal is not None
-    assert own(proposal.modules, found).by_module == {"body": ("body.embed", "body.weight"), "head": ("head.bias",)}
+    assert assign_parameters(proposal.modules, found).by_module == {
+        "body": ("body.embed", "body.weight"),
+        "head": ("head.bias",),
+    }
 
 
 @pytest.mark.parametrize("names", [["weight"], [f"part{number}.weight" for number in range(40)]])
-def test_a_model_that_names_do_not_explain_gets_no_proposal(names: list[str]) -> None:
-    assert propose("unheard-of", "UnheardOf", parameters(*names)) is None
+def test_model_with_one_part_or_too_many_gets_no_proposal(names: list[str]) -> None:
+    assert propose_modules("unheard-of", "UnheardOf", parameters(*names)) is None

@@ -1,4 +1,4 @@
-"""What Prometheus scrapes, what the termination message holds, and what `metrics.jsonl` keeps."""
+"""Prometheus metrics, termination message and `metrics.jsonl`."""
 
 import json
 import math
@@ -12,13 +12,15 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from finetune_api import trainer_metrics as names
-from finetune_api.status import TERMINATION_MESSAGE_BYTES, Report
+from finetune_api.status import TERMINATION_MESSAGE_BYTES, BestEvaluation, Report
 from finetune_trainer.callbacks import EvaluationRecord, StepRecord
 from finetune_trainer.errors import RunError, UserError
 from finetune_trainer.plan import RunPlan
-from finetune_trainer.reporting.metrics_jsonl import MetricsFile, cut_back, read
-from finetune_trainer.reporting.tracker import Exporter, Tracker, serving
-from finetune_trainer.training.run import RunOptions, plan, run
+from finetune_trainer.planning.prepare import prepare
+from finetune_trainer.reporting.metrics_jsonl import MetricsWriter, read_records, truncate
+from finetune_trainer.reporting.prometheus import StatusCollector, serve_metrics
+from finetune_trainer.reporting.tracker import StatusTracker
+from finetune_trainer.training.run import RunOptions, run
 from unit.trainer import tiny
 
 
@@ -40,18 +42,18 @@ def step(number: int, loss: float = 0.5, **changes: Any) -> StepRecord:
 
 
 @pytest.fixture
-def planned(claims: Path, out: Path) -> RunPlan:
-    return plan(tiny.contrastive_job(), tiny.claim_paths(claims, out))
+def run_plan(claims: Path, out: Path) -> RunPlan:
+    return prepare(tiny.contrastive_job(), tiny.claim_paths(claims, out)).plan
 
 
 @pytest.fixture
-def tracker(planned: RunPlan) -> Tracker:
-    """A run in the middle."""
-    tracker = Tracker()
-    tracker.on_plan(planned, 2)
-    tracker.on_step(step(3))
-    tracker.on_evaluation(EvaluationRecord(3, 1.0, {"eval/loss": 1.5, "eval/recall_at_1": 0.25}, best=True))
-    tracker.on_step(step(4, math.nan, skipped=True))
+def tracker(run_plan: RunPlan) -> StatusTracker:
+    """The state after step 4 of 6, resumed from step 2."""
+    tracker = StatusTracker()
+    tracker.on_train_begin(run_plan, 2)
+    tracker.on_step_end(step(3))
+    tracker.on_evaluate(EvaluationRecord(3, 1.0, {"eval/loss": 1.5, "eval/recall_at_1": 0.25}, best=True))
+    tracker.on_step_end(step(4, math.nan, skipped=True))
     return tracker
 
 
@@ -63,9 +65,9 @@ def samples(text: str) -> dict[tuple[str, str], float]:
     }
 
 
-def test_the_metrics_have_the_names_that_the_operator_reads(tracker: Tracker) -> None:
+def test_collector_exports_the_metric_names_that_the_operator_reads(tracker: StatusTracker) -> None:
     registry = CollectorRegistry()
-    registry.register(Exporter(tracker))
+    registry.register(StatusCollector(tracker))
     found = samples(generate_latest(registry).decode())
     assert found[names.STEP, ""] == 4
     assert found[names.PLANNED_STEPS, ""] == 6
@@ -73,6 +75,7 @@ def test_the_metrics_have_the_names_that_the_operator_reads(tracker: Tracker) ->
     assert math.isnan(found[names.LOSS, ""])
     assert found[names.EVALUATION, "recall_at_1"] == 0.25
     assert found[names.BEST_EVALUATION, "recall_at_1"] == 0.25
+    assert found[names.BEST_EVALUATION_STEP, "recall_at_1"] == 3
     assert found[names.LEARNING_RATE, "visual"] == 0.1
     assert found[names.GRADIENT_NORM, "textual"] == 2.0
     assert found[names.MODULE_PARAMETERS, "visual"] == 3272
@@ -86,61 +89,74 @@ def test_the_metrics_have_the_names_that_the_operator_reads(tracker: Tracker) ->
     assert found[names.LAST_STEP_TIME, ""] > 0
 
 
-def test_before_there_is_a_plan_there_is_nothing_to_scrape() -> None:
+def test_module_that_trains_from_the_start_is_not_frozen_before_the_first_step(run_plan: RunPlan) -> None:
+    tracker = StatusTracker()
+    tracker.on_train_begin(run_plan, 0)
+    frozen = {module.name: module.frozen for module in tracker.report("Failed", "").modules}
+    assert frozen == {"visual": False, "textual": True, "temperature": True}, "textual is frozen in the first epoch"
+
+
+def test_collector_exports_nothing_before_training_begins() -> None:
     registry = CollectorRegistry()
-    registry.register(Exporter(Tracker()))
+    registry.register(StatusCollector(StatusTracker()))
     assert generate_latest(registry) == b""
 
 
-def test_it_is_served_while_the_run_goes_on_and_no_longer(tracker: Tracker) -> None:
+def test_metrics_are_served_only_within_the_context(tracker: StatusTracker) -> None:
     import socket
 
     with socket.socket() as free:
         free.bind(("", 0))
         port = free.getsockname()[1]
-    with serving(tracker, port), urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-        assert samples(answer.read().decode())[names.STEP, ""] == 4
+    with serve_metrics(tracker, port), urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
+        assert samples(response.read().decode())[names.STEP, ""] == 4
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics")
-    with socket.socket() as taken:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(("", port))
-        taken.listen()
-        with pytest.raises(UserError, match=f"--metrics-port {port}: Address already in use"), serving(tracker, port):
+    with socket.socket() as occupied:
+        occupied.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        occupied.bind(("", port))
+        occupied.listen()
+        with (
+            pytest.raises(UserError, match=f"--metrics-port {port}: Address already in use"),
+            serve_metrics(tracker, port),
+        ):
             pass
 
 
-def test_the_report_speaks_the_words_of_the_status(tracker: Tracker) -> None:
+def test_report_has_the_fields_of_the_status(tracker: StatusTracker) -> None:
     report = tracker.report("Failed", "something " * 1000)
     assert len(report.message) <= 1024
     assert report.progress is not None
     assert (report.progress.step, report.progress.planned_steps, report.progress.percentage) == (4, 6, 66.67)
+    assert report.progress.summary == "4/6 (66%)"
+    assert report.best == BestEvaluation(metric="eval/recall_at_1", value=0.25, step=3)
     assert {metric.name: metric.value for metric in report.metrics} == {
         "eval/loss": 1.5,
         "eval/recall_at_1": 0.25,
-        "best/recall_at_1": 0.25,
     }
     visual = report.modules[0]
     assert (visual.name, visual.trainable, visual.optimizer, visual.learning_rate) == ("visual", 3272, "AdamW", 0.1)
 
 
-def test_the_termination_message_fits_however_much_there_is_to_say(claims: Path, out: Path) -> None:
+def test_termination_message_is_limited_in_size(claims: Path, out: Path) -> None:
     parameters = ["vision_model.*", "text_model.*", "visual_projection.*", "text_projection.*", "logit_scale"]
     optimizer = {"type": "AdamW", "learningRate": 0.1}
     modules = [
         {"name": f"{'long-' * 10}{number}", "parameters": [pattern], "optimizer": optimizer}
         for number, pattern in enumerate(parameters)
     ]
-    tracker = Tracker()
-    tracker.on_plan(plan(tiny.contrastive_job(modules=modules), tiny.claim_paths(claims, out)), 0)
-    tracker.on_evaluation(EvaluationRecord(0, 0, {f"eval/metric_{n}": 1 / 3 for n in range(60)}, best=False))
+    tracker = StatusTracker()
+    tracker.on_train_begin(prepare(tiny.contrastive_job(modules=modules), tiny.claim_paths(claims, out)).plan, 0)
+    tracker.on_evaluate(EvaluationRecord(0, 0, {f"eval/metric_{n}": 1 / 3 for n in range(60)}, best=False))
     message = tracker.report("Failed", "x" * 5000).termination_message()
     assert len(message.encode()) <= TERMINATION_MESSAGE_BYTES
     assert Report.model_validate_json(message).reason == "Failed"
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_it_is_written_however_the_run_ends(fails: bool, claims: Path, out: Path, tmp_path: Path) -> None:
+def test_termination_message_is_written_on_success_and_failure(
+    fails: bool, claims: Path, out: Path, tmp_path: Path
+) -> None:
     log = tmp_path / "termination-log"
     job = tiny.contrastive_job(data={"columns": {"text": "txet"}}) if fails else tiny.contrastive_job()
     options = RunOptions(claims=tiny.claim_paths(claims, out), termination_log=log)
@@ -156,37 +172,37 @@ def test_it_is_written_however_the_run_ends(fails: bool, claims: Path, out: Path
     assert recorder.closed == 1
 
 
-def test_a_file_keeps_every_record(tmp_path: Path) -> None:
+def test_records_survive_a_round_trip(tmp_path: Path) -> None:
     records = [step(1), EvaluationRecord(1, 0.3, {"eval/loss": 1.0}, best=True), step(2, skipped=True)]
-    file = MetricsFile(tmp_path / "metrics.jsonl")
+    writer = MetricsWriter(tmp_path / "metrics.jsonl")
     for record in records:
-        file.on_evaluation(record) if isinstance(record, EvaluationRecord) else file.on_step(record)
-    file.flush()
-    assert list(read(file.path)) == records
-    file.close()
-    assert [json.loads(line)["type"] for line in file.path.read_text().splitlines()] == ["step", "evaluation", "step"]
+        writer.on_evaluate(record) if isinstance(record, EvaluationRecord) else writer.on_step_end(record)
+    writer.flush()
+    assert list(read_records(writer.path)) == records
+    writer.close()
+    assert [json.loads(line)["type"] for line in writer.path.read_text().splitlines()] == ["step", "evaluation", "step"]
 
 
-def test_what_is_not_finite_is_null_in_the_file(tmp_path: Path) -> None:
-    file = MetricsFile(tmp_path / "metrics.jsonl")
-    file.on_step(step(1, math.inf, gradient_norms={"visual": math.nan}))
-    file.close()
-    row = json.loads(file.path.read_text())
+def test_non_finite_numbers_are_written_as_null(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path / "metrics.jsonl")
+    writer.on_step_end(step(1, math.inf, gradient_norms={"visual": math.nan}))
+    writer.close()
+    row = json.loads(writer.path.read_text())
     assert row["loss"] is None
-    (record,) = read(file.path)
+    (record,) = read_records(writer.path)
     assert isinstance(record, StepRecord)
     assert math.isnan(record.loss) and math.isnan(record.gradient_norms["visual"])
 
 
-def test_it_is_cut_back_to_what_a_checkpoint_knows(tmp_path: Path) -> None:
+def test_truncate_drops_rows_newer_than_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    file = MetricsFile(path)
+    writer = MetricsWriter(path)
     for number in range(1, 5):
-        file.on_step(step(number))
-        file.on_evaluation(EvaluationRecord(number, number / 3, {"eval/loss": 1.0}, best=False))
-    file.close()
+        writer.on_step_end(step(number))
+        writer.on_evaluate(EvaluationRecord(number, number / 3, {"eval/loss": 1.0}, best=False))
+    writer.close()
     path.write_text(path.read_text() + '{"type": "st')
-    cut_back(path, step=3, evaluated=2)
-    kept = [(type(record).__name__, record.step) for record in read(path)]
+    truncate(path, step=3, last_evaluated_step=2)
+    kept = [(type(record).__name__, record.step) for record in read_records(path)]
     assert [number for kind, number in kept if kind == "StepRecord"] == [1, 2, 3]
     assert [number for kind, number in kept if kind == "EvaluationRecord"] == [1, 2]

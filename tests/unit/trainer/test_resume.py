@@ -1,4 +1,4 @@
-"""A run that was stopped, crashed or killed goes on as if it had not been: same weights, same metrics, bit for bit."""
+"""A run that was stopped, crashed or killed resumes with the same weights and metrics, bit for bit."""
 
 import json
 import multiprocessing
@@ -20,36 +20,36 @@ from harness import forkserver
 from unit.trainer import tiny
 from unit.trainer.tiny import Recorder
 
-CHANGING = ("seconds", "samples_per_second", "estimated_completion_time")
+TIMING_FIELDS = ("seconds", "samples_per_second", "estimated_completion_time")
 
 
-class Struck(Recorder):
-    """Something happens to the run after this step."""
+class InterruptAfter(Recorder):
+    """Interrupts the run after a step."""
 
-    def __init__(self, step: int, strike: Callable[[], None]) -> None:
+    def __init__(self, step: int, interrupt: Callable[[], None]) -> None:
         super().__init__()
-        self.strike_step, self.strike = step, strike
+        self.step, self.interrupt = step, interrupt
 
-    def on_step(self, record: StepRecord) -> None:
-        super().on_step(record)
-        if record.step == self.strike_step:
-            self.strike()
+    def on_step_end(self, record: StepRecord) -> None:
+        super().on_step_end(record)
+        if record.step == self.step:
+            self.interrupt()
 
 
-class StruckInEvaluation(Recorder):
-    """SIGTERM arrives in the middle of the evaluation after this step."""
+class TerminateInEvaluation(Recorder):
+    """Sends SIGTERM during the evaluation after a step."""
 
     def __init__(self, step: int) -> None:
         super().__init__()
-        self.strike_step = step
+        self.step = step
 
-    def on_evaluation_progress(self, done: int, total: int) -> None:
-        if self.steps and self.steps[-1].step == self.strike_step and done == 0:
+    def on_prediction_step(self, done: int, total: int) -> None:
+        if self.steps and self.steps[-1].step == self.step and done == 0:
             terminate()
 
 
 class CrashError(Exception):
-    """A bug, or a machine that failed."""
+    """A bug or a hardware failure."""
 
 
 def crash() -> None:
@@ -80,57 +80,55 @@ def digest(recorder: Recorder) -> str | None:
 
 def metrics(out: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (out / "result" / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in CHANGING} for row in rows]
+    return [{key: value for key, value in row.items() if key not in TIMING_FIELDS} for row in rows]
 
 
 @pytest.fixture(scope="module")
-def whole(claims: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str | None, list[dict[str, Any]]]:
-    """The result of the same run, undisturbed."""
-    out = tmp_path_factory.mktemp("whole")
+def uninterrupted(claims: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str | None, list[dict[str, Any]]]:
+    """Digest and metrics of the same run without interruption."""
+    out = tmp_path_factory.mktemp("uninterrupted")
     return digest(go(job(), claims, out)), metrics(out)
 
 
 @pytest.mark.parametrize("step", range(1, 7))
-def test_sigterm_after_any_step(step: int, claims: Path, out: Path, whole: tuple[str, Any]) -> None:
-    struck = Struck(step, terminate)
+def test_sigterm_after_each_step(step: int, claims: Path, out: Path, uninterrupted: tuple[str, Any]) -> None:
+    recorder = InterruptAfter(step, terminate)
     with pytest.raises(Interrupted) as raised:
-        go(job(), claims, out, struck)
+        go(job(), claims, out, recorder)
     assert raised.value.exit_code == 75
-    assert struck.report is not None
-    assert struck.report.reason == "Interrupted"
-    assert struck.report.checkpoint is not None
-    assert struck.report.checkpoint.step == step
-    assert struck.report.checkpoint.path is not None
-    assert struck.report.checkpoint.path.startswith("pvc://out/result/.checkpoints/local-")
+    assert recorder.report is not None
+    assert recorder.report.reason == "Interrupted"
+    assert recorder.report.checkpoint is not None
+    assert recorder.report.checkpoint.step == step
+    assert recorder.report.checkpoint.path is not None
+    assert recorder.report.checkpoint.path.startswith("pvc://out/result/.checkpoints/local-")
     resumed = go(job(), claims, out)
     assert resumed.resumed_step == step
-    assert resumed.said(f"resuming after step {step} of attempt 1")
-    assert (digest(resumed), metrics(out)) == whole
+    assert resumed.has_message(f"resuming from step {step} of attempt 1")
+    assert (digest(resumed), metrics(out)) == uninterrupted
 
 
 @pytest.mark.parametrize("step", range(1, 7))
-def test_a_crash_after_any_step(step: int, claims: Path, out: Path, whole: tuple[str, Any]) -> None:
-    struck = Struck(step, crash)
+def test_crash_after_each_step(step: int, claims: Path, out: Path, uninterrupted: tuple[str, Any]) -> None:
+    recorder = InterruptAfter(step, crash)
     with pytest.raises(CrashError):
-        go(job(), claims, out, struck)
-    assert struck.report is not None
-    assert struck.report.reason == "Crashed"
+        go(job(), claims, out, recorder)
+    assert recorder.report is not None
+    assert recorder.report.reason == "Crashed"
     resumed = go(job(), claims, out)
     assert resumed.resumed_step == (step - 1) // 2 * 2
-    assert (digest(resumed), metrics(out)) == whole
+    assert (digest(resumed), metrics(out)) == uninterrupted
 
 
-def test_sigterm_in_the_middle_of_an_evaluation(claims: Path, out: Path, whole: tuple[str, Any]) -> None:
+def test_sigterm_during_evaluation(claims: Path, out: Path, uninterrupted: tuple[str, Any]) -> None:
     with pytest.raises(Interrupted, match="after step 4"):
-        go(job(), claims, out, StruckInEvaluation(4))
+        go(job(), claims, out, TerminateInEvaluation(4))
     resumed = go(job(), claims, out)
     assert [record.step for record in resumed.evaluations] == [4, 6]
-    assert (digest(resumed), metrics(out)) == whole
+    assert (digest(resumed), metrics(out)) == uninterrupted
 
 
-def test_sigterm_to_the_whole_process_group_leaves_the_workers_alive(
-    claims: Path, out: Path, whole: tuple[str, Any]
-) -> None:
+def test_workers_ignore_sigterm(claims: Path, out: Path, uninterrupted: tuple[str, Any]) -> None:
     def terminate_all() -> None:
         workers = multiprocessing.active_children()
         assert len(workers) == 2
@@ -140,50 +138,50 @@ def test_sigterm_to_the_whole_process_group_leaves_the_workers_alive(
         terminate()
 
     with pytest.raises(Interrupted, match="after step 1"):
-        go(job(data={"workers": 2}), claims, out, Struck(1, terminate_all))
+        go(job(data={"workers": 2}), claims, out, InterruptAfter(1, terminate_all))
     assert not multiprocessing.active_children()
     resumed = go(job(data={"workers": 2}), claims, out)
-    assert (digest(resumed), metrics(out)) == whole
+    assert (digest(resumed), metrics(out)) == uninterrupted
 
 
-def test_sigterm_before_the_first_step_leaves_nothing_behind(claims: Path, out: Path, whole: tuple[str, Any]) -> None:
-    class Early(Recorder):
+def test_sigterm_before_the_first_step(claims: Path, out: Path, uninterrupted: tuple[str, Any]) -> None:
+    class TerminateEarly(Recorder):
         def on_message(self, text: str) -> None:
             terminate()
 
     with pytest.raises(Interrupted, match="before the first step"):
-        go(job(), claims, out, Early())
-    assert digest(go(job(), claims, out)) == whole[0]
+        go(job(), claims, out, TerminateEarly())
+    assert digest(go(job(), claims, out)) == uninterrupted[0]
 
 
-def test_signals_are_given_back(claims: Path, out: Path) -> None:
+def test_signal_handlers_are_restored(claims: Path, out: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     go(job(), claims, out)
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_second_interrupt_does_not_wait(claims: Path, out: Path) -> None:
+def test_second_interrupt_is_immediate(claims: Path, out: Path) -> None:
     def twice() -> None:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    struck = Struck(1, twice)
+    recorder = InterruptAfter(1, twice)
     with pytest.raises(KeyboardInterrupt):
-        go(job(), claims, out, struck)
-    assert struck.report is not None
-    assert struck.report.reason == "Interrupted"
+        go(job(), claims, out, recorder)
+    assert recorder.report is not None
+    assert recorder.report.reason == "Interrupted"
 
 
-def test_early_stopping_goes_on_counting(claims: Path, out: Path) -> None:
+def test_early_stopping_continues_counting(claims: Path, out: Path) -> None:
     stopping = {"every": {"steps": 1}, "metric": "eval/loss", "earlyStopping": {"patience": 3, "minDelta": 100.0}}
     with pytest.raises(Interrupted):
-        go(job(evaluation=stopping), claims, out, Struck(2, terminate))
+        go(job(evaluation=stopping), claims, out, InterruptAfter(2, terminate))
     resumed = go(job(evaluation=stopping), claims, out)
     assert [record.step for record in resumed.steps] == [3, 4]
 
 
-def on_plateaus() -> FineTuneJob:
-    """Nothing is ever better, so the rates drop after each second evaluation; one module thaws at step 3."""
+def plateau_job() -> FineTuneJob:
+    """No evaluation improves, so rates drop after every second one; one module unfreezes at step 3."""
     plateau = [{"type": "Plateau", "factor": 0.5, "patience": 1, "minDelta": 100.0}]
     modules = [module if module.get("frozen") else {**module, "schedule": plateau} for module in tiny.TWO_MODULES]
     evaluation = {"every": {"steps": 1}, "metric": "eval/loss"}
@@ -191,25 +189,25 @@ def on_plateaus() -> FineTuneJob:
 
 
 @pytest.mark.parametrize("step", [2, 3, 5, 6, 7])
-def test_rates_drop_on_a_plateau_as_if_there_had_been_no_interruption(step: int, claims: Path, tmp_path: Path) -> None:
-    whole = go(on_plateaus(), claims, tmp_path / "whole")
-    visual = [record.learning_rates["visual"] / 1e-2 for record in whole.steps]
-    textual = [record.learning_rates["textual"] / 1e-4 for record in whole.steps]
+def test_plateau_schedule_resumes(step: int, claims: Path, tmp_path: Path) -> None:
+    complete = go(plateau_job(), claims, tmp_path / "complete")
+    visual = [record.learning_rates["visual"] / 1e-2 for record in complete.steps]
+    textual = [record.learning_rates["textual"] / 1e-4 for record in complete.steps]
     assert visual == [1, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125]
     assert textual == [0, 0, 0, 1, 1, 1, 0.5, 0.5, 0.25]
     with pytest.raises(Interrupted):
-        go(on_plateaus(), claims, tmp_path / "cut", Struck(step, terminate))
-    resumed = go(on_plateaus(), claims, tmp_path / "cut")
+        go(plateau_job(), claims, tmp_path / "resumed", InterruptAfter(step, terminate))
+    resumed = go(plateau_job(), claims, tmp_path / "resumed")
     assert resumed.resumed_step == step
-    assert (digest(resumed), metrics(tmp_path / "cut")) == (digest(whole), metrics(tmp_path / "whole"))
+    assert (digest(resumed), metrics(tmp_path / "resumed")) == (digest(complete), metrics(tmp_path / "complete"))
 
 
 @pytest.mark.parametrize(
     ("visual", "textual"),
     [("Adagrad", "NAdam"), ("NAdam", "Adagrad"), ("RAdam", "Adafactor"), ("Adafactor", "RAdam"), ("Muon", "Muon")],
 )
-def test_every_optimizer_goes_on_where_it_stood(visual: str, textual: str, claims: Path, tmp_path: Path) -> None:
-    """The textual module thaws at step 3: one checkpoint is from before, one from after."""
+def test_every_optimizer_resumes(visual: str, textual: str, claims: Path, tmp_path: Path) -> None:
+    """The textual module unfreezes at step 3: one checkpoint is before, one after it."""
     modules = [dict(module) for module in tiny.TWO_MODULES]
     modules[0]["optimizer"] = {"type": visual, "learningRate": 1e-2}
     modules[1]["optimizer"] = {"type": textual, "learningRate": 1e-3}
@@ -224,85 +222,85 @@ def test_every_optimizer_goes_on_where_it_stood(visual: str, textual: str, claim
         modules[1]["exclude"] = ["text_model.*.bias", "*.LayerNorm.weight"]
         others = [*modules[0]["exclude"], *modules[1]["exclude"]]
         modules.append({"name": "rest", "parameters": others, "optimizer": {"type": "AdamW", "learningRate": 1e-3}})
-    whole = digest(go(job(modules=modules), claims, tmp_path / "whole"))
+    complete = digest(go(job(modules=modules), claims, tmp_path / "complete"))
     for step in (2, 4):
-        out = tmp_path / f"cut-{step}"
+        out = tmp_path / f"resumed-{step}"
         with pytest.raises(Interrupted):
-            go(job(modules=modules), claims, out, Struck(step, terminate))
-        assert digest(go(job(modules=modules), claims, out)) == whole, step
+            go(job(modules=modules), claims, out, InterruptAfter(step, terminate))
+        assert digest(go(job(modules=modules), claims, out)) == complete, step
 
 
-@pytest.mark.parametrize("how", ["shorter", "flipped", "missing", "no manifest"])
-def test_a_checkpoint_cut_in_half_is_named_and_the_one_before_is_used(
-    how: str, claims: Path, out: Path, whole: tuple[str, Any]
+@pytest.mark.parametrize("how", ["truncated", "bit flip", "missing", "no manifest"])
+def test_corrupt_checkpoint_is_reported_and_the_previous_one_is_used(
+    how: str, claims: Path, out: Path, uninterrupted: tuple[str, Any]
 ) -> None:
     with pytest.raises(CrashError):
-        go(job(), claims, out, Struck(5, crash))
+        go(job(), claims, out, InterruptAfter(5, crash))
     (last,) = out.glob("result/.checkpoints/*/step-00000004")
     weights = last / "weights.safetensors"
     content = weights.read_bytes()
-    if how == "shorter":
+    if how == "truncated":
         weights.write_bytes(content[: len(content) // 2])
-    elif how == "flipped":
+    elif how == "bit flip":
         weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     else:
         (weights if how == "missing" else last / "manifest.json").unlink()
     resumed = go(job(), claims, out)
-    assert resumed.said(f"checkpoint {last} is damaged")
+    assert resumed.has_message(f"checkpoint {last} is corrupt")
     assert resumed.resumed_step == 2
-    assert (digest(resumed), metrics(out)) == whole
+    assert (digest(resumed), metrics(out)) == uninterrupted
 
 
-def test_fresh_starts_over(claims: Path, out: Path, whole: tuple[str, Any]) -> None:
+def test_fresh_starts_over(claims: Path, out: Path, uninterrupted: tuple[str, Any]) -> None:
     with pytest.raises(CrashError):
-        go(job(), claims, out, Struck(5, crash))
+        go(job(), claims, out, InterruptAfter(5, crash))
     again = go(job(), claims, out, fresh=True)
     assert again.resumed_step == 0
-    assert (digest(again), metrics(out)) == whole
+    assert (digest(again), metrics(out)) == uninterrupted
 
 
-def test_another_spec_or_another_object_resumes_nothing(claims: Path, out: Path) -> None:
+def test_another_object_does_not_resume(claims: Path, out: Path) -> None:
     with pytest.raises(CrashError):
-        go(job(uid="one"), claims, out, Struck(5, crash))
+        go(job(uid="one"), claims, out, InterruptAfter(5, crash))
     assert go(job(uid="two"), claims, out).resumed_step == 0
 
 
-def test_what_changed_in_the_spec_is_reported_and_taken_from_it(claims: Path, out: Path) -> None:
+def test_changes_of_the_spec_are_reported_and_applied(claims: Path, out: Path) -> None:
     with pytest.raises(CrashError):
-        go(job(uid="one"), claims, out, Struck(5, crash))
+        go(job(uid="one"), claims, out, InterruptAfter(5, crash))
     modules = [dict(module) for module in tiny.TWO_MODULES]
     modules[0]["optimizer"] = {"type": "AdamW", "learningRate": 5e-2}
     resumed = go(job(uid="one", modules=modules), claims, out)
-    assert resumed.said("modules[0].optimizer.learningRate: 0.01 -> 0.05")
+    assert resumed.has_message("modules[0].optimizer.learningRate: 0.01 -> 0.05")
     assert resumed.plan is not None
     assert resumed.steps[0].learning_rates["visual"] == resumed.plan.modules[0].learning_rate(4) > 0.01
 
 
-def test_other_data_cannot_be_resumed(claims: Path, out: Path, tmp_path: Path) -> None:
+def test_resume_with_other_data_is_rejected(claims: Path, out: Path, tmp_path: Path) -> None:
     tiny.write_rows(tmp_path / "data" / "colours", tiny.captioned(30))
-    place = tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out})
+    claim_paths = tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out})
     with pytest.raises(CrashError):
-        run(job(), RunOptions(claims=place), Struck(5, crash))
+        run(job(), RunOptions(claims=claim_paths), InterruptAfter(5, crash))
     tiny.write_rows(tmp_path / "data" / "colours", tiny.captioned(30, seed=2), "part-1.parquet")
     with pytest.raises(UserError, match="the training set has 42 samples, but had 21"):
-        run(job(), RunOptions(claims=place), Recorder())
+        run(job(), RunOptions(claims=claim_paths), Recorder())
 
 
-def test_an_older_attempt_may_not_begin_after_a_newer_one(claims: Path, out: Path) -> None:
+def test_older_attempt_cannot_start_after_a_newer_one(claims: Path, out: Path) -> None:
     with pytest.raises(CrashError):
-        go(job(), claims, out, Struck(3, crash), attempt=2)
-    with pytest.raises(RunError, match="attempt 2 has begun, so attempt 1 may not go on") as raised:
+        go(job(), claims, out, InterruptAfter(3, crash), attempt=2)
+    with pytest.raises(RunError, match="attempt 1 cannot continue: attempt 2 has started") as raised:
         go(job(), claims, out, attempt=1)
     assert raised.value.exit_code == 1
 
 
-def test_an_older_attempt_writes_nothing_once_a_newer_one_has_begun(claims: Path, out: Path) -> None:
+def test_older_attempt_cannot_write_after_a_newer_one_has_started(claims: Path, out: Path) -> None:
     def overtake() -> None:
         with pytest.raises(CrashError):
-            go(job(), claims, out, Struck(3, crash), attempt=2)
+            go(job(), claims, out, InterruptAfter(3, crash), attempt=2)
 
-    with pytest.raises(RunError, match="attempt 2 has taken over, so attempt 1 writes nothing more"):
-        go(job(), claims, out, Struck(3, overtake), attempt=1)
+    with pytest.raises(RunError, match=r"attempt 1 cannot write to .*: attempt 2 has taken over"):
+        go(job(), claims, out, InterruptAfter(3, overtake), attempt=1)
 
 
 SCRIPT = """
@@ -315,7 +313,7 @@ from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.training.run import RunOptions, run
 
 class Slow(Callback):
-    def on_step(self, record):
+    def on_step_end(self, record):
         Path(sys.argv[3]).write_text(str(record.step))
         time.sleep(0.05)
 
@@ -326,20 +324,22 @@ run(job, RunOptions(claims=ClaimPaths(Path(sys.argv[1]), {"out": Path(sys.argv[2
 
 
 @pytest.mark.parametrize("workers", [2])
-def test_kill_9_at_a_random_step(workers: int, claims: Path, out: Path, tmp_path: Path, whole: tuple[str, Any]) -> None:
+def test_sigkill_at_a_random_step(
+    workers: int, claims: Path, out: Path, tmp_path: Path, uninterrupted: tuple[str, Any]
+) -> None:
     spec = job(data={"workers": workers})
     manifest = tmp_path / "job.json"
     manifest.write_text(json.dumps(spec.model_dump(mode="json", by_alias=True, exclude_none=True)))
-    heartbeat = out / "step"
-    arguments = ["-c", SCRIPT, claims, out, heartbeat, manifest]
+    step_file = out / "step"
+    arguments = ["-c", SCRIPT, claims, out, step_file, manifest]
     process = forkserver.start(arguments, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     step = random.randint(1, 5)
     deadline = time.monotonic() + 120
-    while not (heartbeat.exists() and heartbeat.read_text() and int(heartbeat.read_text()) >= step):
+    while not (step_file.exists() and step_file.read_text() and int(step_file.read_text()) >= step):
         assert process.poll() is None, "it ended before it was killed"
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.kill()
     assert process.wait() == -signal.SIGKILL
     resumed = go(spec, claims, out)
-    assert (digest(resumed), metrics(out)) == whole, f"killed after step {step}"
+    assert (digest(resumed), metrics(out)) == uninterrupted, f"killed after step {step}"

@@ -1,4 +1,4 @@
-"""Whole runs of tiny models: what is trained when, at which rate, and what is said about it."""
+"""Complete runs of tiny models: what is trained when, at which learning rate, and what is reported."""
 
 import json
 import math
@@ -27,11 +27,12 @@ from finetune_api import FineTuneJob
 from finetune_api.status import Report
 from finetune_trainer.errors import UserError
 from finetune_trainer.planning import model_loader
+from finetune_trainer.planning.prepare import prepare
 from finetune_trainer.tasks.causal_lm import CausalLM
 from finetune_trainer.tasks.contrastive import Contrastive
-from finetune_trainer.training.checkpoint import Checkpoints
-from finetune_trainer.training.run import RunOptions, plan, prepare, run
-from finetune_trainer.training.trainer import set_training
+from finetune_trainer.training.checkpoint import CheckpointManager
+from finetune_trainer.training.freeze import set_train_mode
+from finetune_trainer.training.run import RunOptions, run
 from unit.trainer import tiny
 from unit.trainer.tiny import Recorder
 
@@ -45,44 +46,45 @@ def go(job: FineTuneJob, claims: Path, out: Path, **options: Any) -> tuple[Recor
 
 
 @pytest.fixture
-def kept(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Settings with which every step leaves a checkpoint behind."""
-    monkeypatch.setattr(Checkpoints, "remove", lambda self: None)
+def keep_checkpoints(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Settings of `checkpoint` with which the checkpoint of every step is kept."""
+    monkeypatch.setattr(CheckpointManager, "remove", lambda self: None)
     return {"everySteps": 1, "keep": 100}
 
 
-def saved(out: Path, step: int, what: str) -> dict[str, torch.Tensor]:
+def load_checkpoint(out: Path, step: int, file: str) -> dict[str, torch.Tensor]:
     (folder,) = out.glob(f"result/.checkpoints/*/step-{step:08d}")
-    return dict(load_file(folder / f"{what}.safetensors"))
+    return dict(load_file(folder / f"{file}.safetensors"))
 
 
-def loaded(folder: Path) -> dict[str, torch.Tensor]:
-    """Weights by the names that the model itself gives them; files may hold older ones."""
+def load_model_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Weights by the model's current parameter names; files may have older ones."""
     return dict(VisionTextDualEncoderModel.from_pretrained(folder).named_parameters())
 
 
-def same(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor], prefix: str = "") -> list[bool]:
-    """For each parameter whether it is the same in both."""
-    found = [torch.equal(weights[name], others[name]) for name in others if name.startswith(prefix)]
-    assert found
-    return found
+def equal_parameters(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor], prefix: str = "") -> list[bool]:
+    """For each parameter, whether it is equal in both."""
+    equal = [torch.equal(weights[name], others[name]) for name in others if name.startswith(prefix)]
+    assert equal
+    return equal
 
 
-def test_a_run_from_beginning_to_end(claims: Path, out: Path) -> None:
+def test_complete_run(claims: Path, out: Path) -> None:
     recorder, report = go(tiny.contrastive_job(), claims, out)
     assert report.reason == "Succeeded"
     assert recorder.plan is not None
     assert (recorder.plan.planned_steps, recorder.plan.train_samples, recorder.plan.validation_samples) == (6, 21, 9)
     assert [record.step for record in recorder.steps] == [1, 2, 3, 4, 5, 6]
-    assert recorder.said("3 of 21 samples do not fill a batch")
+    assert recorder.has_message("dropping the last incomplete batch: 3 of 21 samples per epoch")
     assert report.progress is not None
     assert (report.progress.step, report.progress.planned_steps, report.progress.percentage) == (6, 6, 100)
-    assert {metric.name for metric in report.metrics} >= {"train/loss", "eval/recall_at_1", "best/recall_at_1"}
+    assert {metric.name for metric in report.metrics} >= {"train/loss", "eval/recall_at_1"}
+    assert report.best is not None and report.best.metric == "eval/recall_at_1"
     assert [module.name for module in report.modules] == ["visual", "textual", "temperature"]
     assert not list(out.glob("result/.checkpoints"))
 
 
-def test_it_is_evaluated_before_the_first_step_each_epoch_and_after_the_last(claims: Path, out: Path) -> None:
+def test_evaluates_before_the_first_step_at_intervals_and_after_the_last(claims: Path, out: Path) -> None:
     recorder, _ = go(tiny.contrastive_job(evaluation={"every": {"steps": 4}}), claims, out)
     assert [record.step for record in recorder.evaluations] == [0, 4, 6]
     assert not recorder.evaluations[0].best
@@ -91,46 +93,50 @@ def test_it_is_evaluated_before_the_first_step_each_epoch_and_after_the_last(cla
     )
 
 
-def test_the_rates_of_the_schedules_are_the_ones_used(claims: Path, out: Path) -> None:
+def test_learning_rates_follow_the_schedules(claims: Path, out: Path) -> None:
     recorder, _ = go(tiny.contrastive_job(), claims, out)
     assert recorder.plan is not None
     for module in recorder.plan.modules:
-        used = [record.learning_rates[module.name] for record in recorder.steps]
-        assert used == [module.learning_rate(step) for step in range(6)]
+        rates = [record.learning_rates[module.name] for record in recorder.steps]
+        assert rates == [module.learning_rate(step) for step in range(6)]
     assert [record.learning_rates["visual"] for record in recorder.steps[:3]] == [0.0, 0.005, 0.01]
 
 
-def test_frozen_means_no_change_no_state_no_gradient(claims: Path, out: Path, kept: dict[str, Any]) -> None:
-    recorder, _ = go(tiny.contrastive_job(checkpoint=kept), claims, out)
-    start = loaded(claims / "models" / "dual")
+def test_frozen_module_has_no_change_no_state_no_gradient(
+    claims: Path, out: Path, keep_checkpoints: dict[str, Any]
+) -> None:
+    recorder, _ = go(tiny.contrastive_job(checkpoint=keep_checkpoints), claims, out)
+    start = load_model_weights(claims / "models" / "dual")
     for step in (1, 2, 3):
-        weights, state = saved(out, step, "weights"), saved(out, step, "optimizer")
-        assert all(same(weights, start, "text_"))
+        weights, state = load_checkpoint(out, step, "weights"), load_checkpoint(out, step, "optimizer")
+        assert all(equal_parameters(weights, start, "text_"))
         assert not [name for name in state if name.startswith("text_")]
-    thawed, state = saved(out, 4, "weights"), saved(out, 4, "optimizer")
-    assert not all(same(thawed, start, "text_"))
+    unfrozen, state = load_checkpoint(out, 4, "weights"), load_checkpoint(out, 4, "optimizer")
+    assert not all(equal_parameters(unfrozen, start, "text_"))
     assert state["text_projection.weight/step"].item() == 1
-    assert torch.equal(saved(out, 6, "weights")["logit_scale"], start["logit_scale"])
+    assert torch.equal(load_checkpoint(out, 6, "weights")["logit_scale"], start["logit_scale"])
     assert [record.frozen["textual"] for record in recorder.steps] == [True] * 3 + [False] * 3
     assert [record.gradient_norms["textual"] > 0 for record in recorder.steps] == [False] * 3 + [True] * 3
     assert all(record.gradient_norms["temperature"] == 0 for record in recorder.steps)
 
 
-def test_freezing_again_stops_decay_and_drops_the_state(claims: Path, out: Path, kept: dict[str, Any]) -> None:
+def test_freezing_again_stops_weight_decay_and_clears_state(
+    claims: Path, out: Path, keep_checkpoints: dict[str, Any]
+) -> None:
     optimizer = {"type": "AdamW", "learningRate": 1e-2, "weightDecay": 0.5}
     modules: list[dict[str, Any]] = [
         {"name": "early", "parameters": ["vis*"], "optimizer": optimizer, "freeze": {"fromStep": 2}},
         {"name": "rest", "parameters": ["text*", "logit_scale"], "optimizer": optimizer},
     ]
-    go(tiny.contrastive_job(modules=modules, checkpoint=kept), claims, out)
-    before, after = saved(out, 2, "weights"), saved(out, 6, "weights")
-    assert all(same(before, after, "vis"))
-    assert not all(same(before, after, "text_"))
-    assert [name for name in saved(out, 2, "optimizer") if name.startswith("vis")]
-    assert not [name for name in saved(out, 3, "optimizer") if name.startswith("vis")]
+    go(tiny.contrastive_job(modules=modules, checkpoint=keep_checkpoints), claims, out)
+    before, after = load_checkpoint(out, 2, "weights"), load_checkpoint(out, 6, "weights")
+    assert all(equal_parameters(before, after, "vis"))
+    assert not all(equal_parameters(before, after, "text_"))
+    assert [name for name in load_checkpoint(out, 2, "optimizer") if name.startswith("vis")]
+    assert not [name for name in load_checkpoint(out, 3, "optimizer") if name.startswith("vis")]
 
 
-def test_accumulated_micro_batches_train_as_the_whole_batch_does(claims: Path, out: Path, tmp_path: Path) -> None:
+def test_gradient_accumulation_equals_the_full_batch(claims: Path, out: Path, tmp_path: Path) -> None:
     def losses(micro: int, name: str) -> list[float]:
         training = {"batchSize": 8, "microBatchSize": micro, "epochs": 3}
         job = tiny.job("calm", "reviews", task="SequenceClassification", training=training)
@@ -141,11 +147,11 @@ def test_accumulated_micro_batches_train_as_the_whole_batch_does(claims: Path, o
     model.config.attention_probs_dropout_prob = 0.0
     model.save_pretrained(tmp_path / "models" / "calm")
     tiny.tokenizer().save_pretrained(tmp_path / "models" / "calm")
-    assert losses(2, "parts") == pytest.approx(losses(8, "whole"), rel=1e-5)
+    assert losses(2, "accumulated") == pytest.approx(losses(8, "full"), rel=1e-5)
 
 
-def test_a_step_that_is_not_finite_is_skipped_for_all_modules(
-    claims: Path, out: Path, kept: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_nonfinite_step_is_skipped_for_all_modules(
+    claims: Path, out: Path, keep_checkpoints: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, calls = Contrastive.loss, []
 
@@ -154,42 +160,42 @@ def test_a_step_that_is_not_finite_is_skipped_for_all_modules(
         return original(self, model, batch) * (math.nan if len(calls) == 5 else 1.0)
 
     monkeypatch.setattr(Contrastive, "loss", sometimes_nan)
-    recorder, report = go(tiny.contrastive_job(checkpoint=kept), claims, out)
+    recorder, report = go(tiny.contrastive_job(checkpoint=keep_checkpoints), claims, out)
     assert [record.skipped for record in recorder.steps] == [False] * 4 + [True, False]
-    for what in ("weights", "optimizer"):
-        before, after = saved(out, 4, what), saved(out, 5, what)
+    for file in ("weights", "optimizer"):
+        before, after = load_checkpoint(out, 4, file), load_checkpoint(out, 5, file)
         assert all(torch.equal(before[name], after[name]) for name in before)
-    assert recorder.said("step 5 was skipped for all modules: the loss is nan")
+    assert recorder.has_message("skipping step 5 for all modules: the loss is nan")
     assert report.reason == "Succeeded"
     rows = [json.loads(line) for line in (out / "result" / "metrics.jsonl").read_text().splitlines()]
     assert [row["loss"] for row in rows if row["type"] == "step"][4] is None, "NaN is not JSON"
 
 
-def test_patience_ends_a_run_early(claims: Path, out: Path) -> None:
+def test_early_stopping(claims: Path, out: Path) -> None:
     stopping = {"every": {"steps": 1}, "metric": "eval/loss", "earlyStopping": {"patience": 2, "minDelta": 100.0}}
     recorder, report = go(tiny.contrastive_job(evaluation=stopping), claims, out)
     assert [record.step for record in recorder.steps] == [1, 2, 3]
-    assert recorder.said("stopped early after step 3: eval/loss no longer gets better")
+    assert recorder.has_message("stopped early after step 3: eval/loss no longer improves")
     assert report.reason == "Succeeded"
 
 
-def test_the_best_weights_are_the_ones_kept(claims: Path, out: Path, kept: dict[str, Any]) -> None:
+def test_best_weights_are_exported(claims: Path, out: Path, keep_checkpoints: dict[str, Any]) -> None:
     evaluation = {"every": {"steps": 1}, "metric": "eval/loss", "direction": "Maximize"}
-    recorder, report = go(tiny.contrastive_job(evaluation=evaluation, checkpoint=kept), claims, out)
+    recorder, report = go(tiny.contrastive_job(evaluation=evaluation, checkpoint=keep_checkpoints), claims, out)
     losses = [record.metrics["eval/loss"] for record in recorder.evaluations[1:]]
     best = losses.index(max(losses)) + 1
-    assert best < 6, "the loss falls, so its maximum is an early one"
-    assert all(same(saved(out, best, "weights"), loaded(out / "result")))
-    assert not all(same(saved(out, 6, "weights"), loaded(out / "result")))
+    assert best < 6, "the loss decreases, so its maximum is early"
+    assert all(equal_parameters(load_checkpoint(out, best, "weights"), load_model_weights(out / "result")))
+    assert not all(equal_parameters(load_checkpoint(out, 6, "weights"), load_model_weights(out / "result")))
     assert f"step {best}, the best by eval/loss" in report.message
 
 
-def test_without_keep_best_the_last_weights_are_kept(claims: Path, out: Path, kept: dict[str, Any]) -> None:
-    go(tiny.contrastive_job(checkpoint=kept | {"keepBest": False}), claims, out)
-    assert all(same(saved(out, 6, "weights"), loaded(out / "result")))
+def test_last_weights_are_exported_without_keep_best(claims: Path, out: Path, keep_checkpoints: dict[str, Any]) -> None:
+    go(tiny.contrastive_job(checkpoint=keep_checkpoints | {"keepBest": False}), claims, out)
+    assert all(equal_parameters(load_checkpoint(out, 6, "weights"), load_model_weights(out / "result")))
 
 
-def test_workers_and_runs_change_nothing(claims: Path, out: Path) -> None:
+def test_result_is_reproducible_with_and_without_workers(claims: Path, out: Path) -> None:
     digests = set()
     for name, workers in (("a", 0), ("b", 2), ("c", 0)):
         report = go(tiny.contrastive_job(data={"workers": workers}), claims, out / name)[1]
@@ -198,27 +204,27 @@ def test_workers_and_runs_change_nothing(claims: Path, out: Path) -> None:
     assert len(digests) == 1
 
 
-def test_another_seed_is_another_result(claims: Path, out: Path) -> None:
+def test_result_depends_on_the_seed(claims: Path, out: Path) -> None:
     one, other = (go(tiny.contrastive_job(training={"seed": seed}), claims, out / str(seed))[1] for seed in (0, 1))
     assert one.output is not None and other.output is not None
     assert one.output.digest != other.output.digest
 
 
 @pytest.mark.parametrize("precision", ["BF16", "FP16"])
-def test_weights_stay_fp32_whatever_computes(precision: str, claims: Path, out: Path) -> None:
+def test_weights_stay_fp32(precision: str, claims: Path, out: Path) -> None:
     recorder, _ = go(tiny.contrastive_job(training={"precision": precision}), claims, out)
     assert all(tensor.dtype == torch.float32 for tensor in load_file(out / "result" / "model.safetensors").values())
     assert all(math.isfinite(record.loss) for record in recorder.steps)
 
 
-def test_a_clip_with_nothing_but_model_and_data_trains(claims: Path, out: Path) -> None:
+def test_job_with_model_and_data_only(claims: Path, out: Path) -> None:
     recorder, _ = go(tiny.job("clip", "colours"), claims, out)
     assert recorder.evaluations == []
     assert recorder.steps[-1].loss < recorder.steps[0].loss + 0.5
     CLIPModel.from_pretrained(out / "result")
 
 
-def test_a_classifier_learns_and_loads(claims: Path, out: Path) -> None:
+def test_classifier_learns_and_loads(claims: Path, out: Path) -> None:
     modules = [{"name": "all", "parameters": ["*"], "optimizer": {"type": "AdamW", "learningRate": 2e-2}}]
     job = tiny.job("bert", "reviews", modules=modules, training={"epochs": 20}, data={"validation": {"fraction": 0.2}})
     recorder, _ = go(job, claims, out)
@@ -228,14 +234,14 @@ def test_a_classifier_learns_and_loads(claims: Path, out: Path) -> None:
     assert model(**encoded).logits.argmax(dim=1).tolist() == [1, 0]
 
 
-def test_a_new_head_is_reported(claims: Path, out: Path, tmp_path: Path) -> None:
+def test_new_head_is_reported(claims: Path, out: Path, tmp_path: Path) -> None:
     tiny.write_rows(tmp_path / "three", [{"text": "a film", "label": number % 3} for number in range(12)])
     recorder = Recorder()
-    place = tiny.ClaimPaths(claims, {"data": tmp_path, "out": out})
-    run(tiny.job("bert", "three"), RunOptions(claims=place), recorder)
+    claim_paths = tiny.ClaimPaths(claims, {"data": tmp_path, "out": out})
+    run(tiny.job("bert", "three"), RunOptions(claims=claim_paths), recorder)
     reason = "the model's classes are others than the data's"
-    assert recorder.said(f"newly initialised, because {reason}: classifier.bias, classifier.weight")
-    assert not recorder.said("does not hold them")
+    assert recorder.has_message(f"newly initialized, because {reason}: classifier.bias, classifier.weight")
+    assert not recorder.has_message("does not hold them")
 
 
 def edited(claims: Path, folder: Path, **changes: Any) -> tiny.ClaimPaths:
@@ -256,7 +262,7 @@ CLASSES = {"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": {"a": 0, "b":
         (CLASSES, r"classifier\.bias has shape \[2\] .* but \[3\] by its config\.json \(and 1 more do not fit\)"),
     ],
 )
-def test_weights_that_do_not_fit_their_config_are_refused(
+def test_weights_that_do_not_match_their_config_are_rejected(
     changes: dict[str, Any], message: str, claims: Path, tmp_path: Path
 ) -> None:
     labels = sorted(CLASSES["label2id"]) if "id2label" in changes else [0, 1, 2]
@@ -266,51 +272,53 @@ def test_weights_that_do_not_fit_their_config_are_refused(
 
 
 @pytest.mark.parametrize("held_out", [{"validation": {"fraction": 0.3}}, {"fold": {"index": 1, "count": 4}}])
-def test_a_class_so_rare_that_only_validation_has_it_is_a_class(
+def test_class_that_occurs_only_in_validation_is_a_class(
     held_out: dict[str, Any], claims: Path, tmp_path: Path
 ) -> None:
     job = tiny.job("bert", "rows", data=held_out)
     rows = [{"text": "a film", "label": ("bad", "good")[number % 2]} for number in range(24)]
-    place = tiny.ClaimPaths(claims, {"data": tmp_path, "out": tmp_path})
+    claim_paths = tiny.ClaimPaths(claims, {"data": tmp_path, "out": tmp_path})
     tiny.write_rows(tmp_path / "rows", rows)
-    validation = prepare(job, place).validation
+    validation = prepare(job, claim_paths).validation
     assert validation is not None
     rows[validation.rows[0]]["label"] = "rare"
     tiny.write_rows(tmp_path / "rows", rows)
-    prepared = prepare(job, place)
+    prepared = prepare(job, claim_paths)
     assert "rare" not in prepared.train.values("label")
     assert list(prepared.config.id2label.values()) == ["bad", "good", "rare"]
     recorder = Recorder()
-    run(job, RunOptions(claims=place), recorder)
+    run(job, RunOptions(claims=claim_paths), recorder)
     assert math.isfinite(recorder.evaluations[-1].metrics["eval/loss"])
 
 
-def longest(folder: Path, config: PretrainedConfig, told: int | None, max_length: int | None = None) -> int:
-    """The longest text with a tokenizer that tells this limit."""
+def max_tokens(
+    folder: Path, config: PretrainedConfig, model_max_length: int | None, max_length: int | None = None
+) -> int:
+    """The maximum text length with a tokenizer that has this limit."""
     tokenizer = tiny.byte_tokenizer()
-    tokenizer.model_max_length = told or 10**30
+    tokenizer.model_max_length = model_max_length or 10**30
     tokenizer.save_pretrained(folder)
-    pretrained = model_loader.Pretrained("pvc://models/llm", str(folder), None)
-    return model_loader.load_processors(pretrained, CausalLM(("text",)), config, max_length).longest
+    pretrained = model_loader.PretrainedSource("pvc://models/llm", str(folder), None)
+    return model_loader.load_processors(pretrained, CausalLM(("text",)), config, max_length).max_tokens
 
 
-def test_the_longest_text_is_what_model_and_tokenizer_take_however_long(tmp_path: Path) -> None:
+def test_maximum_text_length_is_the_smaller_limit_of_model_and_tokenizer(tmp_path: Path) -> None:
     long = LlamaConfig(max_position_embeddings=131_072)
-    assert longest(tmp_path, long, None) == 131_072
-    assert longest(tmp_path, long, 200_000) == 131_072
-    assert longest(tmp_path, MambaConfig(), 200_000) == 200_000
+    assert max_tokens(tmp_path, long, None) == 131_072
+    assert max_tokens(tmp_path, long, 200_000) == 131_072
+    assert max_tokens(tmp_path, MambaConfig(), 200_000) == 200_000
     with pytest.raises(UserError, match=r"data\.maxLength: 131073 is more than the 131072 tokens"):
-        longest(tmp_path, long, None, 131_073)
+        max_tokens(tmp_path, long, None, 131_073)
 
 
-def test_a_limit_that_nobody_tells_refuses_nothing(tmp_path: Path) -> None:
-    assert longest(tmp_path, MambaConfig(), None) == 512
-    assert longest(tmp_path, MambaConfig(), None, 4096) == 4096
+def test_maximum_text_length_without_limits(tmp_path: Path) -> None:
+    assert max_tokens(tmp_path, MambaConfig(), None) == 512
+    assert max_tokens(tmp_path, MambaConfig(), None, 4096) == 4096
 
 
 @pytest.fixture
 def resnet(claims: Path, tmp_path: Path, out: Path) -> tiny.ClaimPaths:
-    """A model with running statistics."""
+    """A model with batch normalization."""
     torch.manual_seed(0)
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic", num_labels=3)
     ResNetForImageClassification(config).save_pretrained(tmp_path / "models" / "resnet")
@@ -319,7 +327,7 @@ def resnet(claims: Path, tmp_path: Path, out: Path) -> tiny.ClaimPaths:
     return tiny.ClaimPaths(claims, {"models": tmp_path / "models", "out": out})
 
 
-def statistics(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def running_statistics(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value for name, value in weights.items() if "running_" in name or "num_batches" in name}
 
 
@@ -337,48 +345,48 @@ BODY = {"name": "body", "parameters": ["resnet.*"]}
         ({"modules": [HEAD, {**BODY, **FAST}]}, 1),
     ],
 )
-def test_frozen_statistics_do_not_run(
-    spec: dict[str, Any], changed_at: int | None, resnet: tiny.ClaimPaths, out: Path, kept: dict[str, Any]
+def test_running_statistics_of_frozen_modules_are_frozen(
+    spec: dict[str, Any], changed_at: int | None, resnet: tiny.ClaimPaths, out: Path, keep_checkpoints: dict[str, Any]
 ) -> None:
-    start = statistics(load_file(resnet.folder("models") / "resnet" / "model.safetensors"))
-    job = tiny.job("resnet", "colours", data={"validation": {"fraction": 0.3}}, checkpoint=kept, **spec)
+    start = running_statistics(load_file(resnet.folder("models") / "resnet" / "model.safetensors"))
+    job = tiny.job("resnet", "colours", data={"validation": {"fraction": 0.3}}, checkpoint=keep_checkpoints, **spec)
     run(job, RunOptions(claims=resnet), Recorder())
     for step in range(1, 7):
-        now = statistics(saved(out, step, "weights"))
-        moved = [name for name in start if not torch.equal(start[name], now[name])]
-        assert bool(moved) == (changed_at is not None and step >= changed_at), step
+        now = running_statistics(load_checkpoint(out, step, "weights"))
+        changed = [name for name in start if not torch.equal(start[name], now[name])]
+        assert bool(changed) == (changed_at is not None and step >= changed_at), step
 
 
-def test_statistics_without_weights_are_frozen_with_what_is_around_them() -> None:
-    part = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2, affine=False), torch.nn.Dropout())
-    model = torch.nn.ModuleDict({"frozen": part.requires_grad_(False), "head": torch.nn.Linear(2, 2)})
-    set_training(model)
-    assert [part.training for part in part] == [True, False, True]
-    part[0].bias.requires_grad_(True)
-    set_training(model)
-    assert part[1].training
+def test_running_statistics_without_weights_are_frozen_with_the_parent_module() -> None:
+    block = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2, affine=False), torch.nn.Dropout())
+    model = torch.nn.ModuleDict({"frozen": block.requires_grad_(False), "head": torch.nn.Linear(2, 2)})
+    set_train_mode(model)
+    assert [layer.training for layer in block] == [True, False, True]
+    block[0].bias.requires_grad_(True)
+    set_train_mode(model)
+    assert block[1].training
 
 
-def test_truncated_texts_are_counted(claims: Path, out: Path, tmp_path: Path) -> None:
+def test_truncated_texts_are_reported(claims: Path, out: Path, tmp_path: Path) -> None:
     tiny.write_rows(tmp_path / "long", [{"text": "the film " * (n % 3 * 5 + 1), "label": n % 2} for n in range(12)])
     recorder = Recorder()
-    place = tiny.ClaimPaths(claims, {"data": tmp_path, "out": out})
-    run(tiny.job("bert", "long", data={"maxLength": 8}), RunOptions(claims=place), recorder)
-    assert recorder.said("8 of 12 texts are longer than 8 tokens and are truncated")
+    claim_paths = tiny.ClaimPaths(claims, {"data": tmp_path, "out": out})
+    run(tiny.job("bert", "long", data={"maxLength": 8}), RunOptions(claims=claim_paths), recorder)
+    assert recorder.has_message("truncating 8 of 12 texts to 8 tokens")
 
 
-def test_a_plan_needs_no_weights(claims: Path, out: Path, tmp_path: Path) -> None:
+def test_plan_needs_no_weights(claims: Path, out: Path, tmp_path: Path) -> None:
     bare = tmp_path / "models" / "dual"
     bare.mkdir(parents=True)
     (bare / "config.json").write_bytes((claims / "models" / "dual" / "config.json").read_bytes())
-    place = tiny.ClaimPaths(claims, {"models": bare.parent, "out": out})
-    without = plan(tiny.contrastive_job(), place)
-    assert without == plan(tiny.contrastive_job(), tiny.claim_paths(claims, out))
+    claim_paths = tiny.ClaimPaths(claims, {"models": bare.parent, "out": out})
+    without = prepare(tiny.contrastive_job(), claim_paths).plan
+    assert without == prepare(tiny.contrastive_job(), tiny.claim_paths(claims, out)).plan
     assert sum(module.numel for module in without.modules) == 3272 + 2920 + 1
     assert not list(out.iterdir())
 
 
-def test_the_processors_are_saved_with_the_model(claims: Path, out: Path) -> None:
+def test_processors_are_exported(claims: Path, out: Path) -> None:
     go(tiny.contrastive_job(), claims, out)
     AutoTokenizer.from_pretrained(out / "result")
     AutoImageProcessor.from_pretrained(out / "result")

@@ -1,4 +1,4 @@
-"""What a language model learns of each kind of row, token by token, and that it learns it."""
+"""Which tokens the loss covers for each kind of row, and that a run learns them."""
 
 import dataclasses
 import math
@@ -10,16 +10,17 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BertConfig, Gemma3Config
 
-from finetune_trainer.data import Batch, Row
+from finetune_trainer.data import Batch, Sample
 from finetune_trainer.errors import UserError
 from finetune_trainer.planning import model_loader
+from finetune_trainer.planning.prepare import prepare
 from finetune_trainer.tasks.base import Processors
 from finetune_trainer.tasks.causal_lm import ALWAYS_DECODERS, CausalLM
-from finetune_trainer.tasks.passages import Passage, Unlearnable, conversation
-from finetune_trainer.training.run import RunOptions, prepare, run
+from finetune_trainer.tasks.loss_mask import UntrainableRowError, from_messages
+from finetune_trainer.training.run import RunOptions, run
 from unit.trainer import tiny
 
-# As Qwen3 does: an earlier answer is written otherwise than the last one.
+# As Qwen3 does: the last answer is rendered differently from earlier ones.
 THINKING = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
     "{% if message['role'] == 'assistant' and loop.last %}{{ '<think></think>' }}{% endif %}"
@@ -46,32 +47,31 @@ def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def processors(chat_template: str | None = tiny.CHATML, max_length: int = 64) -> Processors:
-    words = tiny.byte_tokenizer(chat_template)
-    words.pad_token = words.eos_token
-    return Processors(words, None, max_length)
+    tokenizer = tiny.byte_tokenizer(chat_template)
+    tokenizer.pad_token = tokenizer.eos_token
+    return Processors(tokenizer, None, max_length)
 
 
-def learned(batch: Batch, words: Any) -> str:
-    """What the targets spell."""
-    return str(words.decode(batch["targets"]))
+def decode_targets(batch: Batch, tokenizer: Any) -> str:
+    return str(tokenizer.decode(batch["targets"]))
 
 
-def say(*turns: tuple[str, str]) -> Row:
+def conversation(*turns: tuple[str, str]) -> Sample:
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
-def test_of_a_prompt_and_its_completion_only_the_completion_and_the_end_are_learned() -> None:
+def test_loss_covers_the_completion_and_the_end_of_text() -> None:
     made = processors()
     rows = [{"prompt": "What?", "completion": " The sky."}, {"prompt": "Which one is it?", "completion": " No."}]
     for row in rows:
         batch = CausalLM(("prompt", "completion")).collate([row], made)
-        assert learned(batch, made.tokenizer) == row["completion"] + tiny.END
-        assert made.tokenizer.decode(batch["input_ids"][0]) == row["prompt"] + row["completion"] + tiny.END
+        assert decode_targets(batch, made.tokenizer) == row["completion"] + tiny.END_OF_TEXT
+        assert made.tokenizer.decode(batch["input_ids"][0]) == row["prompt"] + row["completion"] + tiny.END_OF_TEXT
     both = CausalLM(("prompt", "completion")).collate(rows, made)
-    assert learned(both, made.tokenizer) == " The sky." + tiny.END + " No." + tiny.END
+    assert decode_targets(both, made.tokenizer) == " The sky." + tiny.END_OF_TEXT + " No." + tiny.END_OF_TEXT
 
 
-def test_positions_are_those_before_the_targets_and_padding_is_on_the_right() -> None:
+def test_collate_positions_precede_targets_and_padding_is_on_the_right() -> None:
     made = processors()
     batch = CausalLM(("text",)).collate([{"text": "the sky is blue"}, {"text": "no"}], made)
     long, short = batch["input_ids"]
@@ -80,42 +80,46 @@ def test_positions_are_those_before_the_targets_and_padding_is_on_the_right() ->
     assert short[filled:].tolist() == [made.tokenizer.pad_token_id] * (len(long) - filled)
     assert torch.equal(batch["input_ids"].flatten()[batch["positions"] + 1], batch["targets"])
     expected = [*long[1:].tolist(), *short[1:filled].tolist()]
-    assert batch["targets"].tolist() == expected, "all of a text but its first token, and no padding"
+    assert batch["targets"].tolist() == expected, "all tokens but the first, and no padding"
 
 
-def test_the_end_of_text_is_appended_once() -> None:
+def test_end_of_text_is_appended_once() -> None:
     made = processors()
-    for text in ("the sky", "the sky" + tiny.END):
+    for text in ("the sky", "the sky" + tiny.END_OF_TEXT):
         ids = CausalLM(("text",)).collate([{"text": text}], made)["input_ids"][0].tolist()
         assert ids.count(made.tokenizer.eos_token_id) == 1
         assert ids[-1] == made.tokenizer.eos_token_id
 
 
-def test_a_token_across_the_border_belongs_to_the_completion() -> None:
+def test_token_across_the_boundary_belongs_to_the_completion() -> None:
     made = processors()
     batch = CausalLM(("prompt", "completion")).collate([{"prompt": "What colour is the ", "completion": "sky"}], made)
-    assert learned(batch, made.tokenizer) == " sky" + tiny.END
+    assert decode_targets(batch, made.tokenizer) == " sky" + tiny.END_OF_TEXT
 
 
-def test_of_a_conversation_what_the_assistant_says_is_learned() -> None:
+def test_loss_covers_the_assistant_messages() -> None:
     made = processors(max_length=256)
-    row = say(("system", "s"), ("user", "What?"), ("assistant", "Blue."), ("user", "Ünd?"), ("assistant", "Grün."))
+    row = conversation(
+        ("system", "s"), ("user", "What?"), ("assistant", "Blue."), ("user", "Ünd?"), ("assistant", "Grün.")
+    )
     batch = CausalLM(("messages",)).collate([row], made)
-    assert learned(batch, made.tokenizer) == "Blue.<|im_end|>\nGrün.<|im_end|>\n"
+    assert decode_targets(batch, made.tokenizer) == "Blue.<|im_end|>\nGrün.<|im_end|>\n"
     assert made.tokenizer.decode(batch["input_ids"][0]) == made.tokenizer.apply_chat_template(
         row["messages"], tokenize=False
     )
 
 
-def test_what_the_user_says_last_is_not_learned() -> None:
-    batch = CausalLM(("messages",)).collate([say(("user", "a"), ("assistant", "b"), ("user", "c"))], processors())
-    assert learned(batch, processors().tokenizer) == "b<|im_end|>\n"
+def test_loss_does_not_cover_a_last_user_message() -> None:
+    batch = CausalLM(("messages",)).collate(
+        [conversation(("user", "a"), ("assistant", "b"), ("user", "c"))], processors()
+    )
+    assert decode_targets(batch, processors().tokenizer) == "b<|im_end|>\n"
 
 
-def test_keys_that_only_other_rows_have_are_not_shown_to_the_template() -> None:
+def test_null_keys_of_messages_are_hidden_from_the_template() -> None:
     template = tiny.CHATML + "{% for message in messages %}{% if 'name' in message %}NAMED{% endif %}{% endfor %}"
     messages = [{"role": "user", "content": "a", "name": None}, {"role": "assistant", "content": "b", "name": None}]
-    assert "NAMED" not in conversation(messages, tiny.byte_tokenizer(template)).text
+    assert "NAMED" not in from_messages(messages, tiny.byte_tokenizer(template)).text
 
 
 @pytest.mark.parametrize(
@@ -124,85 +128,88 @@ def test_keys_that_only_other_rows_have_are_not_shown_to_the_template() -> None:
         ([], tiny.CHATML, "expected a list of {role, content}, found []"),
         ("hello", tiny.CHATML, "expected a list of {role, content}, found 'hello'"),
         ([{"from": "human", "value": "a"}], tiny.CHATML, "found {'from': 'human', 'value': 'a'}"),
-        (say(("user", "a"))["messages"], tiny.CHATML, "no message of role 'assistant' to learn from, only user"),
-        (say(("assistant", "a"), ("user", "b"))["messages"], STRICT, "begin with the user"),
         (
-            say(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))["messages"],
+            conversation(("user", "a"))["messages"],
+            tiny.CHATML,
+            "no message with role 'assistant' to train on, only user",
+        ),
+        (conversation(("assistant", "a"), ("user", "b"))["messages"], STRICT, "begin with the user"),
+        (
+            conversation(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))["messages"],
             THINKING,
-            "writes message 1 differently once others follow",
+            "renders message 1 differently when more messages follow",
         ),
     ],
 )
-def test_what_is_no_conversation_is_said(messages: Any, template: str, problem: str) -> None:
-    with pytest.raises(Unlearnable) as refusal:
-        conversation(messages, tiny.byte_tokenizer(template))
-    assert problem in str(refusal.value)
+def test_malformed_conversation_is_reported(messages: Any, template: str, problem: str) -> None:
+    with pytest.raises(UntrainableRowError) as raised:
+        from_messages(messages, tiny.byte_tokenizer(template))
+    assert problem in str(raised.value)
 
 
-def test_a_template_that_changes_history_is_good_for_one_answer() -> None:
-    found = conversation(say(("user", "a"), ("assistant", "b"))["messages"], tiny.byte_tokenizer(THINKING))
-    assert [found.text[begin:end] for begin, end in found.learned] == ["<think></think>b<|im_end|>\n"]
-    assert isinstance(found, Passage)
+def test_template_that_changes_history_works_with_one_answer() -> None:
+    masked = from_messages(conversation(("user", "a"), ("assistant", "b"))["messages"], tiny.byte_tokenizer(THINKING))
+    assert [masked.text[start:end] for start, end in masked.loss_spans] == ["<think></think>b<|im_end|>\n"]
 
 
-def loaded(language: Path) -> Any:
+def load_model(language: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(language / "models" / "chatty", dtype=torch.float32)
 
 
 def gradients(model: Any, batches: Sequence[Batch]) -> list[torch.Tensor]:
-    """As the loop makes them: over the terms of all micro-batches."""
+    """As the trainer computes them: normalized by the items of all micro-batches."""
     task = CausalLM(("prompt", "completion"))
-    terms = sum(map(task.terms, batches))
+    num_items = sum(map(task.num_items, batches))
     model.zero_grad()
     for batch in batches:
-        (task.loss(model, batch) / terms).backward()
+        (task.loss(model, batch) / num_items).backward()
     return [weight.grad.clone() for weight in model.parameters()]
 
 
-def test_the_loss_is_transformers_own(language: Path) -> None:
-    model, task = loaded(language), CausalLM(("prompt", "completion"))
+def test_loss_equals_transformers(language: Path) -> None:
+    model, task = load_model(language), CausalLM(("prompt", "completion"))
     batch = task.collate(tiny.completions(5), processors())
     labels = torch.full_like(batch["input_ids"], -100).flatten()
     labels[batch["positions"] + 1] = batch["targets"]
-    theirs = model(
+    reference = model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
         labels=labels.view_as(batch["input_ids"]),
     )
-    torch.testing.assert_close(task.loss(model, batch) / task.terms(batch), theirs.loss, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(task.loss(model, batch) / task.num_items(batch), reference.loss, rtol=1e-6, atol=1e-6)
 
 
-def test_micro_batches_of_other_lengths_change_nothing(language: Path) -> None:
-    model, task = loaded(language), CausalLM(("prompt", "completion"))
+def test_gradients_do_not_depend_on_micro_batches(language: Path) -> None:
+    model, task = load_model(language), CausalLM(("prompt", "completion"))
     rows = [{"prompt": "What?" * (number % 3), "completion": " The sky" * (1 + number % 4)} for number in range(8)]
-    whole = gradients(model, [task.collate(rows, processors())])
+    complete = gradients(model, [task.collate(rows, processors())])
     parts = [task.collate(rows[first : first + 2], processors()) for first in range(0, 8, 2)]
-    assert len({task.terms(part) for part in parts}) > 1, "the means over micro-batches would not be the mean"
-    for one, several in zip(whole, gradients(model, parts), strict=True):
+    assert len({task.num_items(part) for part in parts}) > 1, "the means over micro-batches would not be the mean"
+    for one, several in zip(complete, gradients(model, parts), strict=True):
         torch.testing.assert_close(one, several, rtol=0, atol=1e-6)
 
 
-def test_evaluation_counts_tokens_over_all_batches(language: Path) -> None:
-    model, task = loaded(language).eval(), CausalLM(("text",))
+def test_evaluation_averages_over_the_tokens_of_all_batches(language: Path) -> None:
+    model, task = load_model(language).eval(), CausalLM(("text",))
     rows = tiny.texts(5)
     batches = [task.collate(rows[:3], processors()), task.collate([*rows[3:], {"text": "no"}], processors())]
-    loss, right, count = 0.0, 0, 0
+    loss, correct, count = 0.0, 0, 0
     with torch.no_grad():
         for batch in batches:
             for padded, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
                 ids = padded[mask.bool()]
-                chances = model(ids[None]).logits[0, :-1].log_softmax(-1)
-                loss -= float(chances.gather(1, ids[1:, None]).sum())
-                right += int((chances.argmax(-1) == ids[1:]).sum())
+                log_probs = model(ids[None]).logits[0, :-1].log_softmax(-1)
+                loss -= float(log_probs.gather(1, ids[1:, None]).sum())
+                correct += int((log_probs.argmax(-1) == ids[1:]).sum())
                 count += len(ids) - 1
-        found = task.evaluate(model, iter(batches))
-    assert found["eval/loss"] == pytest.approx(loss / count, rel=1e-5)
-    assert found["eval/perplexity"] == pytest.approx(math.exp(loss / count), rel=1e-4)
-    assert found["eval/token_accuracy"] == pytest.approx(right / count)
+        metrics = task.evaluate(model, iter(batches))
+    assert metrics["eval/loss"] == pytest.approx(loss / count, rel=1e-5)
+    assert metrics["eval/perplexity"] == pytest.approx(math.exp(loss / count), rel=1e-4)
+    assert metrics["eval/token_accuracy"] == pytest.approx(correct / count)
 
 
 @pytest.mark.parametrize("kind", ["chats", "completions", "texts"])
-def test_a_run_learns_and_its_result_says_what_it_learned(kind: str, language: Path, out: Path) -> None:
+def test_run_learns_and_its_output_generates_the_answer(kind: str, language: Path, out: Path) -> None:
     callback = tiny.Recorder()
     job = tiny.job("chatty", kind, **FAST)
     run(job, RunOptions(claims=tiny.claim_paths(language, out)), callback)
@@ -210,19 +217,19 @@ def test_a_run_learns_and_its_result_says_what_it_learned(kind: str, language: P
     assert last["eval/loss"] < first["eval/loss"] / 3
     assert last["eval/token_accuracy"] > first["eval/token_accuracy"]
     assert last["eval/perplexity"] == pytest.approx(math.exp(last["eval/loss"]))
-    words = AutoTokenizer.from_pretrained(out / "result")
+    tokenizer = AutoTokenizer.from_pretrained(out / "result")
     model = AutoModelForCausalLM.from_pretrained(out / "result")
     question = "What colour is the sky?"
     if kind == "chats":
-        question = words.apply_chat_template(
+        question = tokenizer.apply_chat_template(
             [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
         )
-    ids = words(question, return_tensors="pt", return_token_type_ids=False)
-    said = model.generate(**ids, max_new_tokens=24, do_sample=False, pad_token_id=words.pad_token_id)
-    assert "The sky is blue." in words.decode(said[0][ids["input_ids"].shape[1] :])
+    ids = tokenizer(question, return_tensors="pt", return_token_type_ids=False)
+    generated = model.generate(**ids, max_new_tokens=24, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    assert "The sky is blue." in tokenizer.decode(generated[0][ids["input_ids"].shape[1] :])
 
 
-def test_accumulation_takes_the_same_steps(language: Path, out: Path) -> None:
+def test_gradient_accumulation_gives_the_same_losses(language: Path, out: Path) -> None:
     losses = []
     for size in (6, 2):
         callback = tiny.Recorder()
@@ -234,25 +241,25 @@ def test_accumulation_takes_the_same_steps(language: Path, out: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_computing_activations_again_changes_nothing(language: Path, out: Path) -> None:
+def test_activation_checkpointing_gives_the_same_losses(language: Path, out: Path) -> None:
     losses = []
-    for again in (False, True):
+    for enabled in (False, True):
         callback = tiny.Recorder()
-        training = {**FAST["training"], "epochs": 1, "activationCheckpointing": again}
-        destination = {"destination": f"pvc://out/again-{again}"}
+        training = {**FAST["training"], "epochs": 1, "activationCheckpointing": enabled}
+        destination = {"destination": f"pvc://out/checkpointing-{enabled}"}
         job = tiny.job("chatty", "chats", **{**FAST, "training": training, "output": destination})
         run(job, RunOptions(claims=tiny.claim_paths(language, out)), callback)
         losses.append([step.loss for step in callback.steps] + [it.metrics["eval/loss"] for it in callback.evaluations])
     assert losses[0] == losses[1]
-    written = [(out / f"again-{again}" / "config.json").read_text() for again in (False, True)]
-    assert written[0] == written[1]
+    configs = [(out / f"checkpointing-{enabled}" / "config.json").read_text() for enabled in (False, True)]
+    assert configs[0] == configs[1]
 
 
-def test_activations_are_really_computed_again(language: Path) -> None:
-    task, model = CausalLM(("text",)), loaded(language)
+def test_activation_checkpointing_recomputes_activations(language: Path) -> None:
+    task, model = CausalLM(("text",)), load_model(language)
     calls = []
     model.model.layers[0].self_attn.register_forward_hook(lambda *_: calls.append(1))
-    model_loader.make_ready(model, task, processors(), activation_checkpointing=True)
+    model_loader.configure_model(model, task, processors(), activation_checkpointing=True)
     model.train()
     task.loss(model, task.collate(tiny.texts(2), processors())).backward()
     assert len(calls) == 2
@@ -262,87 +269,87 @@ def test_activations_are_really_computed_again(language: Path) -> None:
     assert len(calls) == 3
 
 
-def test_a_model_that_cannot_compute_activations_again_is_refused(claims: Path, out: Path) -> None:
+def test_model_without_activation_checkpointing_is_rejected(claims: Path, out: Path) -> None:
     job = tiny.contrastive_job(training={"activationCheckpointing": True})
     with pytest.raises(UserError, match=r"training\.activationCheckpointing: a vision-text-dual-encoder model cannot"):
         run(job, RunOptions(claims=tiny.claim_paths(claims, out)), tiny.Recorder())
 
 
-def test_conversations_need_a_chat_template(language: Path, out: Path) -> None:
+def test_conversations_require_a_chat_template(language: Path, out: Path) -> None:
     with pytest.raises(UserError, match=r"data\.columns\.messages: the tokenizer .* has no chat template"):
         run(tiny.job("silent", "chats", **FAST), RunOptions(claims=tiny.claim_paths(language, out)), tiny.Recorder())
 
 
-def with_rows(language: Path, folder: Path, rows: Sequence[Row]) -> tiny.ClaimPaths:
+def write_rows(language: Path, folder: Path, rows: Sequence[Sample]) -> tiny.ClaimPaths:
     tiny.write_rows(folder / "data" / "rows", rows)
     (folder / "data-out").mkdir()
     return tiny.ClaimPaths(language, {"data": folder / "data", "out": folder / "data-out"})
 
 
-def test_a_prompt_that_leaves_no_room_is_a_bad_row(language: Path, tmp_path: Path) -> None:
+def test_prompt_that_fills_max_length_is_a_bad_row(language: Path, tmp_path: Path) -> None:
     rows = [*tiny.completions(12), {"prompt": "What colour?" * 60, "completion": " Red."}]
-    place = with_rows(language, tmp_path, rows)
-    with pytest.raises(UserError, match=r"row 12.*nothing is left to learn.*fills all 64 tokens.*data\.maxLength"):
-        run(tiny.job("chatty", "rows"), RunOptions(claims=place), tiny.Recorder())
+    claim_paths = write_rows(language, tmp_path, rows)
+    with pytest.raises(UserError, match=r"row 12.*no tokens to train on.*fills all 64 tokens.*data\.maxLength"):
+        run(tiny.job("chatty", "rows"), RunOptions(claims=claim_paths), tiny.Recorder())
     callback = tiny.Recorder()
-    run(tiny.job("chatty", "rows", data={"onBadRow": "Skip"}), RunOptions(claims=place), callback)
+    run(tiny.job("chatty", "rows", data={"onBadRow": "Skip"}), RunOptions(claims=claim_paths), callback)
     assert callback.plan is not None
     assert callback.plan.train_samples == 12
-    assert callback.said("1 row cannot be used")
+    assert callback.has_message("skipping 1 bad row ")
 
 
-def test_an_empty_text_is_a_bad_row(language: Path, tmp_path: Path) -> None:
-    place = with_rows(language, tmp_path, [*tiny.texts(12), {"text": ""}])
-    with pytest.raises(UserError, match=r"column 'text'.*row 12.*nothing to learn: the text is empty"):
-        run(tiny.job("chatty", "rows"), RunOptions(claims=place), tiny.Recorder())
+def test_empty_text_is_a_bad_row(language: Path, tmp_path: Path) -> None:
+    claim_paths = write_rows(language, tmp_path, [*tiny.texts(12), {"text": ""}])
+    with pytest.raises(UserError, match=r"column 'text'.*row 12.*no tokens to train on: the text is empty"):
+        run(tiny.job("chatty", "rows"), RunOptions(claims=claim_paths), tiny.Recorder())
 
 
-def test_truncated_rows_are_counted(language: Path, tmp_path: Path) -> None:
-    place = with_rows(language, tmp_path, [*tiny.texts(11), {"text": "What colour is the sky? " * 20}])
+def test_truncated_rows_are_reported(language: Path, tmp_path: Path) -> None:
+    claim_paths = write_rows(language, tmp_path, [*tiny.texts(11), {"text": "What colour is the sky? " * 20}])
     callback = tiny.Recorder()
-    run(tiny.job("chatty", "rows", training={"epochs": 1}), RunOptions(claims=place), callback)
-    assert callback.said("1 of 12 texts are longer than 64 tokens and are truncated")
+    run(tiny.job("chatty", "rows", training={"epochs": 1}), RunOptions(claims=claim_paths), callback)
+    assert callback.has_message("truncating 1 of 12 texts to 64 tokens")
 
 
-def test_conversations_win_over_plain_text(language: Path, tmp_path: Path) -> None:
+def test_conversations_take_precedence_over_text(language: Path, tmp_path: Path) -> None:
     rows = [{**chat, **text} for chat, text in zip(tiny.chats(12), tiny.texts(12), strict=True)]
-    prepared = prepare(tiny.job("chatty", "rows"), with_rows(language, tmp_path, rows))
+    prepared = prepare(tiny.job("chatty", "rows"), write_rows(language, tmp_path, rows))
     assert isinstance(prepared.task, CausalLM)
-    assert prepared.task.reads == ("messages",)
+    assert prepared.task.text_roles == ("messages",)
 
 
-def test_weights_that_could_run_code_are_not_opened(language: Path, tmp_path: Path, out: Path) -> None:
+def test_pickled_weights_are_rejected(language: Path, tmp_path: Path, out: Path) -> None:
     folder = tiny.write_language_model(tmp_path / "models" / "pickled")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    place = tiny.ClaimPaths(language, {"models": tmp_path / "models", "out": out})
+    claim_paths = tiny.ClaimPaths(language, {"models": tmp_path / "models", "out": out})
     with pytest.raises(UserError, match=r"model\.source: pvc://models/pickled: cannot load the weights .* convert"):
-        run(tiny.job("pickled", "texts"), RunOptions(claims=place), tiny.Recorder())
+        run(tiny.job("pickled", "texts"), RunOptions(claims=claim_paths), tiny.Recorder())
 
 
-def test_an_encoder_is_no_language_model(language: Path) -> None:
+def test_models_that_are_no_decoders_are_rejected(language: Path) -> None:
     data = prepare(tiny.job("chatty", "texts"), tiny.claim_paths(language, language)).train
-    with pytest.raises(UserError, match=r"task: CausalLM needs a model that reads from left to right.*is a bert"):
-        CausalLM.fit(BertConfig(), data)
-    sees = Gemma3Config(architectures=["Gemma3ForConditionalGeneration"])
-    with pytest.raises(UserError, match=r"not yet supported: CausalLM with a model that sees images.*gemma3"):
-        CausalLM.fit(sees, data)
+    with pytest.raises(UserError, match=r"task: CausalLM needs a decoder.*is a bert model"):
+        CausalLM.build(BertConfig(), data)
+    vision_language = Gemma3Config(architectures=["Gemma3ForConditionalGeneration"])
+    with pytest.raises(UserError, match=r"not yet supported: CausalLM with a vision-language model.*gemma3"):
+        CausalLM.build(vision_language, data)
 
 
 @pytest.mark.parametrize("kind", ALWAYS_DECODERS)
-def test_some_read_from_left_to_right_whatever_their_config_says(language: Path, kind: str) -> None:
+def test_always_decoders_are_causal(language: Path, kind: str) -> None:
     config = AutoConfig.for_model(kind, **tiny.SMALL, vocab_size=8)
     assert config.is_decoder is False
     model = AutoModelForCausalLM.from_config(config).eval()
     first, second = (model(torch.tensor([[1, 2, last]])).logits for last in (3, 4))
     assert torch.equal(first[:, :2], second[:, :2]) and not torch.equal(first[:, 2], second[:, 2])
-    CausalLM.fit(config, prepare(tiny.job("chatty", "texts"), tiny.claim_paths(language, language)).train)
+    CausalLM.build(config, prepare(tiny.job("chatty", "texts"), tiny.claim_paths(language, language)).train)
 
 
-def test_a_batch_without_a_target_has_no_loss(language: Path) -> None:
+def test_batch_without_targets_has_zero_loss(language: Path) -> None:
     task = CausalLM(("prompt", "completion"))
     made = dataclasses.replace(processors(), max_length=3)
     batch = task.collate([{"prompt": "What colour is the", "completion": " sky"}], made)
-    assert task.terms(batch) == 0
-    assert float(task.loss(loaded(language), batch).detach()) == 0.0
+    assert task.num_items(batch) == 0
+    assert float(task.loss(load_model(language), batch).detach()) == 0.0
     with torch.no_grad():
-        assert task.evaluate(loaded(language), [batch])["eval/loss"] == 0.0
+        assert task.evaluate(load_model(language), [batch])["eval/loss"] == 0.0

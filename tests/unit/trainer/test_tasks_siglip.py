@@ -1,4 +1,4 @@
-"""SigLIP: a dual encoder with a bias on its logits, whose texts all have to be of one length."""
+"""SigLIP: a dual encoder with a logit bias, trained with texts padded to the maximum length."""
 
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,9 @@ import torch
 from transformers import AutoModel
 
 from finetune_trainer.planning import model_loader
+from finetune_trainer.planning.prepare import PreparedRun, prepare
 from finetune_trainer.tasks.base import Processors
-from finetune_trainer.training.run import Prepared, RunOptions, prepare, run
+from finetune_trainer.training.run import RunOptions, run
 from unit.trainer import tiny
 
 FAST: dict[str, Any] = {
@@ -27,12 +28,12 @@ def siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def prepared(siglip: Path) -> tuple[Prepared, Processors]:
+def prepared(siglip: Path) -> tuple[PreparedRun, Processors]:
     found = prepare(tiny.job("siglip", "colours"), tiny.claim_paths(siglip, siglip))
     return found, model_loader.load_processors(found.pretrained, found.task, found.config, None)
 
 
-def test_it_learns(siglip: Path, out: Path) -> None:
+def test_run_learns(siglip: Path, out: Path) -> None:
     callback = tiny.Recorder()
     run(tiny.job("siglip", "colours", **FAST), RunOptions(claims=tiny.claim_paths(siglip, out)), callback)
     first, last = callback.evaluations[0].metrics, callback.evaluations[-1].metrics
@@ -41,7 +42,7 @@ def test_it_learns(siglip: Path, out: Path) -> None:
     AutoModel.from_pretrained(out / "result")
 
 
-def test_texts_mean_the_same_whatever_is_beside_them(siglip: Path) -> None:
+def test_embedding_does_not_depend_on_the_other_texts_of_a_batch(siglip: Path) -> None:
     found, made = prepared(siglip)
     model, _ = model_loader.load_model(found.pretrained, found.task, found.config)
     short, long = "the red", "a photo of something good the film of something blue"
@@ -54,7 +55,7 @@ def test_texts_mean_the_same_whatever_is_beside_them(siglip: Path) -> None:
     torch.testing.assert_close(one, two)
 
 
-def test_the_softmax_does_not_see_the_bias(siglip: Path) -> None:
+def test_softmax_loss_does_not_depend_on_the_logit_bias(siglip: Path) -> None:
     found, made = prepared(siglip)
     model, _ = model_loader.load_model(found.pretrained, found.task, found.config)
     batch = found.task.collate([found.train[index] for index in range(6)], made)

@@ -1,4 +1,4 @@
-"""The test set is evaluated once, after the last step, on the weights that are saved."""
+"""The test set is evaluated once, after the last step, with the weights that are exported."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from finetune_trainer.cli.console import PlainDisplay
-from finetune_trainer.cli.summary import conclude
+from finetune_trainer.cli.summary import print_summary
 from finetune_trainer.errors import Interrupted, OutOfGPUMemory
-from finetune_trainer.training.run import RunOptions, prepare, run
+from finetune_trainer.planning.prepare import prepare
+from finetune_trainer.training.run import RunOptions, run
 from unit.trainer import tiny
 from unit.trainer.tiny import Recorder
 
@@ -22,15 +23,15 @@ def job_with_test(**changes: Any) -> Any:
     return tiny.contrastive_job(uid=UID, **tiny.merged(base, changes))
 
 
-def finished(job: Any, claims: Path, out: Path) -> Recorder:
+def run_job(job: Any, claims: Path, out: Path) -> Recorder:
     recorder = Recorder()
     run(job, RunOptions(claims=tiny.claim_paths(claims, out)), recorder)
     return recorder
 
 
-def test_it_is_told_everywhere(claims: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_metrics_are_reported_everywhere(claims: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job = job_with_test()
-    recorder = finished(job, claims, out)
+    recorder = run_job(job, claims, out)
     (record,) = recorder.tests
     assert record.step == recorder.steps[-1].step
     assert "test/loss" in record.metrics
@@ -40,65 +41,65 @@ def test_it_is_told_everywhere(claims: Path, out: Path, capsys: pytest.CaptureFi
     reported = {metric.name: metric.value for metric in recorder.report.metrics}
     assert reported["test/loss"] == pytest.approx(record.metrics["test/loss"], rel=1e-4)
     assert "eval/loss" in reported
-    told = json.loads((out / "result" / "run.json").read_text())
-    assert told["metrics"]["test"] == {"step": record.step, **record.metrics}
+    metadata = json.loads((out / "result" / "run.json").read_text())
+    assert metadata["metrics"]["test"] == {"step": record.step, **record.metrics}
     lines = [json.loads(line) for line in (out / "result" / "metrics.jsonl").read_text().splitlines()]
     assert [line["metrics"] for line in lines if line["type"] == "test"] == [record.metrics]
     import sys
 
-    conclude(job, tiny.claim_paths(claims, out), recorder.report, PlainDisplay(sys.stdout))
+    print_summary(job, tiny.claim_paths(claims, out), recorder.report, PlainDisplay(sys.stdout))
     shown = capsys.readouterr().out
     assert "Test set" in shown
     assert f"{record.metrics['test/recall_at_1']:.4f}" in shown
 
 
 @pytest.mark.parametrize("keep_best", [True, False])
-def test_it_measures_the_weights_that_are_saved(keep_best: bool, claims: Path, out: Path) -> None:
-    # The metric gets worse with each evaluation, so that the best are the first weights that are kept.
+def test_uses_the_exported_weights(keep_best: bool, claims: Path, out: Path) -> None:
+    # The metric gets worse with each evaluation, so the best weights are those of the first one.
     evaluation = {"metric": "eval/loss", "direction": "Maximize" if keep_best else "Minimize"}
-    recorder = finished(job_with_test(checkpoint={"keepBest": keep_best}, evaluation=evaluation), claims, out)
+    recorder = run_job(job_with_test(checkpoint={"keepBest": keep_best}, evaluation=evaluation), claims, out)
     source = {"model": {"source": "pvc://out/result"}, "data": {"validation": {"source": "pvc://data/more-colours"}}}
     job = tiny.job("dual", "colours", **source)
     prepared = prepare(job, tiny.claim_paths(claims, out))
     assert prepared.validation is not None
-    measured = _measure(prepared)
-    assert measured == pytest.approx(recorder.tests[0].metrics["test/loss"], rel=1e-5)
+    loss = _evaluate_loss(prepared)
+    assert loss == pytest.approx(recorder.tests[0].metrics["test/loss"], rel=1e-5)
 
 
-def _measure(prepared: Any) -> float:
-    from finetune_trainer.data import evaluation_order
+def _evaluate_loss(prepared: Any) -> float:
+    from finetune_trainer.data import evaluation_batches
     from finetune_trainer.planning import model_loader
 
     model, _ = model_loader.load_model(prepared.pretrained, prepared.task, prepared.config)
     processors = model_loader.load_processors(prepared.pretrained, prepared.task, prepared.config, None)
     model.eval()
     data = prepared.validation
-    order = evaluation_order(len(data), 6, 0)
+    order = evaluation_batches(len(data), 6, 0)
     with torch.no_grad():
         collated = [prepared.task.collate([data[index] for index in batch], processors) for batch in order]
         return float(prepared.task.evaluate(model, collated)["eval/loss"])
 
 
-def test_without_a_validation_set(claims: Path, out: Path) -> None:
+def test_test_set_without_validation_set(claims: Path, out: Path) -> None:
     tiny.write_rows(out / "more-reviews", tiny.reviews(9))
     job = tiny.job("bert", "reviews", data={"test": {"source": "pvc://out/more-reviews"}})
-    recorder = finished(job, claims, out)
+    recorder = run_job(job, claims, out)
     assert recorder.evaluations == []
     assert set(recorder.tests[0].metrics) == {"test/loss", "test/accuracy"}
 
 
-class StopsInTheTest(Recorder):
-    """Asks the run to stop in the middle of the test."""
+class TerminateInTest(Recorder):
+    """Sends SIGTERM during the test."""
 
-    def on_step(self, record: Any) -> None:
-        super().on_step(record)
+    def on_step_end(self, record: Any) -> None:
+        super().on_step_end(record)
         self.is_last = record.step == record.planned_steps
 
     def on_message(self, text: str) -> None:
         super().on_message(text)
         self.is_saving = text.startswith("saving the weights")
 
-    def on_evaluation_progress(self, done: int, total: int) -> None:
+    def on_prediction_step(self, done: int, total: int) -> None:
         if getattr(self, "is_saving", False):
             import os
             import signal
@@ -106,35 +107,33 @@ class StopsInTheTest(Recorder):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_interrupted_in_the_test(claims: Path, out: Path, tmp_path: Path) -> None:
+def test_interrupted_test_is_repeated(claims: Path, out: Path, tmp_path: Path) -> None:
     job = job_with_test(checkpoint={"everyEpochs": 100})
     with pytest.raises(Interrupted):
-        run(job, RunOptions(claims=tiny.claim_paths(claims, out)), first := StopsInTheTest())
+        run(job, RunOptions(claims=tiny.claim_paths(claims, out)), first := TerminateInTest())
     assert first.tests == []
     second = Recorder()
     run(job, RunOptions(claims=tiny.claim_paths(claims, out), attempt=2), second)
     assert second.steps == []
     assert len(second.tests) == 1
-    (tmp_path / "whole").mkdir()
-    whole = finished(job, claims, tmp_path / "whole")
-    assert second.tests[0].metrics == whole.tests[0].metrics
+    (tmp_path / "complete").mkdir()
+    complete = run_job(job, claims, tmp_path / "complete")
+    assert second.tests[0].metrics == complete.tests[0].metrics
 
 
-def test_a_gpu_that_is_too_small_for_the_test_set_is_told_as_that(
-    claims: Path, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: Any) -> None:
+def test_out_of_gpu_memory_during_the_test(claims: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
 
-    monkeypatch.setattr("finetune_trainer.training.trainer.Loop.test", full)
+    monkeypatch.setattr("finetune_trainer.training.trainer.Trainer.test", out_of_memory)
     with pytest.raises(OutOfGPUMemory):
-        finished(job_with_test(), claims, out)
+        run_job(job_with_test(), claims, out)
 
 
-def test_it_is_not_done_twice(claims: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_completed_test_is_not_repeated(claims: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = job_with_test()
     with monkeypatch.context() as patch:
-        patch.setattr("finetune_trainer.training.export.publish", _no_space)
+        patch.setattr("finetune_trainer.training.export.export_model", _no_space)
         with pytest.raises(OSError, match="No space"):
             run(job, RunOptions(claims=tiny.claim_paths(claims, out)), first := Recorder())
     second = Recorder()
@@ -143,8 +142,8 @@ def test_it_is_not_done_twice(claims: Path, out: Path, monkeypatch: pytest.Monke
     assert second.report is not None
     reported = {metric.name: metric.value for metric in second.report.metrics}
     assert reported["test/loss"] == pytest.approx(first.tests[0].metrics["test/loss"], rel=1e-4)
-    told = json.loads((out / "result" / "run.json").read_text())
-    assert told["metrics"]["test"]["test/loss"] == first.tests[0].metrics["test/loss"]
+    metadata = json.loads((out / "result" / "run.json").read_text())
+    assert metadata["metrics"]["test"]["test/loss"] == first.tests[0].metrics["test/loss"]
 
 
 def _no_space(*_: Any) -> None:

@@ -1,4 +1,4 @@
-"""Models and data sets small enough that a whole run takes a second, and real in everything but their size."""
+"""Real models and data sets, so small that a complete run takes about a second."""
 
 import io
 import random
@@ -93,7 +93,7 @@ def _write(model: Any, folder: Path, images: bool) -> Path:
     return folder
 
 
-END, TURN, OVER = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+END_OF_TEXT, START_OF_TURN, END_OF_TURN = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -102,20 +102,20 @@ ANSWERS = {"sky": "blue", "grass": "green", "blood": "red"}
 
 
 def byte_tokenizer(chat_template: str | None = CHATML) -> PreTrainedTokenizerFast:
-    """A byte-level BPE as GPT-2 has it, trained on what the tiny language models read; it has nothing to pad with."""
+    """A byte-level BPE like that of GPT-2, trained on the texts of the tiny models; it has no padding token."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=320,
-        special_tokens=[END, TURN, OVER],
+        special_tokens=[END_OF_TEXT, START_OF_TURN, END_OF_TURN],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     bpe.train_from_iterator(
         [f"What colour is the {it}? The {it} is {colour}." for it, colour in ANSWERS.items()], trainer
     )
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, chat_template=chat_template)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END_OF_TEXT, chat_template=chat_template)
 
 
 def write_language_model(folder: Path, chat_template: str | None = CHATML, *, tied: bool = False) -> Path:
@@ -154,14 +154,14 @@ def write_siglip(folder: Path) -> Path:
 
 
 def completions(count: int) -> list[dict[str, Any]]:
-    """Questions, each with its answer."""
+    """Questions with their answers."""
     known = list(ANSWERS.items())
     pairs = [known[number % len(known)] for number in range(count)]
     return [{"prompt": f"What colour is the {it}?", "completion": f" The {it} is {colour}."} for it, colour in pairs]
 
 
 def chats(count: int) -> list[dict[str, Any]]:
-    """The same as conversations."""
+    """The same questions and answers as conversations."""
     return [
         {
             "messages": [
@@ -174,7 +174,7 @@ def chats(count: int) -> list[dict[str, Any]]:
 
 
 def texts(count: int) -> list[dict[str, Any]]:
-    """The same as plain text."""
+    """The same questions and answers as plain text."""
     return [{"text": row["prompt"] + row["completion"]} for row in completions(count)]
 
 
@@ -185,7 +185,7 @@ def png(colour: Sequence[int]) -> bytes:
 
 
 def captioned(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Images of one colour each, with a caption that names it."""
+    """Images of a single color each, with a caption that names it."""
     chance = random.Random(seed)
     rows = []
     for number in range(count):
@@ -251,7 +251,7 @@ def merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def contrastive_job(**changes: Any) -> FineTuneJob:
-    """Two modules with two optimizers on coloured squares."""
+    """Two modules with two optimizers, on colored squares."""
     base = {"data": {"validation": {"fraction": 0.3}}, "modules": TWO_MODULES}
     return job("dual", "colours", **merged(base, changes))
 
@@ -261,7 +261,7 @@ def claim_paths(claims: Path, out: Path) -> ClaimPaths:
 
 
 class Recorder(Callback):
-    """Remembers everything it hears."""
+    """Records all events."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []
@@ -277,26 +277,26 @@ class Recorder(Callback):
     def on_message(self, text: str) -> None:
         self.messages.append(text)
 
-    def on_plan(self, plan: RunPlan, resumed_step: int) -> None:
+    def on_train_begin(self, plan: RunPlan, resumed_step: int) -> None:
         self.plan, self.resumed_step = plan, resumed_step
 
-    def on_step(self, record: StepRecord) -> None:
+    def on_step_end(self, record: StepRecord) -> None:
         self.steps.append(record)
 
-    def on_evaluation(self, record: EvaluationRecord) -> None:
+    def on_evaluate(self, record: EvaluationRecord) -> None:
         self.evaluations.append(record)
 
     def on_test(self, record: TestRecord) -> None:
         self.tests.append(record)
 
-    def on_checkpoint(self, record: CheckpointRecord) -> None:
+    def on_save(self, record: CheckpointRecord) -> None:
         self.checkpoints.append(record)
 
-    def on_end(self, report: Report) -> None:
+    def on_run_end(self, report: Report) -> None:
         self.report = report
 
     def close(self) -> None:
         self.closed += 1
 
-    def said(self, words: str) -> bool:
-        return any(words in message for message in self.messages)
+    def has_message(self, text: str) -> bool:
+        return any(text in message for message in self.messages)

@@ -1,14 +1,14 @@
-"""What a person sees while a run goes on: a live display on a terminal, timestamped lines in a log.
+"""What a run shows while it is running: a live display on a terminal, timestamped lines in a log.
 
-A log gets at most one line per few seconds for steps, every evaluation, and never a control code: it is read with
-`kubectl logs` and kept by log collectors.
+A log gets steps at most every few seconds, every evaluation, and never a control code: it is read with `kubectl logs`
+and stored by log collectors.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from io import StringIO
 from typing import TextIO
@@ -22,33 +22,20 @@ from rich.text import Text
 
 from finetune_api.status import Report
 from finetune_trainer.callbacks import Callback, CheckpointRecord, EvaluationRecord, StepRecord, TestRecord
-from finetune_trainer.cli.plan_table import (
-    colour,
-    duration,
-    facts_grid,
-    metrics_phrase,
-    number,
-    plan_table,
-    plural,
-    rows_of,
-    summary,
-)
+from finetune_trainer.cli.describe import describe_metrics
+from finetune_trainer.cli.plan_output import render_plan
+from finetune_trainer.cli.plan_table import module_color
+from finetune_trainer.formatting import format_duration, format_number, pluralize
 from finetune_trainer.plan import RunPlan
 
 LOG_INTERVAL = 5.0
+"""Shortest time between two steps in a log, in seconds."""
 LOG_WIDTH = 140
-SPARKS = "▁▂▃▄▅▆▇█"
+SPARKLINE = "▁▂▃▄▅▆▇█"
 
 
-def plan_view(plan: RunPlan) -> RenderableType:
-    """The effective plan: the run as a whole, then its modules."""
-    left_alone = len(plan.unmatched)
-    note = Text(f"{plural(left_alone, 'tensor')} in no module stay frozen (unmatched: Freeze)", "yellow")
-    return Group(facts_grid(summary(plan)), Text(), plan_table(rows_of(plan)), *([note] if left_alone else []))
-
-
-def rendered(view: RenderableType, width: int = LOG_WIDTH) -> str:
-    """A view as plain text, without colours and control codes."""
+def render_text(view: RenderableType, width: int = LOG_WIDTH) -> str:
+    """A renderable as plain text, without colors and control codes."""
     stream = StringIO()
     console = Console(file=stream, width=width, color_system=None, force_terminal=False, legacy_windows=False)
     console.print(view)
@@ -56,35 +43,35 @@ def rendered(view: RenderableType, width: int = LOG_WIDTH) -> str:
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """Values as little bars, lowest to highest.
+    """Values as small bars, scaled between the lowest and the highest.
 
     >>> sparkline([1, 2, 3, 8])
     '▁▂▃█'
     """
     low, high = min(values, default=0), max(values, default=0)
-    scale = (len(SPARKS) - 1) / (high - low) if high > low else 0
-    return "".join(SPARKS[round((value - low) * scale)] for value in values)
+    scale = (len(SPARKLINE) - 1) / (high - low) if high > low else 0
+    return "".join(SPARKLINE[round((value - low) * scale)] for value in values)
 
 
-def time_left(record: StepRecord, now: datetime) -> str:
-    """How long the run still takes, as far as it can be told."""
+def format_time_left(record: StepRecord, now: datetime) -> str:
+    """The estimated time to completion; empty while there is no estimate."""
     if record.estimated_completion_time is None:
         return ""
-    return duration(max(0.0, (record.estimated_completion_time - now).total_seconds())) + " left"
+    return format_duration(max(0.0, (record.estimated_completion_time - now).total_seconds())) + " left"
 
 
 class Display(Callback):
-    """A callback that a person reads, to whom something can be said beside the run's own events."""
+    """A callback with output for the user, which also prints what is not an event of the run."""
 
-    def show(self, view: RenderableType) -> None:
-        """Show a table or the like."""
+    def print_view(self, view: RenderableType) -> None:
+        """Print a table or another renderable."""
 
-    def say(self, text: str) -> None:
-        """Say one line."""
+    def print_line(self, text: str) -> None:
+        """Print one line."""
 
 
 class TerminalDisplay(Display):
-    """A live display: bar, loss, and one line per module with its rate and gradient norm."""
+    """A live display: progress bar, loss, and one line per module with its learning rate and gradient norm."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -94,46 +81,46 @@ class TerminalDisplay(Display):
         self._losses: deque[float] = deque(maxlen=40)
         self._evaluating: tuple[int, int] | None = None
 
-    def show(self, view: RenderableType) -> None:
+    def print_view(self, view: RenderableType) -> None:
         self._console.print(Padding(view, (1, 0)))
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         self._console.print(text, soft_wrap=True, markup=False, highlight=False)
 
     def on_message(self, text: str) -> None:
         self._console.print(Text(text, "dim"))
 
-    def on_plan(self, plan: RunPlan, resumed_step: int) -> None:
+    def on_train_begin(self, plan: RunPlan, resumed_step: int) -> None:
         self._plan = plan
-        self.show(plan_view(plan))
+        self.print_view(render_plan(plan))
         self._live = Live(get_renderable=self._view, console=self._console, refresh_per_second=5, transient=True)
         self._live.start()
 
-    def on_step(self, record: StepRecord) -> None:
+    def on_step_end(self, record: StepRecord) -> None:
         self._record = record
         self._evaluating = None
         self._losses.append(record.loss)
 
-    def on_evaluation_progress(self, done: int, total: int) -> None:
+    def on_prediction_step(self, done: int, total: int) -> None:
         self._evaluating = (done, total)
 
-    def on_evaluation(self, record: EvaluationRecord) -> None:
+    def on_evaluate(self, record: EvaluationRecord) -> None:
         self._evaluating = None
         line = Text.assemble(
             ("evaluation ", "bold"),
             (f"epoch {record.epoch:<5.2f} step {record.step:<6,} ", "dim"),
-            metrics_phrase(record.metrics),
+            describe_metrics(record.metrics),
         )
         self._console.print(line + Text("  ★ best so far" if record.best else "", "bold green"))
 
     def on_test(self, record: TestRecord) -> None:
         self._evaluating = None
-        self._console.print(Text.assemble(("test set ", "bold"), metrics_phrase(record.metrics)))
+        self._console.print(Text.assemble(("test set ", "bold"), describe_metrics(record.metrics)))
 
-    def on_checkpoint(self, record: CheckpointRecord) -> None:
+    def on_save(self, record: CheckpointRecord) -> None:
         self._console.print(Text(f"checkpoint at step {record.step:,}", "dim"))
 
-    def on_end(self, report: Report) -> None:
+    def on_run_end(self, report: Report) -> None:
         self.close()
 
     def close(self) -> None:
@@ -161,16 +148,16 @@ class TerminalDisplay(Display):
             f"{done:4.0%}",
             Text(f"epoch {record.epoch:.2f}", "dim"),
             Text(f"{record.samples_per_second:.0f} samples/s", "dim"),
-            Text(time_left(record, datetime.now(UTC)), "bold"),
+            Text(format_time_left(record, datetime.now(UTC)), "bold"),
         )
         return line
 
     def _modules(self, plan: RunPlan, record: StepRecord) -> RenderableType:
         grid = Table.grid(padding=(0, 3))
-        loss = Text("skipped: not finite", "red") if record.skipped else Text(f"{record.loss:.4f}", "bold")
+        loss = Text("step skipped: not finite", "red") if record.skipped else Text(f"{record.loss:.4f}", "bold")
         grid.add_row(Text("loss", "bold"), loss, Text(sparkline(self._losses), "#4477aa"))
-        for position, module in enumerate(plan.modules):
-            grid.add_row(Text(module.name, f"bold {colour(position)}"), *_module_cells(module.name, record, plan))
+        for index, module in enumerate(plan.modules):
+            grid.add_row(Text(module.name, f"bold {module_color(index)}"), *_module_cells(module.name, record, plan))
         return grid
 
     def _evaluation_line(self) -> RenderableType | None:
@@ -179,14 +166,14 @@ class TerminalDisplay(Display):
         done, total = self._evaluating
         line = Table.grid(padding=(0, 2))
         bar = ProgressBar(total=max(1, total), completed=done, width=36, complete_style="#ee7733")
-        line.add_row(Text("evaluating"), bar, f"{done:,}/{plural(total, 'batch').removesuffix('s')}")
+        line.add_row(Text("evaluating"), bar, f"{done:,}/{pluralize(total, 'batch', 'batches')}")
         return line
 
 
 def _module_cells(name: str, record: StepRecord, plan: RunPlan) -> tuple[Text, Text]:
     if not record.frozen.get(name):
         rate, norm = record.learning_rates.get(name, 0.0), record.gradient_norms.get(name)
-        return Text(f"rate {rate:.2e}"), Text("" if norm is None else f"gradient norm {number(norm)}")
+        return Text(f"lr={rate:.2e}"), Text("" if norm is None else f"gradient norm {format_number(norm)}")
     window = next(module.window for module in plan.modules if module.name == name)
     until = f"until step {window.start:,}" if window.length and record.step < window.start else ""
     return Text("frozen", "dim"), Text(until, "dim")
@@ -200,55 +187,56 @@ class PlainDisplay(Display):
         self._clock = clock
         self._last = -LOG_INTERVAL
 
-    def show(self, view: RenderableType) -> None:
-        self._stream.write(f"\n{rendered(view)}\n\n")
+    def print_view(self, view: RenderableType) -> None:
+        self._stream.write(f"\n{render_text(view)}\n\n")
         self._stream.flush()
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         self._stream.write(f"{now}  {text}\n")
         self._stream.flush()
 
     def on_message(self, text: str) -> None:
-        self.say(text)
+        self.print_line(text)
 
-    def on_plan(self, plan: RunPlan, resumed_step: int) -> None:
-        self.say("the plan:")
-        self.show(plan_view(plan))
+    def on_train_begin(self, plan: RunPlan, resumed_step: int) -> None:
+        self.print_line("the plan:")
+        self.print_view(render_plan(plan))
 
-    def on_step(self, record: StepRecord) -> None:
+    def on_step_end(self, record: StepRecord) -> None:
         now = self._clock()
         if now - self._last < LOG_INTERVAL and record.step != record.planned_steps:
             return
         self._last = now
-        self.say("  ".join(filter(None, _step_words(record))))
+        self.print_line("  ".join(filter(None, _step_fields(record))))
 
-    def on_evaluation(self, record: EvaluationRecord) -> None:
-        words = (
+    def on_evaluate(self, record: EvaluationRecord) -> None:
+        fields = (
             f"evaluation at step {record.step:,}",
             f"epoch {record.epoch:.2f}",
-            metrics_phrase(record.metrics),
+            describe_metrics(record.metrics),
             "(best so far)" if record.best else "",
         )
-        self.say("  ".join(filter(None, words)))
+        self.print_line("  ".join(filter(None, fields)))
 
     def on_test(self, record: TestRecord) -> None:
-        self.say(f"test set  {metrics_phrase(record.metrics)}")
+        self.print_line(f"test set  {describe_metrics(record.metrics)}")
 
-    def on_checkpoint(self, record: CheckpointRecord) -> None:
-        self.say(f"checkpoint at step {record.step:,}: {record.path}")
+    def on_save(self, record: CheckpointRecord) -> None:
+        self.print_line(f"checkpoint at step {record.step:,}: {record.path}")
 
 
-def _step_words(record: StepRecord) -> Sequence[str]:
+def _step_fields(record: StepRecord) -> Sequence[str]:
     return (
         f"step {record.step:,}/{record.planned_steps:,}",
         f"epoch {record.epoch:.2f}",
-        "skipped: loss or gradient is not finite" if record.skipped else f"loss {record.loss:.4f}",
-        *(f"{name} {_rate(name, rate, record.frozen)}" for name, rate in record.learning_rates.items()),
+        "skipped: loss or gradient is not finite" if record.skipped else f"loss={record.loss:.4f}",
+        *(_learning_rate_field(name, record) for name in record.learning_rates),
         f"{record.samples_per_second:.1f} samples/s",
-        time_left(record, datetime.now(UTC)),
+        format_time_left(record, datetime.now(UTC)),
     )
 
 
-def _rate(name: str, rate: float, frozen: Mapping[str, bool]) -> str:
-    return "frozen" if frozen.get(name) else f"{rate:.2e}"
+def _learning_rate_field(module: str, record: StepRecord) -> str:
+    value = "frozen" if record.frozen.get(module) else f"{record.learning_rates[module]:.2e}"
+    return f"lr[{module}]={value}"

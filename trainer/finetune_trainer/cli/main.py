@@ -1,7 +1,7 @@
-"""The `finetune` command: run a job, look at what it would do, draw its schedules, judge its manifest.
+"""The `finetune` command: run a job, show its plan, plot its schedules, validate its manifest.
 
-Every mistake is one clear message on stderr; tracebacks are for `--debug`. The heavy libraries are imported inside the
-commands that need them, so that help and `validate` answer at once.
+An error is one message on stderr; tracebacks are for `--debug`. The heavy libraries are imported by the commands that
+need them, so `--help` and `validate` take less than a second.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ if TYPE_CHECKING:
 
 DISTRIBUTION = "finetune-operator"
 INVALID = 2
-INTERRUPTED_AT_ONCE = 130
+SIGINT_EXIT_CODE = 130
 PLAIN_WIDTH = 100
+"""Width of output that does not go to a terminal."""
 
 app = typer.Typer(
     name="finetune",
-    help="Fine-tune the parts of one model differently: each module with its own optimizer, rate and schedule.",
-    epilog="Start with [bold]finetune plan JOB.yaml[/]: it shows what a run would do, and needs no weights and no GPU.",
+    help="Fine-tune the parts of a model differently: each module with its own optimizer, learning rate and schedule.",
+    epilog="Start with [bold]finetune plan JOB.yaml[/]: it shows what a run will do, without weights or a GPU.",
     rich_markup_mode="rich",
     no_args_is_help=True,
     add_completion=False,
@@ -46,41 +47,50 @@ app = typer.Typer(
 
 
 class PlanOutput(StrEnum):
-    """How `plan` says what it found."""
+    """Output formats of `plan`."""
 
     TABLE = "table"
     YAML = "yaml"
     JSON = "json"
 
 
-class VerdictOutput(StrEnum):
-    """How `validate` says what it found."""
+class ValidateOutput(StrEnum):
+    """Output formats of `validate`."""
 
     TEXT = "text"
     JSON = "json"
 
 
-Manifest = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The FineTuneJob.", show_default=False)]
-Settings = Annotated[
+JobArgument = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="File with a FineTuneJob.", show_default=False)]
+SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="PATH=VALUE", help="Change a field, e.g. training.epochs=1."),
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Set a field, e.g. training.epochs=1 or modules.visual.optimizer.learningRate=1e-4; repeatable.",
+    ),
 ]
-Claims = Annotated[
+ClaimOption = Annotated[
     list[str] | None,
-    typer.Option("--claim", metavar="NAME=DIR", help="The folder that stands for a claim (pvc://NAME)."),
+    typer.Option("--claim", metavar="NAME=DIR", help="Folder to use for the claim pvc://NAME; repeatable."),
 ]
-ClaimsDir = Annotated[
+ClaimsDirOption = Annotated[
     Path | None,
-    typer.Option("--claims-dir", metavar="DIR", help="Folder of all other claims.", show_default=".finetune/claims"),
+    typer.Option(
+        "--claims-dir",
+        metavar="DIR",
+        help="Folder with a subfolder for each other claim.",
+        show_default=".finetune/claims",
+    ),
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 def main() -> None:
     """Entry point of the `finetune` command."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show × still gets the rest
+            stream.reconfigure(errors="replace")  # a terminal that cannot encode × still gets the rest
     app()
 
 
@@ -89,122 +99,126 @@ def main() -> None:
 
 @app.command(epilog="Example: [bold]finetune run job.yaml --claim captions=./data --set training.epochs=1[/]")
 def run(
-    manifest: Manifest,
+    job_file: JobArgument,
     *,
-    settings: Settings = None,
-    claim: Claims = None,
-    claims_dir: ClaimsDir = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
+    overrides: SetOption = None,
+    claim: ClaimOption = None,
+    claims_dir: ClaimsDirOption = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the checkpoints of this job and start over.")] = False,
     plain: Annotated[
-        bool | None, typer.Option("--plain/--no-plain", help="Log lines or a live display.", show_default="by terminal")
+        bool | None,
+        typer.Option("--plain/--no-plain", help="Log lines, or a live display.", show_default="live on a terminal"),
     ] = None,
     attempt: Annotated[
-        int, typer.Option(min=1, envvar="FINETUNE_ATTEMPT", help="Which attempt this is; set by the operator.")
+        int, typer.Option(min=1, envvar="FINETUNE_ATTEMPT", help="Number of the attempt; set by the operator.")
     ] = 1,
     metrics_port: Annotated[
         int | None, typer.Option(min=0, max=65535, metavar="PORT", help="Serve Prometheus metrics on this port.")
     ] = None,
     termination_log: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the report here at the end; set by the operator.")
+        Path | None, typer.Option(metavar="FILE", help="Write the final report to this file; set by the operator.")
     ] = None,
-    debug: Debug = False,
+    debug: DebugOption = False,
 ) -> None:
     """Run a job: plan, train, evaluate, and save the best model.
 
-    A run that was interrupted goes on from its last checkpoint when it is started again.
+    An interrupted run resumes from its last checkpoint when the command is repeated.
 
-    Claims (pvc://NAME) are folders: those of --claim, or else .finetune/claims/NAME.
+    A claim (pvc://NAME) is a folder: the one set with --claim, or .finetune/claims/NAME.
     """
     in_pod = termination_log is not None and not sys.stdout.isatty()
-    with _honest(debug, in_pod=in_pod):
-        job = _load(manifest, settings, termination_log)
+    with handle_errors(debug, in_pod=in_pod):
+        job = _load_job(job_file, overrides, termination_log)
         claim_paths = _claim_paths(claim, claims_dir)
         display = _display(not sys.stdout.isatty() if plain is None else plain)
-        _share_cores()
+        _limit_openmp_spinning()
         _quiet_matplotlib()
-        with _patience("loading libraries"):
-            from finetune_trainer.cli.summary import conclude
+        with spinner("loading libraries"):
+            from finetune_trainer.cli.summary import print_summary
             from finetune_trainer.training.run import RunOptions
             from finetune_trainer.training.run import run as train
         options = RunOptions(claim_paths, attempt, metrics_port, termination_log, fresh)
         report = train(job, options, display)
-        conclude(job, claim_paths, report, display)
+        print_summary(job, claim_paths, report, display)
 
 
 @app.command(epilog="Example: [bold]finetune plan job.yaml --output yaml > effective.yaml[/]")
 def plan(
-    manifest: Manifest,
+    job_file: JobArgument,
     *,
-    settings: Settings = None,
-    claim: Claims = None,
-    claims_dir: ClaimsDir = None,
-    output: Annotated[PlanOutput, typer.Option("--output", "-o", help="What to print.")] = PlanOutput.TABLE,
-    debug: Debug = False,
+    overrides: SetOption = None,
+    claim: ClaimOption = None,
+    claims_dir: ClaimsDirOption = None,
+    output: Annotated[PlanOutput, typer.Option("--output", "-o", help="Output format.")] = PlanOutput.TABLE,
+    debug: DebugOption = False,
 ) -> None:
-    """Show what a run would do: the job with every default filled in, and which module owns which parameter.
+    """Show what a run will do: the job with all defaults, its modules, and the module of each parameter.
 
     Reads the model's config, not its weights.
 
-    What is out of reach from here, such as a claim that only the cluster has, is named; the rest is shown.
+    What is not available on this machine, such as a claim in the cluster, is reported; the rest is shown.
     """
-    with _honest(debug):
-        job = _load(manifest, settings)
+    with handle_errors(debug):
+        job = _load_job(job_file, overrides)
         claim_paths = _claim_paths(claim, claims_dir)
-        with _patience("looking at model and data"):
-            from finetune_trainer.cli.plan_output import preview_document, preview_view
-            from finetune_trainer.cli.plan_table import manifest_yaml
-            from finetune_trainer.planning.preview import look_ahead
+        with spinner("reading model config and data"):
+            from finetune_trainer.cli.manifest_yaml import manifest_yaml
+            from finetune_trainer.cli.plan_output import preview_document, render_preview
+            from finetune_trainer.planning.preview import preview_run
 
-            found = look_ahead(job, claim_paths)
+            preview = preview_run(job, claim_paths)
         if output is PlanOutput.TABLE:
-            _print(preview_view(found))
+            _print(render_preview(preview))
         elif output is PlanOutput.JSON:
-            typer.echo(json.dumps(preview_document(found), indent=2))
-        elif found.mistake is None:
-            typer.echo(manifest_yaml(found.job), nl=False)
-            for reason in found.unknown:
-                typer.echo(f"not known: {reason}", err=True)
-        if found.mistake is not None:
-            raise found.mistake
+            typer.echo(json.dumps(preview_document(preview), indent=2))
+        elif preview.error is None:
+            typer.echo(manifest_yaml(preview.job), nl=False)
+            for gap in preview.unknown:
+                typer.echo(f"not known: {gap}", err=True)
+        if preview.error is not None:
+            raise preview.error
 
 
 @app.command(epilog="Example: [bold]finetune plot job.yaml --samples 50000 -o rates.png[/]")
 def plot(
-    manifest: Manifest,
+    job_file: JobArgument,
     *,
-    settings: Settings = None,
-    claim: Claims = None,
-    claims_dir: ClaimsDir = None,
+    overrides: SetOption = None,
+    claim: ClaimOption = None,
+    claims_dir: ClaimsDirOption = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="PNG, SVG or PDF.", show_default="NAME.png")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="PNG, SVG or PDF file.", show_default="NAME.png"),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Samples to train on, when the data are not here.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Number of training samples, if the data is not on this machine."),
     ] = None,
-    steps_per_epoch: Annotated[int | None, typer.Option(min=1, metavar="N", help="Or the steps of an epoch.")] = None,
-    debug: Debug = False,
+    steps_per_epoch: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Number of steps per epoch, in place of --samples.")
+    ] = None,
+    debug: DebugOption = False,
 ) -> None:
-    """Draw the learning rate of every module over the run, before anything runs.
+    """Plot the learning rate of every module over the run, before it starts.
 
-    Needs no model. How long the run is follows from the data, or from --samples or --steps-per-epoch.
+    Needs no model. The length of the run is computed from the data, --samples or --steps-per-epoch.
     """
-    with _honest(debug):
-        job, claim_paths = _load(manifest, settings), _claim_paths(claim, claims_dir)
+    with handle_errors(debug):
+        job, claim_paths = _load_job(job_file, overrides), _claim_paths(claim, claims_dir)
         target = output or Path(f"{job.name}.png")
         _quiet_matplotlib()
-        from finetune_api import defaults
+        from finetune_api.defaults import with_defaults
         from finetune_trainer.cli import plots
-        from finetune_trainer.planning import modules, preview
+        from finetune_trainer.planning import run_plan
+        from finetune_trainer.planning.preview import count_samples, plan_schedules
 
         if steps_per_epoch is None:
-            with _patience("counting samples"):
-                samples = samples or preview.count_samples(job, claim_paths)
-            steps_per_epoch = modules.steps_per_epoch(job.spec.training, samples)
-        figure = plots.schedule_figure(
-            preview.plan_schedules(defaults.with_defaults(job, job.spec.task), steps_per_epoch)
-        )
+            with spinner("counting samples"):
+                samples = samples or count_samples(job, claim_paths)
+            steps_per_epoch = run_plan.steps_per_epoch(job.spec.training, samples)
+        plan = plan_schedules(with_defaults(job, job.spec.task), steps_per_epoch)
         try:
-            plots.save(figure, target)
+            plots.save_figure(plots.plot_schedules(plan), target)
         except (OSError, ValueError) as error:
             _fail(f"cannot write {target}: {getattr(error, 'strerror', None) or error}", INVALID)
         typer.echo(target)
@@ -212,27 +226,29 @@ def plot(
 
 @app.command(epilog="Example: [bold]kustomize build . | finetune validate -[/]")
 def validate(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Manifests; - is stdin.", show_default=False)],
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="Manifest files; - is stdin.", show_default=False)
+    ],
     *,
-    output: Annotated[VerdictOutput, typer.Option("--output", "-o", help="What to print.")] = VerdictOutput.TEXT,
-    debug: Debug = False,
+    output: Annotated[ValidateOutput, typer.Option("--output", "-o", help="Output format.")] = ValidateOutput.TEXT,
+    debug: DebugOption = False,
 ) -> None:
-    """Judge manifests as the API server would, without one. Other kinds are skipped; exit code 2 if any is bad."""
-    with _honest(debug):
+    """Validate manifests offline with the API server's rules. Skips other kinds; exits with 2 if any is invalid."""
+    with handle_errors(debug):
         from finetune_trainer.cli import validate as validation
 
-        found = [(validation.shown(name), verdict) for name in files for verdict in validation.judge(name)]
-        if output is VerdictOutput.JSON:
-            typer.echo(json.dumps([validation.document(name, verdict) for name, verdict in found], indent=2))
+        results = [(validation.display_name(name), it) for name in files for it in validation.check_file(name)]
+        if output is ValidateOutput.JSON:
+            typer.echo(json.dumps([validation.result_document(name, result) for name, result in results], indent=2))
         else:
-            validation.show(found)
-        if any(verdict.issues for _, verdict in found):
+            validation.print_results(results)
+        if any(result.issues for _, result in results):
             raise typer.Exit(INVALID)
 
 
 @app.command(name="version")
 def show_version() -> None:
-    """Print the version, and those of the libraries it would train with."""
+    """Print the versions of finetune, torch and transformers."""
     for package in (DISTRIBUTION, "torch", "transformers"):
         try:
             typer.echo(f"{package} {version(package)}")
@@ -240,8 +256,8 @@ def show_version() -> None:
             typer.echo(f"{package} is not installed")
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(version(DISTRIBUTION))
         raise typer.Exit
 
@@ -252,35 +268,35 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Options of the command as a whole."""
+    """Options of `finetune` without a command."""
 
 
-# Mistakes --------------------------------------------------------------------------------------------------------
+# Errors ----------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _honest(debug: bool, *, in_pod: bool = False) -> Iterator[None]:
+def handle_errors(debug: bool, *, in_pod: bool = False) -> Iterator[None]:
     """Turn every exception into one message and an exit code.
 
     Args:
-        debug: show the traceback of every one.
-        in_pod: show the traceback of a crash: the end of the log is all that is left of a pod.
+        debug: print the traceback of every error.
+        in_pod: print the traceback of a crash, since the log may be all that remains of a pod.
     """
     try:
         yield
     except (typer.Exit, typer.BadParameter, BrokenPipeError):
         raise
     except KeyboardInterrupt:
-        _fail("interrupted at once, without a checkpoint", INTERRUPTED_AT_ONCE, "stopped")
-    except Exception as error:  # noqa: BLE001 - the last one to hear of it
-        message, code, label = _explained(error)
+        _fail("interrupted immediately, without a checkpoint", SIGINT_EXIT_CODE, "stopped")
+    except Exception as error:  # noqa: BLE001 - the outermost handler
+        message, code, label = _describe_error(error)
         if debug or (in_pod and label == "crashed"):
             traceback.print_exc()
         _fail(message, code, label)
 
 
-def _explained(error: Exception) -> tuple[str, int, str]:
-    """Message, exit code, and in one word what it is."""
+def _describe_error(error: Exception) -> tuple[str, int, str]:
+    """Message, exit code and label."""
     from finetune_api.loading import ManifestError
     from finetune_trainer.errors import Interrupted, RunError
 
@@ -289,8 +305,12 @@ def _explained(error: Exception) -> tuple[str, int, str]:
     if isinstance(error, RunError):
         return str(error), int(error.exit_code), "stopped" if isinstance(error, Interrupted) else "error"
     if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("finetune"):
-        return f"{error.name} is not installed; it comes with: pip install '{DISTRIBUTION}[trainer]'", INVALID, "error"
-    return f"this is a bug or a crash: {type(error).__name__}: {error} (--debug shows where)", 1, "crashed"
+        return (
+            f"{error.name} is not installed; install it with: pip install '{DISTRIBUTION}[trainer]'",
+            INVALID,
+            "error",
+        )
+    return f"unexpected {type(error).__name__}: {error} (show the traceback with --debug)", 1, "crashed"
 
 
 def _fail(message: str, code: int, label: str = "error") -> NoReturn:
@@ -303,16 +323,16 @@ def _fail(message: str, code: int, label: str = "error") -> NoReturn:
     raise typer.Exit(code)
 
 
-# What the commands are given -------------------------------------------------------------------------------------
+# Arguments -------------------------------------------------------------------------------------------------------
 
 
-def _load(manifest: Path, settings: Sequence[str] | None, termination_log: Path | None = None) -> FineTuneJob:
+def _load_job(job_file: Path, overrides: Sequence[str] | None, termination_log: Path | None = None) -> FineTuneJob:
     from finetune_api.loading import ManifestError, load_job
     from finetune_api.status import Report
     from finetune_trainer.errors import UserError
 
     try:
-        return load_job(manifest, settings or ())
+        return load_job(job_file, overrides or ())
     except ManifestError as error:
         if termination_log is not None:
             report = Report(reason=UserError.reason, message=str(error)[:1000])
@@ -340,24 +360,24 @@ def _display(plain: bool) -> Display:
     return PlainDisplay(sys.stdout) if plain else TerminalDisplay(Console(force_terminal=True, highlight=False))
 
 
-def _share_cores() -> None:
-    """Let OpenMP threads sleep soon while they wait, unless whoever starts us decided otherwise.
+def _limit_openmp_spinning() -> None:
+    """Let waiting OpenMP threads sleep soon, unless the environment sets a policy.
 
-    OpenMP reads this once, as torch is imported. Threads that spin take the cores from those they wait for: with two
-    busy loops on two cores a training step took 3.4 times as long. On an idle machine this costs about 3 %.
+    OpenMP reads this once, when torch is imported. Spinning threads take cores from the threads they wait for: with two
+    other busy processes on two cores a training step took 3.4 times as long. On an idle machine this costs about 3%.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def _quiet_matplotlib() -> None:
-    """Where it keeps its font cache is of no interest to whoever reads the log; it says so as it is imported."""
+    """Suppress what matplotlib logs about its font cache when it is imported."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
 @contextmanager
-def _patience(doing: str) -> Iterator[None]:
-    """On a terminal, say what takes a few seconds."""
+def spinner(activity: str) -> Iterator[None]:
+    """On a terminal, show a spinner while the block runs."""
     from rich.console import Console
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -366,17 +386,17 @@ def _patience(doing: str) -> Iterator[None]:
     if not console.is_terminal:
         yield
         return
-    with console.status(f"{doing} …"):
+    with console.status(f"{activity} …"):
         yield
 
 
 def _print(view: RenderableType) -> None:
-    """Print in full width and colour on a terminal, as plain text elsewhere, as wide as COLUMNS says."""
+    """Print in full width and color on a terminal; elsewhere as plain text, `COLUMNS` wide."""
     from rich.console import Console
 
-    from finetune_trainer.cli.console import rendered
+    from finetune_trainer.cli.console import render_text
 
     if sys.stdout.isatty():
         Console(highlight=False).print(view)
     else:
-        typer.echo(rendered(view, width=shutil.get_terminal_size((PLAIN_WIDTH, 0)).columns))
+        typer.echo(render_text(view, width=shutil.get_terminal_size((PLAIN_WIDTH, 0)).columns))

@@ -1,6 +1,6 @@
-"""Manifests judged without a cluster, for people and for machines: what `finetune validate` says.
+"""`finetune validate`: checks manifests offline with the API server's rules, with results as text or as JSON.
 
-Imports nothing heavy: it runs on every commit, often where there is no torch.
+Imports nothing heavy: it runs as a pre-commit hook, often where torch is not installed.
 """
 
 from __future__ import annotations
@@ -17,46 +17,47 @@ from finetune_api.loading import DocumentResult, Issue, check_manifests
 STDIN = "-"
 
 
-def judge(name: str) -> list[DocumentResult]:
-    """One verdict for each document of a file; `-` is stdin."""
+def check_file(name: str) -> list[DocumentResult]:
+    """The result for each document of a file; `-` is stdin."""
     try:
         text = sys.stdin.read() if name == STDIN else Path(name).read_text(encoding="utf-8")
     except OSError as error:
         return [DocumentResult("", "", 1, (Issue("", f"cannot be read: {error.strerror}", file=name),))]
     except UnicodeDecodeError:
         return [DocumentResult("", "", 1, (Issue("", "is not UTF-8 text", file=name),))]
-    return check_manifests(text, shown(name)) or [DocumentResult("", "", 1, skipped="nothing in it")]
+    return check_manifests(text, display_name(name)) or [DocumentResult("", "", 1, skipped="it is empty")]
 
 
-def shown(name: str) -> str:
-    """What a file is called in a message."""
+def display_name(name: str) -> str:
+    """The name of a file in messages."""
     return "<stdin>" if name == STDIN else name
 
 
-def show(found: Sequence[tuple[str, DocumentResult]]) -> None:
-    """Print a line for each verdict, or for each issue of a bad one, with the name of its file."""
-    for name, verdict in found:
-        what = " ".join(filter(None, (verdict.kind, verdict.name)))
-        if verdict.issues:
-            for issue in verdict.issues:
+def print_results(results: Sequence[tuple[str, DocumentResult]]) -> None:
+    """Print a line for each document, or for each issue of an invalid one, after the name of its file."""
+    for name, result in results:
+        location = f"{name}:{result.line}"
+        document = " ".join(filter(None, (result.kind, result.name)))
+        if result.issues:
+            for issue in result.issues:
                 typer.secho(str(issue), fg="red")
-        elif verdict.skipped:
-            typer.secho(f"{name}:{verdict.line}: {what + ' ' if what else ''}skipped, {verdict.skipped}", dim=True)
+        elif result.skipped:
+            typer.secho(f"{location}: {document + ' ' if document else ''}skipped: {result.skipped}", dim=True)
         else:
-            typer.secho(f"{name}:{verdict.line}: {what} is valid", fg="green")
+            typer.secho(f"{location}: {document} is valid", fg="green")
 
 
-def document(name: str, verdict: DocumentResult) -> dict[str, Any]:
-    """The same for machines."""
+def result_document(name: str, result: DocumentResult) -> dict[str, Any]:
+    """A result as a JSON document."""
     return {
         "file": name,
-        "line": verdict.line,
-        "kind": verdict.kind,
-        "name": verdict.name,
-        "namespace": verdict.namespace,
-        "valid": None if verdict.skipped else not verdict.issues,
-        "skipped": verdict.skipped,
-        "issues": [_issue_document(issue) for issue in verdict.issues],
+        "line": result.line,
+        "kind": result.kind,
+        "name": result.name,
+        "namespace": result.namespace,
+        "valid": None if result.skipped else not result.issues,
+        "skipped": result.skipped,
+        "issues": [_issue_document(issue) for issue in result.issues],
     }
 
 

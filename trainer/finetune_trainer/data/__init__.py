@@ -1,39 +1,39 @@
-"""What a run learns from: finds data sets, reads them, splits them, and serves batches.
+"""Data sets: resolves files, reads rows, checks and splits them, and loads batches.
 
-`layout` finds the files, `inside` keeps them to their folder, `tables` reads them, `columns`, `classes` and `dataset`
-say what is in them, `bad_rows` and `splits` decide which rows take part, and `order` serves them.
+In order: `resolve` finds the files of a split, `readers` read them into a `table`, `columns` and `labels` map the table
+to roles and classes, `bad_rows` and `splits` select rows of the `dataset`, `sampler` orders them, and `loader` makes
+batches.
 """
 
-from finetune_trainer.data.bad_rows import BadRows
-from finetune_trainer.data.classes import same_classes
-from finetune_trainer.data.columns import name_columns
-from finetune_trainer.data.dataset import Dataset, Files, Problem, Row, UnreadableImage, decode_image, in_order
-from finetune_trainer.data.layout import Layout, check_apart, find
-from finetune_trainer.data.order import Batch, TrainingOrder, batches, evaluation_order
-from finetune_trainer.data.splits import split, split_sizes
-from finetune_trainer.data.tables import Table, count, read
+from finetune_trainer.data.bad_rows import BadRowPolicy
+from finetune_trainer.data.columns import resolve_columns
+from finetune_trainer.data.data_files import check_no_overlap
+from finetune_trainer.data.dataset import Dataset, RowProblem, Sample, merge_problems
+from finetune_trainer.data.labels import align_labels
+from finetune_trainer.data.loader import Batch, load_batches
+from finetune_trainer.data.readers import count_rows, read_table
+from finetune_trainer.data.resolve import resolve_files
+from finetune_trainer.data.sampler import TrainBatchSampler, evaluation_batches
+from finetune_trainer.data.splits import split_sizes, train_validation_split
+from finetune_trainer.data.table import Table
 
 __all__ = [
-    "BadRows",
+    "BadRowPolicy",
     "Batch",
     "Dataset",
-    "Files",
-    "Layout",
-    "Problem",
-    "Row",
+    "RowProblem",
+    "Sample",
     "Table",
-    "TrainingOrder",
-    "UnreadableImage",
-    "batches",
-    "check_apart",
-    "count",
-    "decode_image",
-    "evaluation_order",
-    "find",
-    "in_order",
-    "name_columns",
-    "read",
-    "same_classes",
-    "split",
+    "TrainBatchSampler",
+    "align_labels",
+    "check_no_overlap",
+    "count_rows",
+    "evaluation_batches",
+    "load_batches",
+    "merge_problems",
+    "read_table",
+    "resolve_columns",
+    "resolve_files",
     "split_sizes",
+    "train_validation_split",
 ]

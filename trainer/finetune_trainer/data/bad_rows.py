@@ -1,4 +1,4 @@
-"""What becomes of rows that cannot be used: the run ends with the first, or they are left out and counted."""
+"""What happens to bad rows: the first one fails the run, or they are skipped and counted."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from finetune_api.data import Data
-from finetune_trainer.data.dataset import Dataset, Problem
+from finetune_trainer.data.dataset import Dataset, RowProblem
 from finetune_trainer.errors import UserError
 
 
 @dataclass
-class BadRows:
-    """Meets the rows that cannot be used, as `data.onBadRow` says.
+class BadRowPolicy:
+    """Applies `data.onBadRow` and `data.maxBadRows`.
 
     Args:
-        skip: leave them out.
-        limit: more than so many in a data set are too many to be left out.
+        skip: skip bad rows instead of failing.
+        limit: maximum number of bad rows per data set.
     """
 
     skip: bool
@@ -25,46 +25,50 @@ class BadRows:
     _examples: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, data: Data) -> BadRows:
+    def from_spec(cls, data: Data) -> BadRowPolicy:
         return cls(data.on_bad_row == "Skip", data.max_bad_rows)
 
-    def meet(self, said: str, text: str) -> None:
-        """A row of the data set that the manifest calls `said` cannot be used; `text` tells which, and why.
+    def report(self, field_path: str, problem: str) -> None:
+        """Report a bad row.
+
+        Args:
+            field_path: field of the manifest that names the data set.
+            problem: complete message that names the row and says why it is bad.
 
         Raises:
-            UserError: bad rows end the run, or this is one too many.
+            UserError: bad rows are not skipped, or there are more than the limit.
         """
         if not self.skip:
-            raise UserError(text)
-        count = self._counts[said] = self._counts.get(said, 0) + 1
-        example = self._examples.setdefault(said, text)
+            raise UserError(problem)
+        count = self._counts[field_path] = self._counts.get(field_path, 0) + 1
+        example = self._examples.setdefault(field_path, problem)
         if count > self.limit:
             raise UserError(
-                f"{said}: {count} rows or more cannot be used, but data.maxBadRows is {self.limit}; "
-                f"the first: {_short(said, example)}"
+                f"{field_path}: at least {count} bad rows, but data.maxBadRows is {self.limit}; "
+                f"the first: {example.removeprefix(f'{field_path}: ')}"
             )
 
-    def drop(self, dataset: Dataset, problems: Iterable[Problem]) -> Dataset:
-        """The data set without the rows that have a problem."""
+    def drop_rows(self, dataset: Dataset, problems: Iterable[RowProblem]) -> Dataset:
+        """The data set without the rows that have a problem.
+
+        Raises:
+            UserError: bad rows are not skipped, there are more than the limit, or no rows are left.
+        """
         dropped: set[int] = set()
         for problem in problems:
             if problem.index not in dropped:
-                self.meet(dataset.files.said, dataset.describe(problem))
+                self.report(dataset.origin.field_path, dataset.describe(problem))
                 dropped.add(problem.index)
         if len(dropped) == len(dataset):
-            raise UserError(f"{dataset.files.said}: none of its rows can be used, e.g. {self._last(dataset)}")
-        return dataset.without(dropped) if dropped else dataset
+            raise UserError(f"{dataset.origin.field_path}: all of its rows are bad, e.g. {self._example(dataset)}")
+        return dataset.drop_rows(dropped) if dropped else dataset
 
     def notes(self) -> Iterator[str]:
-        """How many rows are left out, for each data set that has some."""
-        for said, count in self._counts.items():
-            rows = "1 row" if count == 1 else f"{count} rows"
-            yield f"{rows} cannot be used and left out (data.onBadRow: Skip); the first: {self._examples[said]}"
+        """How many rows were skipped, for each data set with bad rows."""
+        for field_path, count in self._counts.items():
+            rows = "1 bad row" if count == 1 else f"{count:,} bad rows"
+            yield f"skipping {rows} (data.onBadRow: Skip); the first: {self._examples[field_path]}"
 
-    def _last(self, dataset: Dataset) -> str:
-        return _short(dataset.files.said, self._examples.get(dataset.files.said, "it is empty"))
-
-
-def _short(said: str, text: str) -> str:
-    """A text without the field that it begins with, for a sentence that has named it."""
-    return text.removeprefix(f"{said}: ")
+    def _example(self, dataset: Dataset) -> str:
+        field_path = dataset.origin.field_path
+        return self._examples.get(field_path, "it is empty").removeprefix(f"{field_path}: ")

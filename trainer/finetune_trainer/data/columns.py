@@ -1,65 +1,68 @@
-"""Which column plays which role."""
+"""Maps the roles that a task uses to the columns of a data set."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
 from finetune_api.data import Columns
-from finetune_trainer.data.layout import nearest
+from finetune_trainer.data.data_files import describe_choices
 from finetune_trainer.errors import UserError
 
-Needs = Sequence[Sequence[str]]
-"""Alternatives of roles: a task can be learned from any one of these."""
+RequiredRoles = Sequence[Sequence[str]]
+"""Alternative sets of roles; a task needs the columns of one of them."""
 
 
-def name_columns(
-    there: Collection[str], columns: Columns, needs: Needs, optional: Sequence[str], said: str
+def resolve_columns(
+    available: Collection[str], columns: Columns, required: RequiredRoles, optional: Sequence[str], field_path: str
 ) -> dict[str, str]:
-    """Role to column, for the first alternative whose columns are all there, and for what is used besides.
+    """Column by role, for the first alternative whose columns all exist, and for the optional roles that have one.
 
     Args:
-        there: the columns of the data set.
-        columns: what the manifest calls them.
-        needs: alternatives of roles.
-        optional: roles that are used where there is a column for them.
-        said: the field of the manifest that names the data set.
+        available: the columns of the data set.
+        columns: `data.columns` of the manifest.
+        required: alternative sets of roles.
+        optional: roles that are used if they have a column.
+        field_path: field of the manifest that names the data set.
 
     Raises:
-        UserError: a column is not there, or has a role that nothing makes use of.
+        UserError: a column does not exist, or the task does not use its role.
     """
-    named = {role: column for role, column in columns.model_dump().items() if column is not None}
-    _check_roles(named, needs, optional)
-    for role, column in named.items():
-        if column not in there:
-            raise _missing(role, column, there, said)
-    fitting = [need for need in needs if _mentions(need, named, needs)] or list(needs)
-    for need in fitting:
-        if all(named.get(role, role) in there for role in need):
-            roles = [*need, *(role for role in optional if role not in need)]
-            return {role: named.get(role, role) for role in roles if named.get(role, role) in there}
-    raise _nothing_fits(fitting, named, there, said)
+    mapped = {role: column for role, column in columns.model_dump().items() if column is not None}
+    _check_roles(mapped, required, optional)
+    for role, column in mapped.items():
+        if column not in available:
+            raise _missing_column(role, column, available, field_path)
+    candidates = [roles for roles in required if _has_mapped_roles(roles, mapped, required)] or list(required)
+    for roles in candidates:
+        if all(mapped.get(role, role) in available for role in roles):
+            used = [*roles, *(role for role in optional if role not in roles)]
+            return {role: mapped.get(role, role) for role in used if mapped.get(role, role) in available}
+    raise _no_alternative(candidates, mapped, available, field_path)
 
 
-def _check_roles(named: Mapping[str, str], needs: Needs, optional: Sequence[str]) -> None:
-    roles = list(dict.fromkeys([*(role for need in needs for role in need), *optional]))
-    for role, column in named.items():
+def _check_roles(mapped: Mapping[str, str], required: RequiredRoles, optional: Sequence[str]) -> None:
+    roles = list(dict.fromkeys([*(role for alternative in required for role in alternative), *optional]))
+    for role, column in mapped.items():
         if role not in roles:
-            raise UserError(f"data.columns.{role}: {column!r}: this task has no use for it; it uses {', '.join(roles)}")
+            raise UserError(f"data.columns.{role}: {column!r}: not used by this task; it uses {', '.join(roles)}")
 
 
-def _mentions(need: Sequence[str], named: Mapping[str, str], needs: Needs) -> bool:
-    """Whether an alternative has all roles that the manifest speaks of; what it says is not passed over."""
-    spoken = {role for role in named if any(role in other for other in needs)}
-    return spoken <= set(need)
+def _has_mapped_roles(roles: Sequence[str], mapped: Mapping[str, str], required: RequiredRoles) -> bool:
+    """Whether an alternative has all the required roles that the manifest maps; a mapping must not be ignored."""
+    mapped_roles = {role for role in mapped if any(role in alternative for alternative in required)}
+    return mapped_roles <= set(roles)
 
 
-def _nothing_fits(fitting: Needs, named: Mapping[str, str], there: Collection[str], said: str) -> UserError:
-    if len(fitting) == 1:
-        role = next(role for role in fitting[0] if named.get(role, role) not in there)
-        return _missing(role, named.get(role, role), there, said)
-    ways = ", or ".join(" and ".join(named.get(role, role) for role in need) for need in fitting)
-    return UserError(f"data.columns: {said} needs the columns {ways}; it has {', '.join(there)}")
+def _no_alternative(
+    candidates: RequiredRoles, mapped: Mapping[str, str], available: Collection[str], field_path: str
+) -> UserError:
+    if len(candidates) == 1:
+        role = next(role for role in candidates[0] if mapped.get(role, role) not in available)
+        return _missing_column(role, mapped.get(role, role), available, field_path)
+    choices = ", or ".join(" and ".join(mapped.get(role, role) for role in roles) for roles in candidates)
+    return UserError(f"data.columns: {field_path} needs the columns {choices}; it has {', '.join(available)}")
 
 
-def _missing(role: str, column: str, there: Collection[str], said: str) -> UserError:
-    return UserError(f"data.columns.{role}: {said} has no column {column!r}; {nearest(column, list(there))}")
+def _missing_column(role: str, column: str, available: Collection[str], field_path: str) -> UserError:
+    hint = describe_choices(column, list(available))
+    return UserError(f"data.columns.{role}: {field_path} has no column {column!r}; {hint}")

@@ -1,4 +1,4 @@
-"""Parts of the training set to validate on: a fraction, or one fold of a cross-validation."""
+"""Holds out a part of the training set for validation: a fraction of it, or one fold of a cross-validation."""
 
 from __future__ import annotations
 
@@ -8,28 +8,30 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
 from finetune_api.data import Data, Fold
+from finetune_trainer.data.data_files import describe_choices
 from finetune_trainer.data.dataset import Dataset
-from finetune_trainer.data.layout import nearest
-from finetune_trainer.data.tables import Table
+from finetune_trainer.data.table import Table
 from finetune_trainer.errors import UserError
 
 
-def split(dataset: Dataset, data: Data, table: Table) -> tuple[Dataset, Dataset | None]:
-    """Hold out what `validation.fraction` or `fold` says.
+def train_validation_split(dataset: Dataset, data: Data, table: Table) -> tuple[Dataset, Dataset | None]:
+    """Hold out the rows selected by `data.validation.fraction` or `data.fold`.
 
     Args:
-        dataset: what there is to train on.
-        data: says what is held out.
-        table: has the columns that `fold` may name.
+        dataset: all rows of `data.train`.
+        data: `data` of the manifest.
+        table: the table of these rows, with the columns that `data.fold` refers to.
+
+    Returns:
+        The training set and the held-out rows; None if nothing is held out.
 
     Raises:
-        UserError: nothing is left to train on, or the folds cannot be made.
+        UserError: no rows are left to train on, or the folds cannot be formed.
     """
     if data.fold is not None:
-        held_out = _fold(dataset, data.fold, table)
+        held_out = _fold_indices(dataset, data.fold, table)
     else:
         _, count = split_sizes(data, len(dataset))
         held_out = np.random.default_rng(data.split_seed).permutation(len(dataset))[:count]
@@ -39,69 +41,75 @@ def split(dataset: Dataset, data: Data, table: Table) -> tuple[Dataset, Dataset 
     return replace(dataset, rows=dataset.rows[~mask]), replace(dataset, rows=dataset.rows[mask])
 
 
-def split_sizes(data: Data, rows: int) -> tuple[int, int]:
-    """Sizes of the training and the validation set when these rows are split.
+def split_sizes(data: Data, num_rows: int) -> tuple[int, int]:
+    """Sizes of the training set and of the held-out rows.
 
-    The size of a fold of groups depends on the groups; it is about as large as any other.
+    Approximate for folds of groups, whose sizes depend on the groups.
+
+    Raises:
+        UserError: no rows are left to train on.
     """
     if data.fold is not None:
-        held_out = rows // data.fold.count + (data.fold.index < rows % data.fold.count)
-        return rows - held_out, held_out
+        held_out = num_rows // data.fold.count + (data.fold.index < num_rows % data.fold.count)
+        return num_rows - held_out, held_out
     if data.validation is None or data.validation.fraction is None:
-        return rows, 0
-    held_out = max(1, round(data.validation.fraction * rows))
-    if held_out >= rows:
+        return num_rows, 0
+    held_out = max(1, round(data.validation.fraction * num_rows))
+    if held_out >= num_rows:
         raise UserError(
-            f"data.validation.fraction of {data.validation.fraction} leaves nothing of {rows} rows to train on"
+            f"data.validation.fraction: {data.validation.fraction} of {num_rows:,} rows leaves none to train on"
         )
-    return rows - held_out, held_out
+    return num_rows - held_out, held_out
 
 
-def _fold(dataset: Dataset, fold: Fold, table: Table) -> np.ndarray:
-    """The rows of one fold; folds of one seed do not overlap, and together are everything."""
-    groups = _column(dataset, table, fold.group_by, "groupBy")
-    strata = _column(dataset, table, fold.stratify_by, "stratifyBy")
-    _check(fold, len(dataset), groups, strata)
-    parts = _folder(fold).split(np.zeros(len(dataset)), strata, groups)
-    folds: list[np.ndarray] = [held_out for _, held_out in parts]
+def _fold_indices(dataset: Dataset, fold: Fold, table: Table) -> np.ndarray:
+    """The indices of one fold. Folds with the same seed are disjoint, and together they have all rows."""
+    groups = _column_values(dataset, table, fold.group_by, "groupBy")
+    strata = _column_values(dataset, table, fold.stratify_by, "stratifyBy")
+    _check_fold(fold, len(dataset), groups, strata)
+    splits = _make_splitter(fold).split(np.zeros(len(dataset)), strata, groups)
+    folds: list[np.ndarray] = [held_out for _, held_out in splits]
     return folds[fold.index]
 
 
-def _folder(fold: Fold) -> Any:
+def _make_splitter(fold: Fold) -> Any:
+    # Imported here: it takes a second, and few jobs have a fold.
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+
     by = (fold.group_by is not None, fold.stratify_by is not None)
-    kinds = {(False, False): KFold, (True, False): GroupKFold, (False, True): StratifiedKFold}
-    kind = kinds.get(by, StratifiedGroupKFold)
-    return kind(fold.count, shuffle=True, random_state=fold.split_seed)
+    classes = {(False, False): KFold, (True, False): GroupKFold, (False, True): StratifiedKFold}
+    splitter_class = classes.get(by, StratifiedGroupKFold)
+    return splitter_class(fold.count, shuffle=True, random_state=fold.split_seed)
 
 
-def _column(dataset: Dataset, table: Table, name: str | None, field: str) -> list[str] | None:
-    """The values of a column of the data set, each as text: they are only compared."""
+def _column_values(dataset: Dataset, table: Table, name: str | None, field: str) -> list[str] | None:
+    """The values of a column for the rows of the data set, as text: they are only compared for equality."""
     if name is None:
         return None
     if name not in table.columns:
-        hint = nearest(name, table.columns)
-        raise UserError(f"data.fold.{field}: {dataset.files.said} has no column {name!r}; {hint}")
+        hint = describe_choices(name, table.columns)
+        raise UserError(f"data.fold.{field}: {dataset.origin.field_path} has no column {name!r}; {hint}")
     values = table.data.column(name).to_pylist()
     for row in dataset.rows:
         if values[row] is None:
-            place = table.row_locations.where(int(row))
-            raise UserError(f"data.fold.{field}: column {name!r} of {place}: the value is missing")
+            location = table.row_locations.locate(int(row))
+            raise UserError(f"data.fold.{field}: column {name!r} of {location}: the value is missing")
     return [repr(values[row]) for row in dataset.rows]
 
 
-def _check(fold: Fold, rows: int, groups: Sequence[str] | None, strata: Sequence[str] | None) -> None:
-    """Refuse folds that cannot be made, or of which some would be empty."""
-    if fold.count > rows:
-        raise UserError(f"data.fold.count is {fold.count}, but the training set has only {rows} rows")
+def _check_fold(fold: Fold, num_rows: int, groups: Sequence[str] | None, strata: Sequence[str] | None) -> None:
+    """Reject folds that cannot be formed, or that would be empty."""
+    if fold.count > num_rows:
+        raise UserError(f"data.fold.count: {fold.count} folds, but the training set has only {num_rows:,} rows")
     if groups is not None and len(set(groups)) < fold.count:
         raise UserError(
             f"data.fold.groupBy: column {fold.group_by!r} has only {len(set(groups))} groups, "
-            f"fewer than the {fold.count} folds of data.fold.count"
+            f"fewer than data.fold.count ({fold.count})"
         )
     if strata is not None:
         value, members = min(Counter(strata).items(), key=lambda item: item[1])
         if members < fold.count:
             raise UserError(
-                f"data.fold.stratifyBy: {value} of column {fold.stratify_by!r} has only {members} rows, "
-                f"fewer than the {fold.count} folds of data.fold.count"
+                f"data.fold.stratifyBy: value {value} of column {fold.stratify_by!r} has only {members} rows, "
+                f"fewer than data.fold.count ({fold.count})"
             )

@@ -1,6 +1,8 @@
 """Loads models and their processors: safetensors only, no code from the repository, FP32 weights.
 
-A model can also be built without weights, on the meta device: its parameter names are all that a plan needs.
+A model can also be built without weights, on the meta device, which is all that a plan needs. What only a run needs
+(tokenizers, image processors, torchvision with them) is imported by the functions that need it: importing it takes
+longer than planning.
 """
 
 from __future__ import annotations
@@ -9,236 +11,287 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from safetensors import SafetensorError
-from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PretrainedConfig, PreTrainedModel
-from transformers.utils import logging as transformers_logging
+from typing import TYPE_CHECKING, Any
 
 from finetune_api.model import ModelSource
 from finetune_api.sources import locate
 from finetune_trainer import hub
 from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.errors import RunError, UserError
-from finetune_trainer.planning.modules import Parameter
-from finetune_trainer.tasks.base import Processors, Task
+from finetune_trainer.planning.parameters import ParameterInfo
 
-UNBOUNDED = 10**9
-"""Tokenizers without a longest text say a number beyond this."""
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedModel
 
-USUAL_LENGTH = 512
-"""Longest text in tokens where neither the model nor the job says one."""
+    from finetune_trainer.tasks.base import Processors, Task
 
-PADDED_TO_THE_END = ("siglip", "siglip2")
-"""Models that look at the last position, whatever is there, and were trained with every text padded to the longest."""
+NO_MAX_LENGTH = 10**9
+"""Tokenizers without a maximum length report a number above this."""
+
+DEFAULT_MAX_LENGTH = 512
+"""Maximum number of tokens where neither the model nor the job sets one."""
+
+PAD_TO_MAX_LENGTH = ("siglip", "siglip2")
+"""Model types that were trained with every text padded to the maximum length, and read the last position."""
 
 
 @dataclass(frozen=True)
-class Pretrained:
-    """Where a model is loaded from: a repository of the hub or a folder."""
+class PretrainedSource:
+    """Where a model is loaded from: a repository of the Hugging Face Hub, or a folder.
+
+    Args:
+        source: as in the manifest.
+        name_or_path: as `from_pretrained` takes it.
+        revision: of the repository; None for a folder.
+    """
 
     source: str
-    name: str
+    name_or_path: str
     revision: str | None
 
-    def load(self, load: Callable[..., Any], what: str, **arguments: Any) -> Any:
-        """Call a `from_pretrained`; what it says about files that are not there is for the user.
+    def load(self, from_pretrained: Callable[..., Any], what: str, **arguments: Any) -> Any:
+        """Call a `from_pretrained`, and turn its errors into the user's.
 
         Raises:
             UserError: it cannot be loaded.
-            RunError: it cannot be loaded now.
+            RunError: it cannot be loaded now, but may be later.
         """
+        from safetensors import SafetensorError
+
         if self.revision:
             arguments["revision"] = self.revision
         try:
-            return load(self.name, trust_remote_code=False, **arguments)
+            return from_pretrained(self.name_or_path, trust_remote_code=False, **arguments)
         except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-            if locate(self.source).scheme == "hf" and (told := hub.explain(error, self._repository)):
-                raise told from error
-            kind = RunError if hub.may_pass(error) else UserError
+            is_hub = locate(self.source).scheme == "hf"
+            if is_hub and (explanation := hub.explain(error, self._repository)):
+                raise explanation from error
+            kind = RunError if hub.is_transient(error) else UserError
             reason = hub.first_line(error)
-            raise kind(f"model.source: {self.source}: cannot load the {what} from {self.name}: {reason}") from error
+            message = f"model.source: {self.source}: cannot load the {what} from {self.name_or_path}: {reason}"
+            raise kind(message) from error
 
     @property
     def _repository(self) -> hub.Repository:
         return hub.Repository("model", self.source, self.revision, "model")
 
 
-def find(model: ModelSource, claim_paths: ClaimPaths) -> Pretrained:
-    """Where the model is."""
+def resolve_model(model: ModelSource, claim_paths: ClaimPaths) -> PretrainedSource:
+    """Find the model's repository or folder.
+
+    Raises:
+        UserError: there is no such folder, or no model in it.
+    """
     location = locate(model.source)
     if location.scheme == "hf":
-        return Pretrained(model.source, location.name, model.revision)
+        return PretrainedSource(model.source, location.name, model.revision)
     folder = claim_paths.existing(model.source, "model.source")
     if not (folder / "config.json").is_file():
-        raise UserError(f"model.source: {model.source}: {folder} holds no model: it has no config.json")
-    return Pretrained(model.source, str(folder), None)
+        raise UserError(f"model.source: {model.source}: {folder} contains no model: there is no config.json")
+    return PretrainedSource(model.source, str(folder), None)
 
 
-def load_config(pretrained: Pretrained) -> PretrainedConfig:
+def load_config(pretrained: PretrainedSource) -> PretrainedConfig:
+    """The model's config.
+
+    Raises:
+        UserError, RunError: it cannot be loaded.
+    """
+    from transformers import AutoConfig
+
     config: PretrainedConfig = pretrained.load(AutoConfig.from_pretrained, "config")
     return config
 
 
-def skeleton(auto_class: Any, config: PretrainedConfig) -> PreTrainedModel:
-    """The model that a transformers auto class builds, without its weights: names and shapes.
+def build_meta_model(auto_class: Any, config: PretrainedConfig) -> PreTrainedModel:
+    """The model of a transformers auto class on the meta device: names and shapes, no weights.
 
     Raises:
-        UserError: it does not build one from this config.
+        UserError: the class has no model for this config.
     """
+    import torch
+
     try:
         with torch.device("meta"):
             model: PreTrainedModel = auto_class.from_config(config, dtype=torch.float32)
     except (ValueError, ImportError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(
-            f"model.source: {auto_class.__name__}, as the task needs it, builds no {config.model_type} model: {reason}"
+            f"model.source: the task needs an {auto_class.__name__}, which cannot be built from a model of type "
+            f"{config.model_type}: {reason}"
         ) from error
     return model
 
 
+def list_parameters(model: nn.Module) -> list[ParameterInfo]:
+    """Every parameter once, with all its names."""
+    names: dict[int, list[str]] = {}
+    shapes: dict[int, tuple[int, ...]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+        shapes[id(parameter)] = tuple(parameter.shape)
+    return [ParameterInfo(tuple(found), shapes[key]) for key, found in names.items()]
+
+
 def load_model(
-    pretrained: Pretrained, task: Task, config: PretrainedConfig
+    pretrained: PretrainedSource, task: Task, config: PretrainedConfig
 ) -> tuple[PreTrainedModel, dict[str, list[str]]]:
-    """The model with its weights, and the names of those that are new, by the reason why.
+    """The model with its weights, and the names of newly initialized weights by the reason for it.
 
     Raises:
-        UserError: the weights are not those of the config.
+        UserError: the weights do not fit the config.
     """
+    import torch
+    from transformers.utils import logging as transformers_logging
+
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        with _quiet():
+        with _silence_transformers():
             model, info = pretrained.load(
                 task.auto_class.from_pretrained,
                 "weights",
                 config=config,
                 dtype=torch.float32,
                 use_safetensors=True,
-                ignore_mismatched_sizes=True,  # a head for other classes; whatever else does not fit is refused below
+                ignore_mismatched_sizes=True,  # for a head with other classes; any other mismatch is an error below
                 output_loading_info=True,
             )
     except UserError as error:
         if "named model.safetensors" in str(error):
             raise UserError(
-                f"model.source: {pretrained.source}: cannot load the weights from {pretrained.name}: it holds no file "
-                "named model.safetensors, and others can run code when they are opened; convert them with "
+                f"model.source: {pretrained.source}: cannot load the weights from {pretrained.name_or_path}: there is "
+                "no model.safetensors, and other formats can run code when they are loaded; convert them with "
                 "save_pretrained"
             ) from error
         raise
-    head = _begin_head_anew(model, task) if task.new_head else []
+    head = _reinitialize_head(model, task) if task.new_head else []
     _check_shapes(pretrained, [found for found in sorted(info["mismatched_keys"]) if found[0] not in head])
     missing = sorted(info["missing_keys"])
     replaced = sorted(set(head).difference(missing))
-    reasons = {"the model does not hold them": missing, "the model's classes are others than the data's": replaced}
+    reasons = {
+        "the checkpoint does not contain them": missing,
+        "the classes of the model are not those of the data": replaced,
+    }
     return model, {reason: names for reason, names in reasons.items() if names}
 
 
-def make_ready(model: PreTrainedModel, task: Task, processors: Processors, activation_checkpointing: bool) -> None:
+def configure_model(model: PreTrainedModel, task: Task, processors: Processors, activation_checkpointing: bool) -> None:
     """Set what is not part of the weights.
 
     Raises:
-        UserError: the model cannot compute its activations again.
+        UserError: the model does not support activation checkpointing.
     """
-    if task.pads_by_config and model.config.get_text_config().pad_token_id is None:
-        # Only now: a model that is built with it never learns the embedding of this token, which may be a real one.
+    if task.uses_config_pad_token and model.config.get_text_config().pad_token_id is None:
+        # Not before the model is built: it would never train the embedding of this token, which may be a regular one.
         model.config.get_text_config().pad_token_id = processors.tokenizer.pad_token_id
     if activation_checkpointing:
-        _checkpoint_activations(model)
+        _enable_activation_checkpointing(model)
 
 
-def load_processors(pretrained: Pretrained, task: Task, config: PretrainedConfig, max_length: int | None) -> Processors:
-    """The tokenizer if the task has text, and the image processor if it has images."""
-    images = pretrained.load(AutoImageProcessor.from_pretrained, "image processor") if task.reads_images else None
-    if not task.reads_text:
+def load_processors(
+    pretrained: PretrainedSource, task: Task, config: PretrainedConfig, max_length: int | None
+) -> Processors:
+    """The tokenizer if the task has text, and the image processor if it has images.
+
+    Raises:
+        UserError: there are none, or `data.maxLength` does not fit the model.
+    """
+    from finetune_trainer.tasks.base import Processors
+
+    images = _load_image_processor(pretrained) if task.uses_images else None
+    if not task.uses_text:
         if max_length:
-            raise UserError(f"data.maxLength: {max_length}: task {type(task).__name__} reads no text; leave it out")
+            raise UserError(f"data.maxLength: {max_length}: task {type(task).__name__} reads no text; remove it")
         return Processors(None, images, None)
     tokenizer = _load_tokenizer(pretrained)
-    limit = _longest_text(tokenizer, config)
+    limit = _max_length(tokenizer, config)
     if max_length and limit and max_length > limit:
-        raise UserError(f"data.maxLength: {max_length} is more than the {limit} tokens that the model takes")
-    to_the_end = config.model_type in PADDED_TO_THE_END
-    longest = max_length or limit or USUAL_LENGTH
-    return Processors(tokenizer, images, longest, "max_length" if to_the_end else "longest")
+        raise UserError(f"data.maxLength: {max_length} is more than the model's maximum of {limit} tokens")
+    padding: Any = "max_length" if config.model_type in PAD_TO_MAX_LENGTH else "longest"
+    return Processors(tokenizer, images, max_length or limit or DEFAULT_MAX_LENGTH, padding)
 
 
-def _load_tokenizer(pretrained: Pretrained) -> Any:
+def _load_image_processor(pretrained: PretrainedSource) -> Any:
+    from transformers import AutoImageProcessor
+
+    return pretrained.load(AutoImageProcessor.from_pretrained, "image processor")
+
+
+def _load_tokenizer(pretrained: PretrainedSource) -> Any:
+    from transformers import AutoTokenizer
+
     tokenizer = pretrained.load(AutoTokenizer.from_pretrained, "tokenizer")
-    # Without its files transformers makes an empty tokenizer, to which every text is the same.
+    # Without its files transformers builds an empty tokenizer, which encodes every text the same.
     if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) <= 1:
         raise UserError(
-            f"model.source: {pretrained.source}: {pretrained.name} holds no tokenizer; save it beside the model, "
-            "e.g. with tokenizer.save_pretrained"
+            f"model.source: {pretrained.source}: {pretrained.name_or_path} contains no tokenizer; save it next to the "
+            "model, e.g. with tokenizer.save_pretrained"
         )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise UserError(
-                f"model.source: {pretrained.source}: its tokenizer has no token to pad with: set pad_token "
-                "and save it with tokenizer.save_pretrained"
+                f"model.source: {pretrained.source}: its tokenizer has no padding token; set pad_token, and save it "
+                "with tokenizer.save_pretrained"
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def _check_shapes(pretrained: Pretrained, mismatched: Sequence[tuple[str, Sequence[int], Sequence[int]]]) -> None:
-    """Refuse weights that do not fit: transformers would begin them anew, and what they knew would be gone."""
+def _check_shapes(pretrained: PretrainedSource, mismatched: Sequence[tuple[str, Sequence[int], Sequence[int]]]) -> None:
+    """Reject weights of another shape, in whose place transformers would silently use newly initialized ones."""
     if not mismatched:
         return
-    name, held, expected = mismatched[0]
+    name, actual, expected = mismatched[0]
     more = f" (and {len(mismatched) - 1} more do not fit)" if len(mismatched) > 1 else ""
     raise UserError(
-        f"model.source: {pretrained.source}: {name} has shape {list(held)} in the files of {pretrained.name}, but "
-        f"{list(expected)} by its config.json{more}: take the config that these weights were saved with"
+        f"model.source: {pretrained.source}: {name} has shape {list(actual)} in the files of "
+        f"{pretrained.name_or_path}, but {list(expected)} in its config.json{more}; use the config that the weights "
+        "were saved with"
     )
 
 
-def _begin_head_anew(model: PreTrainedModel, task: Task) -> list[str]:
-    """Fresh weights for a head that fits in size only: those that would be of another size for one class more."""
-    more = copy.deepcopy(model.config)
-    more.num_labels = len(model.config.id2label or ()) + 1
-    others = dict(skeleton(task.auto_class, more).named_parameters())
+def _reinitialize_head(model: PreTrainedModel, task: Task) -> list[str]:
+    """Initialize a head for other classes, even if it has the right size; return the names of its weights.
+
+    They are the weights whose shape depends on the number of classes.
+    """
+    from finetune_trainer.compat.hf_transformers import reinitialize
+
+    one_more = copy.deepcopy(model.config)
+    one_more.num_labels = len(model.config.id2label or ()) + 1
+    others = dict(build_meta_model(task.auto_class, one_more).named_parameters())
     names = [name for name, weight in model.named_parameters() if weight.shape != others[name].shape]
     for name in {name.rpartition(".")[0] for name in names}:
-        head = model.get_submodule(name)
-        for weight in head.parameters(recurse=False):
-            weight._is_hf_initialized = False  # type: ignore[attr-defined]
-        model._init_weights(head)  # type: ignore[no-untyped-call]
+        reinitialize(model, name)
     return names
 
 
-def _checkpoint_activations(model: PreTrainedModel) -> None:
+def _enable_activation_checkpointing(model: PreTrainedModel) -> None:
+    from finetune_trainer.compat.hf_transformers import disable_input_require_grads
+
     try:
         model.activation_checkpointing_enable({"use_reentrant": False})
     except ValueError as error:
         raise UserError(
-            f"training.activationCheckpointing: a {model.config.model_type} model cannot compute activations again; "
-            "leave it out"
+            f"training.activationCheckpointing: models of type {model.config.model_type} do not support it; remove it"
         ) from error
     # Without reentrance the inputs need no gradient, and frozen embeddings no backward pass.
-    if hasattr(model, "_require_grads_hooks"):
-        model.disable_input_require_grads()  # type: ignore[no-untyped-call]
+    disable_input_require_grads(model)
 
 
-def parameters_of(model: nn.Module) -> list[Parameter]:
-    """Every parameter once, with all its names."""
-    found: dict[int, tuple[list[str], nn.Parameter]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        found.setdefault(id(parameter), ([], parameter))[0].append(name)
-    return [Parameter(tuple(names), parameter.numel(), parameter.ndim) for names, parameter in found.values()]
-
-
-def _longest_text(tokenizer: Any, config: PretrainedConfig) -> int | None:
-    """Longest text in tokens that tokenizer and model take; None where neither says one."""
+def _max_length(tokenizer: Any, config: PretrainedConfig) -> int | None:
+    """Maximum number of tokens that tokenizer and model support; None where neither sets one."""
     text = getattr(config, "text_config", config)
     limits: list[int | None] = [tokenizer.model_max_length, getattr(text, "max_position_embeddings", None)]
-    return min((limit for limit in limits if limit and limit < UNBOUNDED), default=None)
+    return min((limit for limit in limits if limit and limit < NO_MAX_LENGTH), default=None)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' own report of new weights down: ours says it in one line."""
+def _silence_transformers() -> Iterator[None]:
+    """Suppress transformers' table of new weights, which ours replaces by one line."""
+    from transformers.utils import logging as transformers_logging
+
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:

@@ -1,14 +1,15 @@
-"""What can be known of a run before it: what `finetune plan` shows and `finetune plot` draws.
+"""What can be known of a run before it starts: what `finetune plan` prints and `finetune plot` draws.
 
-With model and data at hand that is the run's own plan. On a laptop whose claims are in the cluster it is less; then
-every gap is named, and everything else is found by the same functions that plan a run, so that both say the same.
+With model and data at hand that is the run's own plan. On a laptop whose claims are in the cluster it is less: each gap
+is named, and the rest is computed by the functions that plan a run.
 
-The heavy libraries are imported by the functions that look at model or data: schedules need neither, and are drawn in a
-second or two instead of ten.
+The heavy libraries are imported by the functions that read model or data. Schedules need neither, so `finetune plot`
+takes a second or two instead of ten.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,13 +18,17 @@ from finetune_api.job import UNSUPPORTED_TASKS, FineTuneJob
 from finetune_api.modules import Module
 from finetune_api.sources import locate
 from finetune_trainer.claims import ClaimPaths
-from finetune_trainer.cli.parameter_tree import Anatomy, Leaf
-from finetune_trainer.cli.plan_output import Preview
-from finetune_trainer.cli.plan_table import Row, rows_of
 from finetune_trainer.errors import RunError, UserError
-from finetune_trainer.plan import SchedulePlan
-from finetune_trainer.planning import modules
-from finetune_trainer.planning.presets import Proposal, propose
+from finetune_trainer.plan import RunPlan, SchedulePlan, Window
+from finetune_trainer.planning.parameters import ParameterInfo, assign_parameters, matching_modules
+from finetune_trainer.planning.presets import ProposedModules, propose_modules
+from finetune_trainer.planning.run_plan import (
+    RunLength,
+    plan_modules,
+    run_length,
+    steps_per_epoch,
+    trainable_window,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -31,208 +36,295 @@ if TYPE_CHECKING:
 TRAIN, VALIDATION, TEST = "data.train.source", "data.validation.source", "data.test.source"
 
 
-def look_ahead(job: FineTuneJob, claim_paths: ClaimPaths) -> Preview:
-    """Everything that can be known of a run from here.
+@dataclass(frozen=True)
+class ModulePreview:
+    """One module; what is not known is None.
 
-    What a run would refuse is part of the answer: one has to see the rest to mend it.
-
-    Raises:
-        UserError: the task builds no model of this kind.
+    Args:
+        module: as in the effective job.
+        parameters: names of the parameters that it owns.
+        numel: number of elements in them.
+        window: when it is trainable; None for a frozen module, too.
     """
-    no_data = _missing_data(job, claim_paths)
-    try:
-        config, no_model = _config(job, claim_paths)
-    except UserError as refusal:
-        return _without_model(job, claim_paths, None, no_data, refusal)
-    if config is None:
-        return _without_model(job, claim_paths, no_model, no_data, None)
-    task, mistake = _task(job, config)
-    subject = _Subject(config, task)
-    if no_data is None and mistake is None:
-        return _whole(job, claim_paths, subject)
-    return _partial(job, claim_paths, subject, no_data, mistake)
+
+    module: Module
+    parameters: tuple[str, ...] | None = None
+    numel: int | None = None
+    window: Window | None = None
+
+    @property
+    def trainable(self) -> int | None:
+        """Number of elements that are ever trained."""
+        return 0 if self.module.frozen else self.numel
 
 
 @dataclass(frozen=True)
-class _Subject:
-    """A model by its config, and what it is to learn, as far as that is clear."""
+class MatchedParameter:
+    """A parameter of the model, and the names of the modules that match it: exactly one, unless the job is wrong."""
 
-    config: PretrainedConfig
-    task: str | None
+    info: ParameterInfo
+    modules: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ModelParameters:
+    """The parameters of a model, in its own order.
+
+    Args:
+        model_class: name of the model's class.
+        parameters: each with the modules that match it.
+    """
+
+    model_class: str
+    parameters: tuple[MatchedParameter, ...]
+
+    @property
+    def infos(self) -> list[ParameterInfo]:
+        return [parameter.info for parameter in self.parameters]
+
+
+@dataclass(frozen=True)
+class RunPreview:
+    """A run before it starts, perhaps without its model or its data.
+
+    Args:
+        original: the job as in its manifest.
+        job: the effective job.
+        modules: its modules.
+        model: the model's parameters and their owners; None if the model is not available.
+        plan: the whole plan; None unless model and data are available.
+        length: None if the data is not available.
+        unknown: what is not known, and why.
+        proposal: modules for a job without any.
+        error: why a run would reject the job.
+    """
+
+    original: FineTuneJob
+    job: DefaultedJob
+    modules: tuple[ModulePreview, ...]
+    model: ModelParameters | None = None
+    plan: RunPlan | None = None
+    length: RunLength | None = None
+    unknown: tuple[str, ...] = ()
+    proposal: ProposedModules | None = None
+    error: UserError | None = None
+
+    @property
+    def unmatched(self) -> list[str]:
+        """Names of the parameters that no module matches."""
+        parameters = self.model.parameters if self.model else ()
+        return [parameter.info.name for parameter in parameters if not parameter.modules]
+
+
+def preview_modules(plan: RunPlan) -> list[ModulePreview]:
+    """The modules of a complete plan."""
+    return [ModulePreview(it.spec, it.parameters, it.numel, it.window) for it in plan.modules]
+
+
+def preview_run(job: FineTuneJob, claim_paths: ClaimPaths) -> RunPreview:
+    """Everything that can be known of a run on this machine.
+
+    An error that would end the run is part of the result, next to the information that helps to correct it.
+
+    Raises:
+        UserError: the task has no model of this type.
+    """
+    inputs = _Inputs(job, claim_paths, _data_gap(job, claim_paths))
+    try:
+        config, model_gap = _load_config(job, claim_paths)
+    except UserError as error:
+        return _preview_without_model(inputs, None, error)
+    if config is None:
+        return _preview_without_model(inputs, model_gap, None)
+    task, task_error = _find_task(job, config)
+    if inputs.data_gap is None and task_error is None:
+        return _full_preview(inputs, config, task)
+    return _preview_from_config(inputs, config, task, task_error)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """The job, the claims on this machine, and why some of the data is not available; None if all of it is."""
+
+    job: FineTuneJob
+    claim_paths: ClaimPaths
+    data_gap: str | None
 
 
 def plan_schedules(job: DefaultedJob, per_epoch: int) -> SchedulePlan:
-    """As much of a job's plan as schedules need: no parameters, no samples.
+    """The schedules of a run with `per_epoch` optimizer steps in an epoch.
 
     Raises:
-        UserError: a module would never train, its schedule does not fit the time it has, or nothing learns at a step.
+        UserError: a module never trains, its schedule does not fit its window, or all modules are frozen at a step.
     """
-    total = modules.planned_steps(job.spec.training, per_epoch)
-    plans = tuple(modules.plan_module(module, (), 0, total, per_epoch) for module in job.spec.modules)
-    modules.check_something_learns(plans, total)
-    return SchedulePlan(job, plans, total, per_epoch)
+    length = run_length(job.spec.training, per_epoch)
+    modules = plan_modules(job.spec.modules, length)
+    return SchedulePlan(job, modules, length.planned_steps, per_epoch)
 
 
 def count_samples(job: FineTuneJob, claim_paths: ClaimPaths) -> int:
-    """How many samples there are to train on, from the footers of the data's files.
+    """Number of training samples, from the metadata of the data files.
 
     Raises:
-        UserError: the data are out of reach, or cannot be read.
+        UserError: the data is not available, or cannot be read.
     """
     spec = job.spec.data
-    if gap := _out_of_reach(spec.train.source, TRAIN, claim_paths):
-        raise UserError(f"how long the run is depends on its data. {gap}. Or say --samples N")
+    if gap := _unavailable(spec.train.source, TRAIN, claim_paths):
+        raise UserError(f"the length of the run depends on its data. {gap}. Set it with --samples N")
     from finetune_trainer import data
 
-    rows = data.count(data.find(spec.train, "data.train", claim_paths), data.BadRows.of(spec))
+    rows = data.count_rows(data.resolve_files(spec.train, "data.train", claim_paths), data.BadRowPolicy.from_spec(spec))
     train, _ = data.split_sizes(spec, rows)
     return train
 
 
-def _whole(job: FineTuneJob, claim_paths: ClaimPaths, subject: _Subject) -> Preview:
-    """The run's own plan, as model and data are here."""
-    from finetune_trainer.planning import model_loader
-    from finetune_trainer.training import run
+def _full_preview(inputs: _Inputs, config: PretrainedConfig, task: str | None) -> RunPreview:
+    """The run's own plan: model and data are available."""
+    from finetune_trainer.planning.model_loader import build_meta_model
+    from finetune_trainer.planning.prepare import prepare
 
     try:
-        prepared = run.prepare(job, claim_paths)
-    except UserError as refusal:
-        return _partial(job, claim_paths, subject, None, refusal)
+        prepared = prepare(inputs.job, inputs.claim_paths)
+    except UserError as error:
+        return _preview_from_config(inputs, config, task, error)
     plan = prepared.plan
-    anatomy = _anatomy(plan.job, model_loader.skeleton(prepared.task.auto_class, prepared.config))
-    steps = (plan.planned_steps, plan.steps_per_epoch)
-    proposal = _proposal(job, prepared.config, anatomy)
-    return Preview(job, plan.job, tuple(rows_of(plan)), anatomy, plan, steps, proposal=proposal)
+    model = _match_parameters(plan.job, build_meta_model(prepared.task.auto_class, prepared.config))
+    length = RunLength(plan.planned_steps, plan.steps_per_epoch)
+    proposal = _propose(inputs.job, prepared.config, model)
+    return RunPreview(inputs.job, plan.job, tuple(preview_modules(plan)), model, plan, length, proposal=proposal)
 
 
-def _without_model(
-    job: FineTuneJob, claim_paths: ClaimPaths, no_model: str | None, no_data: str | None, mistake: UserError | None
-) -> Preview:
-    filled = with_defaults(job, job.spec.task)
-    steps, mistake = (None, mistake) if no_data or mistake else _steps(filled, claim_paths)
-    rows = tuple(_row(module, None, steps) for module in filled.spec.modules)
-    return Preview(job, filled, rows, steps=steps, unknown=_gaps(no_model, no_data), mistake=mistake)
+def _preview_from_config(
+    inputs: _Inputs, config: PretrainedConfig, task: str | None, error: UserError | None
+) -> RunPreview:
+    """What is known from the model's config, without the data or for a job that a run would reject."""
+    job = with_defaults(inputs.job, None if task in UNSUPPORTED_TASKS else task)
+    model = _match_parameters(job, _build_model(config, task))
+    error = error or _assignment_error(job, model)
+    length, error = (None, error) if inputs.data_gap or error else _run_length(job, inputs.claim_paths)
+    modules = tuple(_preview_module(module, model, length) for module in job.spec.modules)
+    unknown, proposal = _gaps(None, inputs.data_gap), _propose(inputs.job, config, model)
+    return RunPreview(inputs.job, job, modules, model, None, length, unknown, proposal, error)
 
 
-def _partial(
-    job: FineTuneJob, claim_paths: ClaimPaths, subject: _Subject, no_data: str | None, mistake: UserError | None
-) -> Preview:
-    """What the model tells, without its data, or about a job that no run would take."""
-    filled = with_defaults(job, None if subject.task in UNSUPPORTED_TASKS else subject.task)
-    anatomy = _anatomy(filled, _skeleton(subject))
-    mistake = mistake or _ownership_mistake(filled, anatomy)
-    steps, mistake = (None, mistake) if no_data or mistake else _steps(filled, claim_paths)
-    rows = tuple(_row(module, anatomy, steps) for module in filled.spec.modules)
-    proposal = _proposal(job, subject.config, anatomy)
-    return Preview(job, filled, rows, anatomy, None, steps, _gaps(None, no_data), proposal, mistake)
+def _preview_without_model(inputs: _Inputs, model_gap: str | None, error: UserError | None) -> RunPreview:
+    job = with_defaults(inputs.job, inputs.job.spec.task)
+    length, error = (None, error) if inputs.data_gap or error else _run_length(job, inputs.claim_paths)
+    modules = tuple(_preview_module(module, None, length) for module in job.spec.modules)
+    unknown = _gaps(model_gap, inputs.data_gap)
+    return RunPreview(inputs.job, job, modules, length=length, unknown=unknown, error=error)
 
 
-def _gaps(no_model: str | None, no_data: str | None) -> tuple[str, ...]:
-    gaps = (("which parameters each module owns", no_model), ("how many steps the run takes", no_data))
-    return tuple(f"{what}, because {reason}" for what, reason in gaps if reason)
+def _gaps(model_gap: str | None, data_gap: str | None) -> tuple[str, ...]:
+    gaps = (("which parameters each module owns", model_gap), ("the number of steps", data_gap))
+    return tuple(f"{what} ({reason})" for what, reason in gaps if reason)
 
 
-def _task(job: FineTuneJob, config: PretrainedConfig) -> tuple[str | None, UserError | None]:
-    """What the model is to learn, and why a run would refuse that."""
-    from finetune_trainer.tasks import detect, find
+def _find_task(job: FineTuneJob, config: PretrainedConfig) -> tuple[str | None, UserError | None]:
+    """The task, and why a run would reject it."""
+    from finetune_trainer.tasks import get_task, infer_task
 
     if job.spec.task is not None:
         return job.spec.task, None
     try:
-        task = detect(config)
+        task = infer_task(config)
     except UserError as unclear:
         return None, unclear
     try:
-        find(task)
+        get_task(task)
     except UserError as unsupported:
         return task, unsupported
     return task, None
 
 
-def _row(module: Module, anatomy: Anatomy | None, steps: tuple[int, int] | None) -> Row:
-    owned = [it.parameter for it in anatomy.leaves if module.name in it.owners] if anatomy else None
-    return Row(
-        module,
-        None if owned is None else tuple(parameter.name for parameter in owned),
-        None if owned is None else sum(parameter.numel for parameter in owned),
-        modules.window(module.freeze, *steps) if steps and not module.frozen else None,
+def _preview_module(module: Module, model: ModelParameters | None, length: RunLength | None) -> ModulePreview:
+    owned = [it.info for it in model.parameters if module.name in it.modules] if model else None
+    window = trainable_window(module.freeze, length) if length and not module.frozen else None
+    if owned is None:
+        return ModulePreview(module, window=window)
+    return ModulePreview(module, tuple(it.name for it in owned), sum(it.numel for it in owned), window)
+
+
+def _run_length(job: DefaultedJob, claim_paths: ClaimPaths) -> tuple[RunLength | None, UserError | None]:
+    """The length of the run, or why a run would reject the data or the schedules."""
+    try:
+        per_epoch = steps_per_epoch(job.spec.training, count_samples(job, claim_paths))
+        return RunLength(plan_schedules(job, per_epoch).planned_steps, per_epoch), None
+    except UserError as error:
+        return None, error
+
+
+def _build_model(config: PretrainedConfig, task: str | None) -> PreTrainedModel:
+    from transformers import AutoModel
+
+    from finetune_trainer.planning.model_loader import build_meta_model
+    from finetune_trainer.tasks import get_auto_class
+
+    return build_meta_model(get_auto_class(task) if task else AutoModel, config)
+
+
+def _match_parameters(job: DefaultedJob, model: PreTrainedModel) -> ModelParameters:
+    """The model's parameters, each with the modules that match it."""
+    from finetune_trainer.planning.model_loader import list_parameters
+
+    infos = list_parameters(model)
+    modules = matching_modules(job.spec.modules, infos)
+    return ModelParameters(
+        type(model).__name__, tuple(MatchedParameter(info, tuple(modules[info.name])) for info in infos)
     )
 
 
-def _steps(job: DefaultedJob, claim_paths: ClaimPaths) -> tuple[tuple[int, int] | None, UserError | None]:
-    """All steps, and those of an epoch, or why a run would refuse the data, or schedules over so many."""
+def _assignment_error(job: DefaultedJob, model: ModelParameters) -> UserError | None:
     try:
-        per_epoch = modules.steps_per_epoch(job.spec.training, count_samples(job, claim_paths))
-        return (plan_schedules(job, per_epoch).planned_steps, per_epoch), None
-    except UserError as mistake:
-        return None, mistake
-
-
-def _skeleton(subject: _Subject) -> PreTrainedModel:
-    from transformers import AutoModel
-
-    from finetune_trainer.planning import model_loader
-    from finetune_trainer.tasks import auto_class
-
-    return model_loader.skeleton(auto_class(subject.task) if subject.task else AutoModel, subject.config)
-
-
-def _anatomy(job: DefaultedJob, model: PreTrainedModel) -> Anatomy:
-    """The model's parameters, each with the modules that match it."""
-    from finetune_trainer.planning import model_loader
-
-    parameters = model_loader.parameters_of(model)
-    owners = modules.owners_of(job.spec.modules, parameters)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
-    leaves = (Leaf(it, shapes[it.name], tuple(owners[it.name])) for it in parameters)
-    return Anatomy(type(model).__name__, tuple(leaves))
-
-
-def _ownership_mistake(job: DefaultedJob, anatomy: Anatomy) -> UserError | None:
-    try:
-        modules.own(job.spec.modules, anatomy.parameters, job.spec.unmatched)
-    except UserError as mistake:
-        return mistake
+        assign_parameters(job.spec.modules, model.infos, job.spec.unmatched)
+    except UserError as error:
+        return error
     return None
 
 
-def _proposal(job: FineTuneJob, config: PretrainedConfig, anatomy: Anatomy) -> Proposal | None:
-    """Modules to start from, for a job that has none."""
+def _propose(job: FineTuneJob, config: PretrainedConfig, model: ModelParameters) -> ProposedModules | None:
     if job.spec.modules is not None:
         return None
-    return propose(config.model_type, anatomy.kind, anatomy.parameters)
+    return propose_modules(config.model_type, model.model_class, model.infos)
 
 
-def _config(job: FineTuneJob, claim_paths: ClaimPaths) -> tuple[PretrainedConfig | None, str | None]:
-    """The model's config, or why it is out of reach."""
+# What is available on this machine -------------------------------------------------------------------------------
+
+
+def _load_config(job: FineTuneJob, claim_paths: ClaimPaths) -> tuple[PretrainedConfig | None, str | None]:
+    """The model's config, or why it is not available."""
     source = job.spec.model.source
-    if gap := _out_of_reach(source, "model.source", claim_paths):
+    if gap := _unavailable(source, "model.source", claim_paths):
         return None, gap
     from finetune_trainer.planning import model_loader
 
     try:
-        return model_loader.load_config(model_loader.find(job.spec.model, claim_paths)), None
+        return model_loader.load_config(model_loader.resolve_model(job.spec.model, claim_paths)), None
     except RunError as error:
-        if locate(source).scheme == "hf":  # a machine without a way to the hub is no mistake
+        if locate(source).scheme == "hf":  # a machine without access to the Hugging Face Hub is not an error
             return None, str(error)
         raise
 
 
-def _missing_data(job: FineTuneJob, claim_paths: ClaimPaths) -> str | None:
-    """Why some of the data are out of reach; None where all are here."""
+def _data_gap(job: FineTuneJob, claim_paths: ClaimPaths) -> str | None:
+    """Why some of the data is not available; None if all of it is."""
     spec = job.spec.data
-    named = ((TRAIN, spec.train), (VALIDATION, spec.validation), (TEST, spec.test))
-    sources = ((said, part.source) for said, part in named if part is not None and part.source is not None)
-    return next((gap for said, source in sources if (gap := _out_of_reach(source, said, claim_paths))), None)
+    parts: Sequence[tuple[str, str | None]] = (
+        (TRAIN, spec.train.source),
+        (VALIDATION, spec.validation.source if spec.validation else None),
+        (TEST, spec.test.source if spec.test else None),
+    )
+    gaps = (_unavailable(source, field_path, claim_paths) for field_path, source in parts if source)
+    return next(filter(None, gaps), None)
 
 
-def _out_of_reach(source: str, said: str, claim_paths: ClaimPaths) -> str | None:
-    """Why a claim is not here; None for what is here, or can be looked for here."""
+def _unavailable(source: str, field_path: str, claim_paths: ClaimPaths) -> str | None:
+    """Why a claim is not available on this machine; None for a claim that is, and for the Hugging Face Hub."""
     location = locate(source)
     if location.scheme != "pvc" or claim_paths.folder(location.name).is_dir():
         return None
     try:
-        claim_paths.existing(source, said)
+        claim_paths.existing(source, field_path)
     except UserError as error:
         return str(error)
     return None

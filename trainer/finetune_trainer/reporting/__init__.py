@@ -1,1 +1,1 @@
-"""Progress of a run for machines: Prometheus, metrics.jsonl, the termination message."""
+"""Machine-readable progress of a run: Prometheus metrics, metrics.jsonl and the termination message."""

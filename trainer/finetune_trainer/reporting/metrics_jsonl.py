@@ -1,6 +1,7 @@
-"""`metrics.jsonl`: one line for each step, each evaluation and the test, written beside training and never losing one.
+"""`metrics.jsonl`: one JSON object per line for each step, each evaluation and the test.
 
-A resumed run cuts the file back to its checkpoint, so that it reads as if the run had never stopped.
+Records are written by a thread of their own, so that a slow disk does not block training. A resumed run truncates the
+file to its checkpoint: the file then has the same rows as one of a run without interruption.
 """
 
 from __future__ import annotations
@@ -14,39 +15,43 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from finetune_trainer.callbacks import Callback, EvaluationRecord, StepRecord, TestRecord
 
-NAME = "metrics.jsonl"
-Record = StepRecord | EvaluationRecord | TestRecord
-KINDS = {StepRecord: "step", EvaluationRecord: "evaluation", TestRecord: "test"}
+METRICS_FILE = "metrics.jsonl"
+MetricsRecord = StepRecord | EvaluationRecord | TestRecord
+ROW_TYPES = {StepRecord: "step", EvaluationRecord: "evaluation", TestRecord: "test"}
 
 
-class MetricsFile(Callback):
+class MetricsWriter(Callback):
     """Appends records to a file, in a thread of its own."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._queue: queue.SimpleQueue[Record | threading.Event | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[MetricsRecord | threading.Event | None] = queue.SimpleQueue()
         self._error: OSError | None = None
-        self._thread = threading.Thread(target=self._write, name="metrics-file", daemon=True)
+        self._thread = threading.Thread(target=self._write_queued, name="metrics-writer", daemon=True)
         self._thread.start()
 
-    def on_step(self, record: StepRecord) -> None:
+    def on_step_end(self, record: StepRecord) -> None:
         self._queue.put(record)
 
-    def on_evaluation(self, record: EvaluationRecord) -> None:
+    def on_evaluate(self, record: EvaluationRecord) -> None:
         self._queue.put(record)
 
     def on_test(self, record: TestRecord) -> None:
         self._queue.put(record)
 
     def flush(self) -> None:
-        """Wait until everything said so far is on disk; a checkpoint must not be ahead of its metrics."""
-        done = threading.Event()
-        self._queue.put(done)
-        done.wait()
+        """Block until all records received so far are on disk. A checkpoint must not be newer than its metrics.
+
+        Raises:
+            OSError: a record could not be written.
+        """
+        flushed = threading.Event()
+        self._queue.put(flushed)
+        flushed.wait()
         if self._error is not None:
             raise self._error
 
@@ -54,15 +59,15 @@ class MetricsFile(Callback):
         self._queue.put(None)
         self._thread.join()
 
-    def _write(self) -> None:
+    def _write_queued(self) -> None:
         with self.path.open("a") as file:
             while (item := self._queue.get()) is not None:
                 try:
-                    self._put(file, item)
+                    self._write(file, item)
                 except OSError as error:
                     self._error = error
 
-    def _put(self, file: Any, item: Record | threading.Event) -> None:
+    def _write(self, file: TextIO, item: MetricsRecord | threading.Event) -> None:
         if isinstance(item, threading.Event):
             try:
                 file.flush()
@@ -70,32 +75,56 @@ class MetricsFile(Callback):
             finally:
                 item.set()
         else:
-            file.write(json.dumps(row_of(item)) + "\n")
+            file.write(json.dumps(_to_row(item)) + "\n")
             if self._queue.empty():
                 file.flush()
 
 
-def cut_back(path: Path, step: int, evaluated: int) -> None:
-    """Keep what a checkpoint knows of: steps up to `step`, evaluations up to step `evaluated` (-1 for none)."""
-    kept = [row for row in rows_in(path) if row["step"] <= (evaluated if row["type"] == "evaluation" else step)]
-    rest = path.with_suffix(".tmp")
-    rest.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    rest.replace(path)  # a new file: whoever still has the old one open writes into nowhere
+def truncate(path: Path, step: int, last_evaluated_step: int) -> None:
+    """Drop the rows that are newer than a checkpoint.
+
+    Args:
+        path: the file; created empty if it does not exist.
+        step: the step of the checkpoint; later steps are dropped.
+        last_evaluated_step: the step of its last evaluation, -1 without one; later evaluations are dropped.
+    """
+    rows = _read_rows(path)
+    kept = [row for row in rows if row["step"] <= (last_evaluated_step if row["type"] == "evaluation" else step)]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    temporary.replace(path)  # a new file: a process that still has the old one open cannot append to it
 
 
-def read(path: Path) -> Iterator[Record]:
-    """The records that a file was written from."""
-    return map(record_of, rows_in(path))
+def read_records(path: Path) -> Iterator[MetricsRecord]:
+    """The records of a file, in order. A last line that was cut off is ignored."""
+    return map(_from_row, _read_rows(path))
 
 
-def tested_at(path: Path, step: int) -> TestRecord | None:
-    """The test after the last step, if it is done already."""
-    tests = (record for record in read(path) if isinstance(record, TestRecord) and record.step == step)
+def find_test_record(path: Path, step: int) -> TestRecord | None:
+    """The test after `step` steps, if the file has it."""
+    tests = (record for record in read_records(path) if isinstance(record, TestRecord) and record.step == step)
     return next(tests, None)
 
 
-def rows_in(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file; a last one that was cut in half is left out."""
+def _to_row(record: MetricsRecord) -> dict[str, Any]:
+    """A record as JSON. NaN and infinity become null: JSON has no other value for them."""
+    return {"type": ROW_TYPES[type(record)], **{key: _to_json(value) for key, value in asdict(record).items()}}
+
+
+def _from_row(row: dict[str, Any]) -> MetricsRecord:
+    """The record that a row was written from; null numbers become NaN."""
+    fields = {key: value for key, value in row.items() if key != "type"}
+    if row["type"] == "test":
+        return TestRecord(**fields | {"metrics": _to_floats(row["metrics"])})
+    if row["type"] == "evaluation":
+        return EvaluationRecord(**fields | {"metrics": _to_floats(row["metrics"])})
+    norms, timestamp = _to_floats(row["gradient_norms"]), row["estimated_completion_time"]
+    completion = datetime.fromisoformat(timestamp) if timestamp else None
+    loss = _to_floats({"loss": row["loss"]})
+    return StepRecord(**fields | loss | {"gradient_norms": norms, "estimated_completion_time": completion})
+
+
+def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
     for line in path.read_text().splitlines():
@@ -105,31 +134,13 @@ def rows_in(path: Path) -> Iterator[dict[str, Any]]:
             return
 
 
-def row_of(record: Record) -> dict[str, Any]:
-    """A record as JSON; a number that is none is null, which every reader of JSON understands."""
-    return {"type": KINDS[type(record)], **{key: _plain(value) for key, value in asdict(record).items()}}
-
-
-def record_of(row: dict[str, Any]) -> Record:
-    """The record that a row was written from."""
-    fields = {key: value for key, value in row.items() if key != "type"}
-    if row["type"] == "test":
-        return TestRecord(**fields | {"metrics": _numbers(row["metrics"])})
-    if row["type"] == "evaluation":
-        return EvaluationRecord(**fields | {"metrics": _numbers(row["metrics"])})
-    norms, when = _numbers(row["gradient_norms"]), row["estimated_completion_time"]
-    completion = datetime.fromisoformat(when) if when else None
-    loss = _numbers({"loss": row["loss"]})
-    return StepRecord(**fields | loss | {"gradient_norms": norms, "estimated_completion_time": completion})
-
-
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
+        return {key: _to_json(inner) for key, inner in value.items()}
     if isinstance(value, datetime):
         return value.isoformat(timespec="seconds")
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _numbers(values: dict[str, float | None]) -> dict[str, float]:
+def _to_floats(values: dict[str, float | None]) -> dict[str, float]:
     return {name: math.nan if value is None else value for name, value in values.items()}

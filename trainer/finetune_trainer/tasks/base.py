@@ -1,4 +1,4 @@
-"""The seam between the loop and what a model learns to do."""
+"""The interface between the training loop and a task: the columns it reads, its loss and its metrics."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any, ClassVar, Literal, Self
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from finetune_trainer.data import Batch, Dataset, Problem, Row
+from finetune_trainer.data import Batch, Dataset, RowProblem, Sample
 
 
 @dataclass(frozen=True)
 class Processors:
-    """What turns rows into tensors; saved beside the model, so that it can be used as it was trained.
+    """The processors of a model; saved with it, so that inference processes inputs as training did.
 
     Args:
-        tokenizer: text to tokens; None for a task without text.
-        image_processor: images to pixels; None for a task without images.
-        max_length: longest text in tokens; longer ones are truncated. None for a task without text.
-        padding: `longest` pads to the longest text of a batch; `max_length` for models that were trained so.
+        tokenizer: None for a task without text.
+        image_processor: None for a task without images.
+        max_length: maximum number of tokens of a text; longer texts are truncated. None for a task without text.
+        padding: `longest` pads to the longest text of a batch; `max_length` for models that were pretrained this way.
     """
 
     tokenizer: Any
@@ -31,9 +31,9 @@ class Processors:
     padding: Literal["longest", "max_length"] = "longest"
 
     @property
-    def longest(self) -> int:
-        """Longest text in tokens, where there are texts."""
-        assert self.max_length is not None, "a task with text has a longest one"
+    def max_tokens(self) -> int:
+        """`max_length`, for a task with text."""
+        assert self.max_length is not None, "a task with text has a maximum length"
         return self.max_length
 
     @property
@@ -41,85 +41,94 @@ class Processors:
         return [processor for processor in (self.tokenizer, self.image_processor) if processor is not None]
 
     def tokenize(self, texts: Sequence[str]) -> Batch:
+        """Tokenize, truncate and pad texts: tensors of shape (texts, tokens)."""
         encoded = self.tokenizer(
             list(texts), padding=self.padding, truncation=True, max_length=self.max_length, return_tensors="pt"
         )
         return dict(encoded)
 
-    def count_longer(self, parts: Iterable[Sequence[str]]) -> int:
-        """How many of these are truncated; some are tokenized at a time."""
-        return sum(map(self._count_longer, parts))
+    def count_truncated(self, chunks: Iterable[Sequence[str]]) -> int:
+        """Number of texts that are truncated. One chunk is tokenized at a time."""
+        return sum(map(self._count_truncated, chunks))
 
-    def _count_longer(self, texts: Sequence[str]) -> int:
+    def _count_truncated(self, texts: Sequence[str]) -> int:
         distinct = Counter(texts)
         lengths = self.tokenizer(list(distinct), truncation=False, return_length=True, verbose=False)["length"]
-        return sum(count for count, length in zip(distinct.values(), lengths, strict=True) if length > self.longest)
+        return sum(count for count, length in zip(distinct.values(), lengths, strict=True) if length > self.max_tokens)
 
-    def pixels(self, images: Sequence[Any]) -> Batch:
+    def process_images(self, images: Sequence[Any]) -> Batch:
+        """Resize and normalize images: `pixel_values` of shape (images, channels, height, width)."""
         return dict(self.image_processor(list(images), return_tensors="pt"))
 
 
 class Task(ABC):
-    """What a model learns to do."""
+    """What a model is trained for."""
 
     auto_class: ClassVar[Any]
-    """The transformers class that builds the model."""
-    needs: ClassVar[tuple[tuple[str, ...], ...]]
-    """Roles that the data must have columns for; of several alternatives the first whose columns are all there."""
-    optional: ClassVar[tuple[str, ...]] = ()
-    """Roles that are used when there is a column for them."""
-    reads_text: ClassVar[bool] = True
-    """Whether it needs a tokenizer."""
-    reads_images: ClassVar[bool] = False
-    """Whether it needs an image processor."""
-    pads_by_config: ClassVar[bool] = False
-    """Whether the model finds the end of a text by its config's `pad_token_id`."""
+    """The transformers auto class that builds the model."""
+    required_roles: ClassVar[tuple[tuple[str, ...], ...]]
+    """Alternative sets of roles; the first one whose columns all exist is used."""
+    optional_roles: ClassVar[tuple[str, ...]] = ()
+    """Roles that are used if they have a column."""
+    uses_text: ClassVar[bool] = True
+    """Whether the task needs a tokenizer."""
+    uses_images: ClassVar[bool] = False
+    """Whether the task needs an image processor."""
+    uses_config_pad_token: ClassVar[bool] = False
+    """Whether the model finds the last token of a text by its config's `pad_token_id`."""
     new_head: bool = False
-    """Whether the head is begun anew: the model has none for these data, or one that means something else."""
+    """Whether the head is reinitialized: the model has none for these classes."""
 
     @classmethod
     @abstractmethod
-    def fit(cls, config: PretrainedConfig, data: Dataset) -> Self:
-        """The task for this data; the config is changed where the data decides what is built.
+    def build(cls, config: PretrainedConfig, data: Dataset) -> Self:
+        """The task for a model and a data set.
 
         Args:
-            config: the model's.
-            data: what is learned from, with what is held out of it: a class may be rare enough to be in there only.
+            config: the model's config; updated where the data set determines the architecture, such as its classes.
+            data: all rows of `data.train`, including held-out ones: a rare class may occur only there.
+
+        Raises:
+            UserError: the model or the data set does not fit the task.
         """
 
-    @classmethod  # noqa: B027 - most tasks take any
-    def check_batches(cls, batch_size: int, micro_batch_size: int) -> None:
-        """Refuse batches that this task cannot be learned with."""
+    @classmethod  # noqa: B027 - most tasks accept any sizes
+    def check_batch_size(cls, batch_size: int, micro_batch_size: int) -> None:
+        """Reject batch sizes that change the loss.
+
+        Raises:
+            UserError: the loss of micro-batches does not add up to the loss of the batch.
+        """
 
     @property
     @abstractmethod
-    def metrics(self) -> tuple[str, ...]:
-        """Names of the evaluation metrics."""
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of the evaluation metrics, each with the prefix `eval/`."""
 
     @abstractmethod
-    def problems(self, data: Dataset, processors: Processors) -> Iterator[Problem]:
-        """Rows that would fail in the middle of the run, or teach nothing.
+    def find_problems(self, data: Dataset, processors: Processors) -> Iterator[RowProblem]:
+        """Rows that would fail during training, or that have nothing to train on.
 
         Raises:
-            UserError: a whole column, or the model, is not what this task needs.
+            UserError: a whole column, or the model, does not fit the task.
         """
 
     @abstractmethod
     def count_truncated(self, data: Dataset, processors: Processors) -> int:
-        """How many rows are longer than the model takes."""
+        """Number of rows that are truncated to `max_length`."""
 
     @abstractmethod
-    def collate(self, rows: Sequence[Row], processors: Processors) -> Batch:
-        """Make one micro-batch."""
+    def collate(self, samples: Sequence[Sample], processors: Processors) -> Batch:
+        """Make a micro-batch."""
 
     @abstractmethod
-    def terms(self, batch: Batch) -> int:
-        """Over how many terms the loss of this micro-batch is summed."""
+    def num_items(self, batch: Batch) -> int:
+        """Number of items (samples or tokens) that the loss of a micro-batch sums over."""
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The loss of this micro-batch, summed over its terms."""
+        """The loss of a micro-batch, summed over its items; a scalar."""
 
     @abstractmethod
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        """All metrics over a whole data set."""
+        """All metrics over a whole data set, by name."""

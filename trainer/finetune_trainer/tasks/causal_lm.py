@@ -1,4 +1,4 @@
-"""CausalLM: a text goes on, token by token."""
+"""CausalLM: next-token prediction on texts, completions or conversations."""
 
 from __future__ import annotations
 
@@ -13,89 +13,98 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from finetune_trainer.data import Batch, Dataset, Problem, Row, in_order
+from finetune_trainer.data import Batch, Dataset, RowProblem, Sample, merge_problems
 from finetune_trainer.errors import UserError
 from finetune_trainer.tasks.base import Processors, Task
-from finetune_trainer.tasks.detection import obvious
-from finetune_trainer.tasks.passages import (
-    Passage,
-    Tokens,
-    Unlearnable,
+from finetune_trainer.tasks.infer import infer_task_name
+from finetune_trainer.tasks.loss_mask import (
+    MaskedText,
+    MaskedTokens,
+    UntrainableRowError,
     check_tokenizer,
-    completed,
-    conversation,
-    encode,
+    from_completion,
+    from_messages,
+    tokenize,
 )
 
 ALWAYS_DECODERS = ("gpt_neox", "gpt_neox_japanese")
-"""Models that read from left to right whatever their config says of `is_decoder`; by default it says false."""
-POSITIONS = 1024
-"""Tokens judged at once in an evaluation: a copy of all logits in float32 may not fit beside them."""
+"""Model types that are decoders although `is_decoder` is False in their configs by default."""
+
+EVAL_CHUNK_TOKENS = 1024
+"""Tokens evaluated at once: a copy of all logits in FP32 may not fit into memory beside them."""
 
 
 @dataclass(frozen=True)
 class CausalLM(Task):
-    """Cross-entropy over the next token, where it is to be learned.
+    """Cross-entropy of the next token, for the tokens that the loss mask covers.
 
-    The loss is normalized over what is learned in the whole batch, so micro-batches change nothing. Which logits are
-    judged is decided where batches are made: a mask on the device would make every micro-batch wait for it.
+    The loss is normalized by the number of covered tokens of the whole batch, so it does not depend on the size of
+    micro-batches. The covered logits are selected by index: a boolean mask would synchronize with the GPU in every
+    micro-batch.
 
     Args:
-        reads: the roles that hold the text.
+        text_roles: the roles that hold the text.
     """
 
-    reads: tuple[str, ...]
+    text_roles: tuple[str, ...]
     auto_class: ClassVar[Any] = AutoModelForCausalLM
-    needs: ClassVar[tuple[tuple[str, ...], ...]] = (("messages",), ("prompt", "completion"), ("text",))
+    required_roles: ClassVar[tuple[tuple[str, ...], ...]] = (("messages",), ("prompt", "completion"), ("text",))
 
     @classmethod
-    def fit(cls, config: PretrainedConfig, data: Dataset) -> Self:
-        if obvious(config) == "ImageTextToText":
+    def build(cls, config: PretrainedConfig, data: Dataset) -> Self:
+        if infer_task_name(config) == "ImageTextToText":
             raise UserError(
-                f"task: not yet supported: CausalLM with a model that sees images (model.source is a "
-                f"{config.model_type}); take one that has text alone"
+                f"task: not yet supported: CausalLM with a vision-language model (model.source is a "
+                f"{config.model_type} model); use a text-only model"
             )
         if not getattr(config, "is_decoder", True) and config.model_type not in ALWAYS_DECODERS:
             raise UserError(
-                f"task: CausalLM needs a model that reads from left to right, but model.source is a "
-                f"{config.model_type} whose config says is_decoder: false"
+                f"task: CausalLM needs a decoder, but model.source is a {config.model_type} model with "
+                "is_decoder: false in its config"
             )
-        return cls(next(roles for roles in cls.needs if set(roles) <= set(data.columns)))
+        return cls(next(roles for roles in cls.required_roles if set(roles) <= set(data.columns)))
 
     @property
-    def metrics(self) -> tuple[str, ...]:
+    def metric_names(self) -> tuple[str, ...]:
         return ("eval/loss", "eval/perplexity", "eval/token_accuracy")
 
-    def problems(self, data: Dataset, processors: Processors) -> Iterator[Problem]:
-        check_tokenizer(processors.tokenizer, "messages" in self.reads)
-        return in_order(self._malformed(data), self._useless(data, processors))
+    def find_problems(self, data: Dataset, processors: Processors) -> Iterator[RowProblem]:
+        check_tokenizer(processors.tokenizer, "messages" in self.text_roles)
+        return merge_problems(self._malformed_rows(data), self._untrainable_rows(data, processors))
 
-    def _useless(self, data: Dataset, processors: Processors) -> Iterator[Problem]:
-        for index, found in self._tokens(data, processors):
-            if text := _why_useless(found, processors.longest):
-                yield Problem(index, self.reads[-1], text)
+    def _untrainable_rows(self, data: Dataset, processors: Processors) -> Iterator[RowProblem]:
+        for index, tokens in self._tokenize_all(data, processors):
+            if problem := _check_trainable(tokens, processors.max_tokens):
+                yield RowProblem(index, self.text_roles[-1], problem)
 
     def count_truncated(self, data: Dataset, processors: Processors) -> int:
-        encoded = (found for _, found in self._tokens(data, processors) if isinstance(found, Tokens))
-        return sum(len(tokens.ids) > processors.longest for tokens in encoded)
+        rows = (tokens for _, tokens in self._tokenize_all(data, processors) if isinstance(tokens, MaskedTokens))
+        return sum(len(tokens.input_ids) > processors.max_tokens for tokens in rows)
 
-    def collate(self, rows: Sequence[Row], processors: Processors) -> Batch:
-        passages = [self._passage(row, processors.tokenizer) for row in rows]
-        tokens = [it.cut(processors.longest) for it in encode(passages, processors.tokenizer)]
-        ids = [torch.tensor(it.ids) for it in tokens]
-        learned = pad_sequence([torch.tensor(it.learned) for it in tokens], batch_first=True)
-        learned[:, 0] = False
+    def collate(self, samples: Sequence[Sample], processors: Processors) -> Batch:
+        """Make a micro-batch.
+
+        Returns:
+            `input_ids` and `attention_mask` of shape (samples, tokens), padded on the right; `positions` of shape
+            (targets,): the flattened positions whose logits predict a covered token; `targets` of shape (targets,):
+            those tokens.
+        """
+        texts = [self._masked_text(sample, processors.tokenizer) for sample in samples]
+        rows = [tokens.truncate(processors.max_tokens) for tokens in tokenize(texts, processors.tokenizer)]
+        ids = [torch.tensor(row.input_ids) for row in rows]
+        loss_mask = pad_sequence([torch.tensor(row.loss_mask) for row in rows], batch_first=True)
+        loss_mask[:, 0] = False
         input_ids = pad_sequence(ids, batch_first=True, padding_value=processors.tokenizer.pad_token_id)
-        mask = pad_sequence([torch.ones_like(it) for it in ids], batch_first=True)
-        positions = learned.flatten().nonzero().flatten() - 1
+        attention_mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+        positions = loss_mask.flatten().nonzero().flatten() - 1
         return {
             "input_ids": input_ids,
-            "attention_mask": mask,
+            "attention_mask": attention_mask,
             "positions": positions,
             "targets": input_ids.flatten()[positions + 1],
         }
 
-    def terms(self, batch: Batch) -> int:
+    def num_items(self, batch: Batch) -> int:
         return len(batch["targets"])
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -103,71 +112,79 @@ class CausalLM(Task):
         return cross_entropy(logits, batch["targets"], reduction="sum")
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        loss, right, count = 0.0, 0, 0
+        total_loss, correct, count = 0.0, 0, 0
         for batch in batches:
-            every = _logits(model, batch)
-            for first in range(0, self.terms(batch), POSITIONS):
-                judged = slice(first, first + POSITIONS)
-                positions, targets = batch["positions"][judged], batch["targets"][judged]
-                logits = every[positions].float()
-                loss += float(cross_entropy(logits, targets, reduction="sum"))
-                right += int((logits.argmax(dim=1) == targets).sum())
-            count += self.terms(batch)
-        mean = loss / max(1, count)
+            all_logits = _logits(model, batch)
+            for start in range(0, self.num_items(batch), EVAL_CHUNK_TOKENS):
+                chunk = slice(start, start + EVAL_CHUNK_TOKENS)
+                positions, targets = batch["positions"][chunk], batch["targets"][chunk]
+                logits = all_logits[positions].float()
+                total_loss += float(cross_entropy(logits, targets, reduction="sum"))
+                correct += int((logits.argmax(dim=1) == targets).sum())
+            count += self.num_items(batch)
+        loss = total_loss / max(1, count)
         return {
-            "eval/loss": mean,
-            "eval/perplexity": math.exp(min(mean, 700.0)),  # beyond it there is no float
-            "eval/token_accuracy": right / max(1, count),
+            "eval/loss": loss,
+            "eval/perplexity": math.exp(min(loss, 700.0)),  # exp overflows a float above 709
+            "eval/token_accuracy": correct / max(1, count),
         }
 
-    def _passage(self, row: Mapping[str, Any], tokenizer: Any) -> Passage:
-        if "messages" in self.reads:
-            return conversation(row["messages"], tokenizer)
-        return completed(row["prompt"], row["completion"]) if "prompt" in self.reads else completed("", row["text"])
+    def _masked_text(self, sample: Sample, tokenizer: Any) -> MaskedText:
+        if "messages" in self.text_roles:
+            return from_messages(sample["messages"], tokenizer)
+        if "prompt" in self.text_roles:
+            return from_completion(sample["prompt"], sample["completion"])
+        return from_completion("", sample["text"])
 
-    def _malformed(self, data: Dataset) -> Iterator[Problem]:
-        if "messages" in self.reads:
-            return data.missing("messages")
-        return in_order(*(data.text_problems(role, may_be_blank=True) for role in self.reads))
+    def _malformed_rows(self, data: Dataset) -> Iterator[RowProblem]:
+        if "messages" in self.text_roles:
+            return data.missing_values("messages")
+        return merge_problems(*(data.invalid_texts(role, allow_blank=True) for role in self.text_roles))
 
-    def _tokens(self, data: Dataset, processors: Processors) -> Iterator[tuple[int, Tokens | Unlearnable]]:
-        """Every row in tokens, but those that have holes or are no text."""
-        bad = {problem.index for problem in self._malformed(data)}
+    def _tokenize_all(
+        self, data: Dataset, processors: Processors
+    ) -> Iterator[tuple[int, MaskedTokens | UntrainableRowError]]:
+        """Index and tokens of every row that is not malformed."""
+        malformed = {problem.index for problem in self._malformed_rows(data)}
         first = 0
-        for parts in zip(*map(data.parts, self.reads), strict=True):
-            rows = enumerate(zip(*parts, strict=True), start=first)
-            whole = {index: dict(zip(self.reads, row, strict=True)) for index, row in rows if index not in bad}
-            yield from self._encoded(whole, processors)
-            first += len(parts[0])
+        for columns in zip(*map(data.iter_chunks, self.text_roles), strict=True):
+            rows = enumerate(zip(*columns, strict=True), start=first)
+            samples = {
+                index: dict(zip(self.text_roles, row, strict=True)) for index, row in rows if index not in malformed
+            }
+            yield from self._tokenize_chunk(samples, processors)
+            first += len(columns[0])
 
-    def _encoded(self, rows: Mapping[int, Row], processors: Processors) -> Iterator[tuple[int, Tokens | Unlearnable]]:
-        passages: dict[int, Passage] = {}
-        found: dict[int, Tokens | Unlearnable] = {}
-        for index, row in rows.items():
+    def _tokenize_chunk(
+        self, samples: Mapping[int, Sample], processors: Processors
+    ) -> Iterator[tuple[int, MaskedTokens | UntrainableRowError]]:
+        texts: dict[int, MaskedText] = {}
+        results: dict[int, MaskedTokens | UntrainableRowError] = {}
+        for index, sample in samples.items():
             try:
-                passages[index] = self._passage(row, processors.tokenizer)
-            except Unlearnable as error:
-                found[index] = error
-        found.update(zip(passages, encode(list(passages.values()), processors.tokenizer), strict=True))
-        return ((index, found[index]) for index in rows)
+                texts[index] = self._masked_text(sample, processors.tokenizer)
+            except UntrainableRowError as error:
+                results[index] = error
+        results.update(zip(texts, tokenize(list(texts.values()), processors.tokenizer), strict=True))
+        return ((index, results[index]) for index in samples)
 
 
 def _logits(model: nn.Module, batch: Batch) -> Tensor:
-    """The logits of all tokens of all texts in one row."""
+    """The logits of all tokens, of shape (samples * tokens, vocabulary)."""
     outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
     logits: Tensor = outputs.logits
     return logits.flatten(0, 1)
 
 
-def _why_useless(found: Tokens | Unlearnable, length: int) -> str | None:
-    """Why nothing can be learned from a row; None where something can."""
-    if isinstance(found, Unlearnable):
-        return str(found)
-    if found.cut(length).targets:
+def _check_trainable(tokens: MaskedTokens | UntrainableRowError, max_tokens: int) -> str | None:
+    """Why a row has no tokens to train on; None if it has."""
+    if isinstance(tokens, UntrainableRowError):
+        return str(tokens)
+    if tokens.truncate(max_tokens).num_targets:
         return None
-    if found.targets:
+    if tokens.num_targets:
         return (
-            f"nothing is left to learn: what comes before it fills all {length} tokens; "
-            f"all {len(found.ids)} would need data.maxLength {len(found.ids)}"
+            f"no tokens to train on: the text before them fills all {max_tokens} tokens of data.maxLength; the whole "
+            f"row needs data.maxLength {len(tokens.input_ids)}"
         )
-    return "there is nothing to learn: the text is empty"
+    return "no tokens to train on: the text is empty"

@@ -1,4 +1,4 @@
-"""Contrastive: images and texts that belong together come close to each other in one space, as in CLIP."""
+"""Contrastive: embeds matching images and texts close to each other, as CLIP does."""
 
 from __future__ import annotations
 
@@ -11,148 +11,155 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from transformers import AutoModel, PretrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-from finetune_trainer.data import Batch, Dataset, Problem, Row, in_order
+from finetune_trainer.compat.hf_transformers import base_model_class
+from finetune_trainer.data import Batch, Dataset, RowProblem, Sample, merge_problems
 from finetune_trainer.errors import UserError
 from finetune_trainer.tasks.base import Processors, Task
 
-BLOCK = 1024
-"""Images compared with all texts at once when retrieval is measured."""
+RETRIEVAL_CHUNK_IMAGES = 1024
+"""Images compared with all texts at once in the retrieval metrics."""
 
 
 @dataclass(frozen=True)
 class Contrastive(Task):
-    """The symmetric softmax over the batch.
+    """Symmetric softmax cross-entropy over the batch (CLIP, arXiv:2103.00020).
 
     Args:
-        has_labels: pairs with the same label belong together; without labels, those with the same text.
+        has_labels: pairs with the same label are positives; without labels, pairs with the same text.
     """
 
     has_labels: bool
     auto_class: ClassVar[Any] = AutoModel
-    needs: ClassVar[tuple[tuple[str, ...], ...]] = (("image", "text"),)
-    optional: ClassVar[tuple[str, ...]] = ("label",)
-    reads_images: ClassVar[bool] = True
+    required_roles: ClassVar[tuple[tuple[str, ...], ...]] = (("image", "text"),)
+    optional_roles: ClassVar[tuple[str, ...]] = ("label",)
+    uses_images: ClassVar[bool] = True
 
     @classmethod
-    def fit(cls, config: PretrainedConfig, data: Dataset) -> Self:
+    def build(cls, config: PretrainedConfig, data: Dataset) -> Self:
         if not is_dual_encoder(config):
             raise UserError(
                 "task: Contrastive needs a model with an image and a text encoder (CLIP, SigLIP, dual encoders), "
-                f"but model.source is a {config.model_type}"
+                f"but model.source is a {config.model_type} model"
             )
         return cls(has_labels="label" in data.columns)
 
     @classmethod
-    def check_batches(cls, batch_size: int, micro_batch_size: int) -> None:
+    def check_batch_size(cls, batch_size: int, micro_batch_size: int) -> None:
         if micro_batch_size < batch_size:
             raise UserError(
-                f"training.microBatchSize is {micro_batch_size}, but task Contrastive compares all {batch_size} "
-                "samples of a batch with each other: gradient caching is not yet supported; leave microBatchSize "
-                "out, or lower batchSize"
+                f"training.microBatchSize: {micro_batch_size} is less than training.batchSize ({batch_size}), but "
+                "task Contrastive compares all samples of a batch: gradient caching is not yet supported; remove "
+                "microBatchSize, or lower batchSize"
             )
 
     @property
-    def metrics(self) -> tuple[str, ...]:
-        labelled = ("eval/zero_shot_accuracy",) if self.has_labels else ()
-        return ("eval/loss", "eval/recall_at_1", "eval/recall_at_5", *labelled)
+    def metric_names(self) -> tuple[str, ...]:
+        with_labels = ("eval/zero_shot_accuracy",) if self.has_labels else ()
+        return ("eval/loss", "eval/recall_at_1", "eval/recall_at_5", *with_labels)
 
-    def problems(self, data: Dataset, processors: Processors) -> Iterator[Problem]:
-        labels = [data.missing("label")] if self.has_labels else []
-        return in_order(data.text_problems("text"), data.image_problems(), *labels)
+    def find_problems(self, data: Dataset, processors: Processors) -> Iterator[RowProblem]:
+        label_problems = [data.missing_values("label")] if self.has_labels else []
+        return merge_problems(data.invalid_texts("text"), data.invalid_images(), *label_problems)
 
     def count_truncated(self, data: Dataset, processors: Processors) -> int:
-        return processors.count_longer(data.parts("text"))
+        return processors.count_truncated(data.iter_chunks("text"))
 
-    def collate(self, rows: Sequence[Row], processors: Processors) -> Batch:
-        texts = [row["text"] for row in rows]
-        batch = processors.tokenize(texts) | processors.pixels([row["image"] for row in rows])
-        batch["text_id"] = _identities(texts)
+    def collate(self, samples: Sequence[Sample], processors: Processors) -> Batch:
+        texts = [sample["text"] for sample in samples]
+        batch = processors.tokenize(texts) | processors.process_images([sample["image"] for sample in samples])
+        batch["text_id"] = _hash_ids(texts)
         if self.has_labels:
-            batch["label_id"] = _identities([row["label"] for row in rows])
+            batch["label_id"] = _hash_ids([sample["label"] for sample in samples])
         return batch
 
-    def terms(self, batch: Batch) -> int:
+    def num_items(self, batch: Batch) -> int:
         return len(batch["text_id"])
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        outputs = model(**_inputs(batch))
-        return contrastive_loss(outputs.logits_per_image, _group(batch)) * self.terms(batch)
+        outputs = model(**_model_inputs(batch))
+        return contrastive_loss(outputs.logits_per_image, _group_ids(batch)) * self.num_items(batch)
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
         loss, parts = 0.0, []
         for batch in batches:
-            outputs = model(**_inputs(batch))
-            loss += float(contrastive_loss(outputs.logits_per_image, _group(batch))) * self.terms(batch)
-            embedded = {"image": outputs.image_embeds.float(), "text": outputs.text_embeds.float()}
-            parts.append(embedded | {key: batch[key] for key in ("text_id", "label_id") if key in batch})
-        whole = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-        # Autocast would compare in half precision, in which many scores are ties.
-        with torch.autocast(whole["image"].device.type, enabled=False):
-            return {"eval/loss": loss / len(whole["text_id"])} | _retrieval(whole) | _zero_shot(whole)
+            outputs = model(**_model_inputs(batch))
+            loss += float(contrastive_loss(outputs.logits_per_image, _group_ids(batch))) * self.num_items(batch)
+            embeddings = {"image": outputs.image_embeds.float(), "text": outputs.text_embeds.float()}
+            parts.append(embeddings | {key: batch[key] for key in ("text_id", "label_id") if key in batch})
+        data = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        # Autocast would compute similarities in half precision, with many ties.
+        with torch.autocast(data["image"].device.type, enabled=False):
+            return {"eval/loss": loss / len(data["text_id"])} | _retrieval_metrics(data) | _zero_shot_accuracy(data)
 
 
-def contrastive_loss(logits: Tensor, group: Tensor) -> Tensor:
-    """Cross-entropy both ways; the pairs of one group share the weight of a hit.
+def contrastive_loss(logits: Tensor, group_ids: Tensor) -> Tensor:
+    """Cross-entropy from images to texts and from texts to images, averaged.
 
-    With one pair per group this is CLIP's loss. In small domains several pairs of a batch say the same, and the plain
-    diagonal would punish the right answers.
+    With one pair per group this is the loss of CLIP. In small domains, several pairs of a batch have the same meaning,
+    and the diagonal alone would count correct matches as errors; all pairs of a group therefore share the target
+    probability.
+
+    Args:
+        logits: similarities of shape (images, texts), scaled by the temperature.
+        group_ids: shape (pairs,); pairs with the same id are positives.
+
+    Returns:
+        The mean over the pairs; a scalar.
     """
-    same = (group[:, None] == group[None, :]).float()
+    same = (group_ids[:, None] == group_ids[None, :]).float()
     targets = same / same.sum(dim=1, keepdim=True)
     logits = logits.float()
     return (cross_entropy(logits, targets) + cross_entropy(logits.t(), targets)) / 2
 
 
-def _retrieval(whole: Batch) -> dict[str, float]:
-    """How often one of the nearest texts of an image belongs to it."""
+def _retrieval_metrics(data: Batch) -> dict[str, float]:
+    """Recall at k: the fraction of images with a correct text among the k most similar ones."""
     hits = {1: 0, 5: 0}
-    for first in range(0, len(whole["image"]), BLOCK):
-        block = slice(first, first + BLOCK)
-        similarity = whole["image"][block] @ whole["text"].t()
-        nearest = similarity.topk(min(5, len(whole["text"])), dim=1).indices
-        right = _belongs(whole, block, nearest)
+    for start in range(0, len(data["image"]), RETRIEVAL_CHUNK_IMAGES):
+        chunk = slice(start, start + RETRIEVAL_CHUNK_IMAGES)
+        similarity = data["image"][chunk] @ data["text"].t()
+        top = similarity.topk(min(5, len(data["text"])), dim=1).indices
+        correct = _is_correct(data, chunk, top)
         for k in hits:
-            hits[k] += int(right[:, :k].any(dim=1).sum())
-    return {f"eval/recall_at_{k}": count / len(whole["image"]) for k, count in hits.items()}
+            hits[k] += int(correct[:, :k].any(dim=1).sum())
+    return {f"eval/recall_at_{k}": count / len(data["image"]) for k, count in hits.items()}
 
 
-def _belongs(whole: Batch, block: slice, texts: Tensor) -> Tensor:
-    """Whether each of these texts is, or is as good as, the one of the image in its row."""
-    right = whole["text_id"][texts] == whole["text_id"][block, None]
-    if "label_id" in whole:
-        right |= whole["label_id"][texts] == whole["label_id"][block, None]
-    return right
+def _is_correct(data: Batch, images: slice, texts: Tensor) -> Tensor:
+    """Whether a text is one of its row's image, or has the same label; `texts` has shape (images, k)."""
+    correct = data["text_id"][texts] == data["text_id"][images, None]
+    if "label_id" in data:
+        correct |= data["label_id"][texts] == data["label_id"][images, None]
+    return correct
 
 
-def _zero_shot(whole: Batch) -> dict[str, float]:
-    """How often an image is nearest to its own class, a class being the mean of its texts."""
-    if "label_id" not in whole:
+def _zero_shot_accuracy(data: Batch) -> dict[str, float]:
+    """The fraction of images closest to their own class, where the embedding of a class is the mean of its texts."""
+    if "label_id" not in data:
         return {}
-    classes, label = torch.unique(whole["label_id"], return_inverse=True)
-    sums = torch.zeros(len(classes), whole["text"].shape[1], device=whole["text"].device)
-    centers = normalize(sums.index_add(0, label, whole["text"]), dim=1)
-    nearest = (whole["image"] @ centers.t()).argmax(dim=1)
-    return {"eval/zero_shot_accuracy": float((nearest == label).float().mean())}
+    classes, label = torch.unique(data["label_id"], return_inverse=True)
+    sums = torch.zeros(len(classes), data["text"].shape[1], device=data["text"].device)
+    class_embeddings = normalize(sums.index_add(0, label, data["text"]), dim=1)
+    predicted = (data["image"] @ class_embeddings.t()).argmax(dim=1)
+    return {"eval/zero_shot_accuracy": float((predicted == label).float().mean())}
 
 
-def _group(batch: Batch) -> Tensor:
+def _group_ids(batch: Batch) -> Tensor:
     return batch.get("label_id", batch["text_id"])
 
 
-def _inputs(batch: Batch) -> Batch:
+def _model_inputs(batch: Batch) -> Batch:
     return {key: value for key, value in batch.items() if key not in ("text_id", "label_id")}
 
 
-def _identities(values: Sequence[Any]) -> Tensor:
-    """Numbers that are equal where the values are, in every batch alike, without knowing all values beforehand."""
+def _hash_ids(values: Sequence[Any]) -> Tensor:
+    """64-bit hashes: equal values have equal ids in every batch, without a table of all values."""
     digests = [blake2b(repr(value).encode(), digest_size=8).digest() for value in values]
     return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests])
 
 
 def is_dual_encoder(config: PretrainedConfig) -> bool:
-    """Whether the model has an encoder for images and one for texts, as CLIP and SigLIP."""
-    found = MODEL_MAPPING.get(type(config), None)
-    built = found[0] if isinstance(found, tuple) else found
-    return hasattr(built, "get_image_features") and hasattr(built, "get_text_features")
+    """Whether the model has an image and a text encoder, as CLIP and SigLIP do."""
+    model_class = base_model_class(config)
+    return hasattr(model_class, "get_image_features") and hasattr(model_class, "get_text_features")

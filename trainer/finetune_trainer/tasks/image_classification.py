@@ -1,4 +1,4 @@
-"""ImageClassification: an image belongs to one of several classes."""
+"""ImageClassification: one class for each image."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Any, ClassVar
 
 from transformers import AutoModelForImageClassification
 
-from finetune_trainer.data import Batch, Dataset, Problem, Row
+from finetune_trainer.data import Batch, Dataset, RowProblem, Sample
 from finetune_trainer.tasks.base import Processors
-from finetune_trainer.tasks.classes import Classification
+from finetune_trainer.tasks.classification import Classification
 
 
 @dataclass(frozen=True)
 class ImageClassification(Classification):
-    """Classes of images."""
+    """Classification of images."""
 
     auto_class: ClassVar[Any] = AutoModelForImageClassification
-    needs: ClassVar[tuple[tuple[str, ...], ...]] = (("image", "label"),)
-    head: ClassVar[str] = "ForImageClassification"
-    reads_text: ClassVar[bool] = False
-    reads_images: ClassVar[bool] = True
+    required_roles: ClassVar[tuple[tuple[str, ...], ...]] = (("image", "label"),)
+    head_suffix: ClassVar[str] = "ForImageClassification"
+    uses_text: ClassVar[bool] = False
+    uses_images: ClassVar[bool] = True
 
-    def input_problems(self, data: Dataset) -> Iterator[Problem]:
-        return data.image_problems()
+    def input_problems(self, data: Dataset) -> Iterator[RowProblem]:
+        return data.invalid_images()
 
     def count_truncated(self, data: Dataset, processors: Processors) -> int:
         return 0
 
-    def inputs(self, rows: Sequence[Row], processors: Processors) -> Batch:
-        return processors.pixels([row["image"] for row in rows])
+    def model_inputs(self, samples: Sequence[Sample], processors: Processors) -> Batch:
+        return processors.process_images([sample["image"] for sample in samples])

@@ -1,4 +1,4 @@
-"""SequenceClassification: a text belongs to one of several classes."""
+"""SequenceClassification: one class for each text."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Any, ClassVar
 
 from transformers import AutoModelForSequenceClassification
 
-from finetune_trainer.data import Batch, Dataset, Problem, Row
+from finetune_trainer.data import Batch, Dataset, RowProblem, Sample
 from finetune_trainer.tasks.base import Processors
-from finetune_trainer.tasks.classes import Classification
+from finetune_trainer.tasks.classification import Classification
 
 
 @dataclass(frozen=True)
 class SequenceClassification(Classification):
-    """Classes of texts."""
+    """Classification of texts."""
 
     auto_class: ClassVar[Any] = AutoModelForSequenceClassification
-    needs: ClassVar[tuple[tuple[str, ...], ...]] = (("text", "label"),)
-    head: ClassVar[str] = "ForSequenceClassification"
-    pads_by_config: ClassVar[bool] = True
+    required_roles: ClassVar[tuple[tuple[str, ...], ...]] = (("text", "label"),)
+    head_suffix: ClassVar[str] = "ForSequenceClassification"
+    uses_config_pad_token: ClassVar[bool] = True
 
-    def input_problems(self, data: Dataset) -> Iterator[Problem]:
-        return data.text_problems("text")
+    def input_problems(self, data: Dataset) -> Iterator[RowProblem]:
+        return data.invalid_texts("text")
 
     def count_truncated(self, data: Dataset, processors: Processors) -> int:
-        return processors.count_longer(data.parts("text"))
+        return processors.count_truncated(data.iter_chunks("text"))
 
-    def inputs(self, rows: Sequence[Row], processors: Processors) -> Batch:
-        return processors.tokenize([row["text"] for row in rows])
+    def model_inputs(self, samples: Sequence[Sample], processors: Processors) -> Batch:
+        return processors.tokenize([sample["text"] for sample in samples])

@@ -1,1 +1,1 @@
-"""The training run: trainer loop, optimizers, checkpoints, export."""
+"""The training run: load, train, evaluate, save checkpoints, export."""

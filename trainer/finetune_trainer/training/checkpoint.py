@@ -1,7 +1,8 @@
-"""Checkpoints: everything a run needs to go on as if it had never stopped.
+"""Checkpoints: everything that a run needs to resume as if it had never been interrupted.
 
-They live in `<destination>/.checkpoints/<uid>/step-00000123/`, so that no other run ever resumes them. One appears
-whole or not at all, with a manifest of sizes and hashes; one that was cut in half later is named and passed over.
+They are stored in `<destination>/.checkpoints/<run id>/step-00000123/`, so no other run resumes from them. A checkpoint
+is written to a temporary folder and then renamed, with a manifest of sizes and hashes: a corrupt one is detected,
+reported and skipped.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,84 +22,84 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from finetune_api.job import FineTuneJob
 from finetune_api.names import CHECKPOINTS_FOLDER
 from finetune_trainer.callbacks import CheckpointRecord
 from finetune_trainer.errors import RunError
-from finetune_trainer.training.evaluation import Evaluation
+from finetune_trainer.training.evaluation import HistoryEntry
 
-MANIFEST, STATE = "manifest.json", "state.json"
-WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
-OWNER = "owner.json"
+MANIFEST_FILE, STATE_FILE = "manifest.json", "state.json"
+WEIGHTS_FILE, OPTIMIZER_FILE = "weights.safetensors", "optimizer.safetensors"
+OWNER_FILE = "owner.json"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint is.
+    """The content of a checkpoint.
 
     Args:
         step: optimizer steps done.
-        epoch, batch: the same as a position in the data, for a person to read.
-        train_samples: size of the training set; the position means nothing in another one.
-        history: all evaluations so far; best value and patience follow from them.
+        epoch, batch: the same position as epoch and batch, for information only.
+        train_samples: size of the training set; the position is valid only for this size.
+        history: all evaluations so far; the best step and early stopping follow from them.
         elapsed: seconds of training so far, over all attempts.
-        skipped_steps: steps that were skipped because something was not finite.
-        loss_scale: the FP16 loss scale and the good steps since it changed.
-        random: state of the random generators.
-        spec: the effective spec, to tell what changed.
-        attempt: which attempt wrote it.
+        skipped_steps: steps skipped because loss or gradients were not finite.
+        loss_scale: the loss scale, and the finite steps since it changed.
+        rng_state: state of the random number generators.
+        spec: the effective spec, to report what changed since then.
+        attempt: number of the attempt that wrote it.
         weights: parameters and buffers, by name.
-        optimizer: optimizer state, by `<parameter name>/<what torch calls it>`.
+        optimizer: optimizer state, by `<parameter name>/<key of torch's state>`.
     """
 
     step: int
     epoch: int
     batch: int
     train_samples: int
-    history: tuple[Evaluation, ...]
+    history: tuple[HistoryEntry, ...]
     elapsed: float
     skipped_steps: int
     loss_scale: tuple[float, int]
-    random: Mapping[str, Any]
+    rng_state: Mapping[str, Any]
     spec: Mapping[str, Any]
     attempt: int
     weights: Mapping[str, Tensor] = field(repr=False)
     optimizer: Mapping[str, Tensor] = field(repr=False)
 
     @property
-    def evaluated(self) -> int:
-        """The step of the last evaluation; -1 when there was none."""
+    def last_evaluated_step(self) -> int:
+        """The step of the last evaluation, or -1."""
         return self.history[-1].step if self.history else -1
 
-    def write(self, folder: Path) -> None:
-        """Write it to an empty folder."""
+    def save(self, folder: Path) -> None:
+        """Write the checkpoint to an empty folder."""
         state = asdict(replace(self, weights={}, optimizer={}))
-        (folder / STATE).write_text(json.dumps(state))
-        save_file(dict(self.weights), folder / WEIGHTS)
-        save_file(dict(self.optimizer), folder / OPTIMIZER)
+        (folder / STATE_FILE).write_text(json.dumps(state))
+        save_file(dict(self.weights), folder / WEIGHTS_FILE)
+        save_file(dict(self.optimizer), folder / OPTIMIZER_FILE)
 
     @classmethod
-    def read(cls, folder: Path) -> Checkpoint:
-        state = json.loads((folder / STATE).read_text())
-        state["history"] = tuple(Evaluation(**evaluation) for evaluation in state["history"])
+    def load(cls, folder: Path) -> Checkpoint:
+        state = json.loads((folder / STATE_FILE).read_text())
+        state["history"] = tuple(HistoryEntry(**entry) for entry in state["history"])
         state["loss_scale"] = tuple(state["loss_scale"])
-        return cls(**state | {"weights": load_file(folder / WEIGHTS), "optimizer": load_file(folder / OPTIMIZER)})
+        tensors = {"weights": load_file(folder / WEIGHTS_FILE), "optimizer": load_file(folder / OPTIMIZER_FILE)}
+        return cls(**state | tensors)
 
 
 def run_id(job: FineTuneJob) -> str:
-    """Whose checkpoints these are: the object's on a cluster; without one, those of every run of the same spec."""
+    """The name of a run's checkpoint folder: the UID of the object or, outside a cluster, a hash of the spec."""
     return job.metadata.uid or f"local-{job.spec.content_hash()[:12]}"
 
 
-class Checkpoints:
-    """The checkpoints of one run, and who may write them.
+class CheckpointManager:
+    """The checkpoints of one run. At any time, one process owns the folder and may write to it.
 
     Args:
-        folder: where they are.
-        attempt: number of this attempt; an older one's writes fail once a newer one has begun.
-        keep: how many of the latest are kept.
+        folder: folder of the checkpoints.
+        attempt: number of this attempt; it can write until a newer attempt acquires the folder.
+        keep: number of checkpoints to keep, besides the best one.
     """
 
     def __init__(self, folder: Path, attempt: int, keep: int) -> None:
@@ -106,90 +107,96 @@ class Checkpoints:
         self._owner = {"attempt": attempt, "process": uuid.uuid4().hex}
 
     @classmethod
-    def of(cls, job: FineTuneJob, destination: Path, attempt: int) -> Checkpoints:
+    def for_job(cls, job: FineTuneJob, destination: Path, attempt: int) -> CheckpointManager:
         return cls(destination / CHECKPOINTS_FOLDER / run_id(job), attempt, job.spec.checkpoint.keep)
 
-    def claim(self) -> None:
-        """Take the folder over from all earlier attempts.
+    def acquire(self) -> None:
+        """Become the owner of the folder, in place of earlier attempts.
 
         Raises:
-            RunError: a newer attempt has it.
+            RunError: a newer attempt owns it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         owner = self._read_owner()
         if owner.get("attempt", 0) > self.attempt:
-            raise RunError(f"attempt {owner['attempt']} has begun, so attempt {self.attempt} may not go on")
-        _write_whole(self.folder / OWNER, json.dumps(self._owner))
+            raise RunError(f"attempt {self.attempt} cannot continue: attempt {owner['attempt']} has started")
+        _write_atomically(self.folder / OWNER_FILE, json.dumps(self._owner))
         for leftover in self.folder.glob(".tmp-*"):
             shutil.rmtree(leftover)
 
     def check_owner(self) -> None:
-        """Make sure that the folder is still ours.
+        """Check that this process still owns the folder.
 
         Raises:
-            RunError: another process took over.
+            RunError: another process does.
         """
         owner = self._read_owner()
         if owner != self._owner:
             raise RunError(
-                f"attempt {owner.get('attempt', '?')} has taken over, so attempt {self.attempt} writes nothing more"
+                f"attempt {self.attempt} cannot write to {self.folder}: attempt {owner.get('attempt', '?')} has "
+                "taken over"
             )
 
     def save(self, checkpoint: Checkpoint) -> CheckpointRecord:
-        """Write a checkpoint; afterwards it is there whole."""
+        """Write a checkpoint atomically.
+
+        Raises:
+            RunError: another process owns the folder, or the checkpoint cannot be written.
+        """
         self.check_owner()
-        draft = self.folder / f".tmp-{checkpoint.step}"
-        shutil.rmtree(draft, ignore_errors=True)
+        temporary = self.folder / f".tmp-{checkpoint.step}"
+        shutil.rmtree(temporary, ignore_errors=True)
         try:
-            draft.mkdir()
-            checkpoint.write(draft)
-            _seal(draft)
+            temporary.mkdir()
+            checkpoint.save(temporary)
+            write_manifest(temporary)
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise RunError(f"cannot write the checkpoint {draft}: {error}") from error
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise RunError(f"cannot write the checkpoint {temporary}: {error}") from error
         final = self._path(checkpoint.step)
         shutil.rmtree(final, ignore_errors=True)
         self.check_owner()
-        draft.rename(final)
-        _sync(self.folder)
+        temporary.rename(final)
+        _fsync(self.folder)
         return CheckpointRecord(checkpoint.step, final, datetime.now(UTC))
 
-    def latest(self, say: Callable[[str], None]) -> Checkpoint | None:
-        """The latest checkpoint that is whole; those after it, which are not, are named and removed."""
+    def load_latest(self, log: Callable[[str], None]) -> Checkpoint | None:
+        """Load the latest valid checkpoint. Corrupt ones after it are reported to `log` and deleted."""
         for step in reversed(self.steps()):
-            problem = damage(self._path(step))
+            problem = verify(self._path(step))
             if problem is None:
-                return Checkpoint.read(self._path(step))
-            say(f"checkpoint {self._path(step)} is damaged ({problem}); the one before is used")
+                return Checkpoint.load(self._path(step))
+            log(f"checkpoint {self._path(step)} is corrupt ({problem}); falling back to the previous one")
             shutil.rmtree(self._path(step))
         return None
 
-    def weights(self, step: int) -> dict[str, Tensor]:
-        """The weights of one checkpoint.
+    def load_weights(self, step: int) -> dict[str, Tensor]:
+        """Load the weights of one checkpoint.
 
         Raises:
-            RunError: it is damaged.
+            RunError: it is corrupt.
         """
-        if problem := damage(self._path(step)):
-            raise RunError(f"checkpoint {self._path(step)} is damaged: {problem}")
-        return dict(load_file(self._path(step) / WEIGHTS))
+        if problem := verify(self._path(step)):
+            raise RunError(f"checkpoint {self._path(step)} is corrupt: {problem}")
+        return dict(load_file(self._path(step) / WEIGHTS_FILE))
 
-    def prune(self, best: int | None) -> None:
-        """Keep the latest, and the best."""
+    def prune(self, best_step: int | None) -> None:
+        """Delete all checkpoints but the latest ones and the best one."""
         for step in self.steps()[: -self.keep]:
-            if step != best:
+            if step != best_step:
                 shutil.rmtree(self._path(step))
 
     def steps(self) -> list[int]:
+        """The steps of all checkpoints, ascending."""
         return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*"))
 
     def clear(self) -> None:
-        """Remove all checkpoints: the run starts over."""
+        """Delete all checkpoints, so that the run starts from the beginning."""
         for step in self.steps():
             shutil.rmtree(self._path(step))
 
     def remove(self) -> None:
-        """Remove the folder, and the one it is in when that is empty."""
+        """Delete the folder, and its parent folder if that is empty then."""
         shutil.rmtree(self.folder, ignore_errors=True)
         if self.folder.parent.is_dir() and not any(self.folder.parent.iterdir()):
             self.folder.parent.rmdir()
@@ -198,115 +205,95 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}"
 
     def _read_owner(self) -> dict[str, Any]:
-        path = self.folder / OWNER
+        path = self.folder / OWNER_FILE
         owner: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         return owner
 
 
-def damage(folder: Path) -> str | None:
-    """What is wrong with the files of a checkpoint; None when they are as they were written."""
+def write_manifest(folder: Path) -> None:
+    """Write sizes and hashes of all files of a checkpoint, and flush everything to disk."""
+    files = sorted(folder.iterdir())
+    manifest = {path.name: {"size": path.stat().st_size, "sha256": file_sha256(path)} for path in files}
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1))
+    for path in (*folder.iterdir(), folder):
+        _fsync(path)
+
+
+def verify(folder: Path) -> str | None:
+    """Compare the files of a checkpoint with its manifest.
+
+    Returns:
+        The first difference, or None if the checkpoint is valid.
+    """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST_FILE).read_text())
     except (OSError, json.JSONDecodeError):
-        return f"{MANIFEST} is missing or cut off"
+        return f"{MANIFEST_FILE} is missing or truncated"
     for name, expected in manifest.items():
         path = folder / name
         if not path.exists():
             return f"{name} is missing"
         if path.stat().st_size != expected["size"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
-        if sha256(path) != expected["sha256"]:
-            return f"{name} has other contents than were written"
+            return f"{name} has {path.stat().st_size:,} bytes, expected {expected['size']:,}"
+        if file_sha256(path) != expected["sha256"]:
+            return f"{name} does not match its SHA-256 hash"
     return None
 
 
-def sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, a tied one once."""
+def get_model_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name. A tied weight occurs once."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
 @torch.no_grad()
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Put weights back.
+def set_model_state_dict(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy weights from `get_model_state_dict` into the model.
 
     Raises:
-        RunError: they are another model's.
+        RunError: they belong to another model.
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    if odd := sorted(tensors.keys() ^ weights.keys()):
+    if different := sorted(tensors.keys() ^ weights.keys()):
         raise RunError(
-            f"the checkpoint is of another model: {len(odd)} tensors differ, e.g. {odd[0]}; start over with --fresh"
+            f"the checkpoint belongs to another model: {len(different)} tensors differ, e.g. {different[0]}; "
+            "start over with --fresh"
         )
     for name, tensor in tensors.items():
         tensor.copy_(weights[name])
 
 
-def optimizer_state(optimizers: Sequence[Optimizer], model: nn.Module) -> dict[str, Tensor]:
-    """Optimizer state by parameter name: torch's own is by position, and loads another parameter's in silence."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {
-        f"{names[id(parameter)]}/{key}": value.contiguous()
-        for optimizer in optimizers
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-        if isinstance(value, Tensor)
-    }
+def diff_specs(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The differences between two specs, as `path: old -> new`."""
+    old_values, new_values = dict(_flatten(old)), dict(_flatten(new))
+    paths = [path for path in {**old_values, **new_values} if old_values.get(path) != new_values.get(path)]
+    return [f"{path}: {old_values.get(path)} -> {new_values.get(path)}" for path in paths]
 
 
-def load_optimizer_state(optimizers: Sequence[Optimizer], model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put optimizer state back; the hyperparameters stay those of the spec."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    states: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        name, _, what = key.rpartition("/")
-        states.setdefault(name, {})[what] = tensor
-    for optimizer in optimizers:
-        owned = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-        state = {position: states[name] for position, name in enumerate(owned) if name in states}
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What changed between two specs, as `path: before -> now`."""
-    old, new = dict(_flat(before)), dict(_flat(now))
-    paths = [path for path in {**old, **new} if old.get(path) != new.get(path)]
-    return [f"{path}: {old.get(path)} -> {new.get(path)}" for path in paths]
-
-
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _flat(inner, f"{path}.{key}" if path else key)
+            yield from _flatten(inner, f"{path}.{key}" if path else key)
     elif isinstance(value, list):
         for position, inner in enumerate(value):
-            yield from _flat(inner, f"{path}[{position}]")
+            yield from _flatten(inner, f"{path}[{position}]")
     else:
         yield path, value
 
 
-def _seal(folder: Path) -> None:
-    """Write the manifest, and have everything on disk."""
-    files = sorted(folder.iterdir())
-    manifest = {path.name: {"size": path.stat().st_size, "sha256": sha256(path)} for path in files}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for path in (*folder.iterdir(), folder):
-        _sync(path)
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    temporary.write_text(text)
+    _fsync(temporary)
+    temporary.replace(path)
 
 
-def _write_whole(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}-{os.getpid()}")
-    draft.write_text(text)
-    _sync(draft)
-    draft.replace(path)
-
-
-def _sync(path: Path) -> None:
+def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""What computes, and in which precision. Weights and optimizer state are FP32 always; this is about the rest."""
+"""The device, the precision of the computation, and the loss scale. Weights and optimizer state are always FP32."""
 
 from __future__ import annotations
 
@@ -11,88 +11,98 @@ import torch
 from finetune_api.defaults import EffectiveSpec
 from finetune_trainer.errors import OutOfGPUMemory, UserError
 
-DTYPES = {"BF16": torch.bfloat16, "FP16": torch.float16, "FP32": None}
+AUTOCAST_DTYPES = {"BF16": torch.bfloat16, "FP16": torch.float16, "FP32": None}
 
 
 @dataclass(frozen=True)
-class Compute:
-    """The device, and the type that matrix products are computed in (None: as the weights)."""
+class DeviceConfig:
+    """Where and in which precision a run computes.
+
+    Args:
+        device: device of the model.
+        autocast_dtype: type of matrix products and convolutions; None for FP32.
+    """
 
     device: torch.device
-    dtype: torch.dtype | None
+    autocast_dtype: torch.dtype | None
 
     def autocast(self) -> AbstractContextManager[None]:
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
+        return torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None)
 
     @property
-    def is_gpu(self) -> bool:
+    def is_cuda(self) -> bool:
         return self.device.type == "cuda"
 
     def move(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Copy a batch to the device, asynchronously from pinned memory."""
         return {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
 
 
-def choose(spec: EffectiveSpec) -> Compute:
-    """The device and precision of an effective job.
+def select_device(spec: EffectiveSpec) -> DeviceConfig:
+    """The device and precision of a job.
 
     Raises:
-        UserError: a GPU is wanted, and there is none that works.
+        UserError: the job needs a GPU, and there is no usable one.
     """
+    precision = spec.training.precision
     if spec.resources.device == "CPU":
-        return Compute(
-            torch.device("cpu"), None if spec.training.precision == "Auto" else DTYPES[spec.training.precision]
-        )
+        return DeviceConfig(torch.device("cpu"), AUTOCAST_DTYPES["FP32" if precision == "Auto" else precision])
     if not torch.cuda.is_available():
         raise UserError(
-            "resources.device is CUDA, but no GPU works here; to train on the CPU say resources.gpusPerNode: 0 "
+            "resources.device: CUDA, but no usable GPU was found; to train on the CPU, set resources.gpusPerNode: 0 "
             "(--set resources.gpusPerNode=0)"
         )
-    automatic = "BF16" if torch.cuda.is_bf16_supported(including_emulation=False) else "FP32"
-    precision = automatic if spec.training.precision == "Auto" else spec.training.precision
-    return Compute(torch.device("cuda"), DTYPES[precision])
+    fastest = "BF16" if torch.cuda.is_bf16_supported(including_emulation=False) else "FP32"
+    return DeviceConfig(torch.device("cuda"), AUTOCAST_DTYPES[fastest if precision == "Auto" else precision])
 
 
 def set_determinism(deterministic: bool) -> None:
-    """Only deterministic algorithms, or the fastest ones."""
+    """Use only deterministic algorithms, or the fastest ones."""
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses to be deterministic
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by deterministic cuBLAS
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = False
 
 
-def out_of_memory(spec: EffectiveSpec, error: torch.OutOfMemoryError) -> OutOfGPUMemory:
-    """What would help when the GPU's memory is full."""
+def explain_out_of_memory(spec: EffectiveSpec, error: torch.OutOfMemoryError) -> OutOfGPUMemory:
+    """The error that names the settings with which a run needs less GPU memory."""
     size = spec.training.micro_batch_size
-    smaller = "batchSize" if spec.task == "Contrastive" else "microBatchSize"
-    precision = "" if spec.training.precision in ("BF16", "FP16") else ", or set training.precision to BF16"
+    field = "batchSize" if spec.task == "Contrastive" else "microBatchSize"
+    precision = "" if spec.training.precision in ("BF16", "FP16") else ", set training.precision to BF16"
     return OutOfGPUMemory(
-        f"the GPU's memory does not hold {size} samples at once: lower training.{smaller} (try {max(1, size // 2)})"
-        f"{precision}, or freeze more of the model ({str(error).split('. ')[0]})"
+        f"out of GPU memory with micro-batches of {size} samples: lower training.{field} (try {max(1, size // 2)})"
+        f"{precision}, or freeze more modules ({str(error).split('. ')[0]})"
     )
 
 
 @dataclass
 class LossScale:
-    """Keeps FP16 gradients from vanishing: one scale for all modules, since a step is skipped for all or for none.
+    """Dynamic loss scaling for FP16, whose small gradients would underflow. Always 1 in other precisions.
 
-    torch's GradScaler decides for each optimizer on its own, which would tear the modules apart.
+    It is our own because torch.amp.GradScaler decides for each optimizer whether to skip a step; here a step is skipped
+    for all modules or for none, so that they stay in sync.
+
+    Args:
+        scale: factor of the loss; a power of two.
+        good_steps: consecutive finite steps since the scale changed.
+        is_dynamic: whether the scale changes.
     """
 
-    value: float = 1.0
+    scale: float = 1.0
     good_steps: int = 0
-    dynamic: bool = False
+    is_dynamic: bool = False
 
     @classmethod
-    def of(cls, compute: Compute) -> LossScale:
-        scaled = compute.dtype == torch.float16
-        return cls(value=2.0**16 if scaled else 1.0, dynamic=scaled)
+    def for_device(cls, device: DeviceConfig) -> LossScale:
+        is_fp16 = device.autocast_dtype == torch.float16
+        return cls(scale=2.0**16 if is_fp16 else 1.0, is_dynamic=is_fp16)
 
-    def update(self, finite: bool, patience: int = 2000) -> None:
-        """Halve it after an overflow, double it after many steps without one."""
-        if not self.dynamic:
+    def update(self, is_finite: bool, growth_interval: int = 2000) -> None:
+        """Halve the scale after a step that was not finite; double it after `growth_interval` finite ones."""
+        if not self.is_dynamic:
             return
-        self.good_steps = self.good_steps + 1 if finite else 0
-        if not finite:
-            self.value = max(1.0, self.value / 2)
-        elif self.good_steps == patience:
-            self.value, self.good_steps = self.value * 2, 0
+        self.good_steps = self.good_steps + 1 if is_finite else 0
+        if not is_finite:
+            self.scale = max(1.0, self.scale / 2)
+        elif self.good_steps == growth_interval:
+            self.scale, self.good_steps = self.scale * 2, 0

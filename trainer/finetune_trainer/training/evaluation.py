@@ -1,34 +1,32 @@
-"""What the evaluations so far mean: which was the best, and whether to stop. Pure functions of the history.
+"""Decisions from the evaluation history: the best step, early stopping, and when to evaluate. Pure functions.
 
-The history is part of the checkpoint, so a resumed run decides as it would have without the interruption.
+The history is part of the checkpoint, so a resumed run makes the same decisions as one without interruption.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from finetune_api.defaults import EffectiveEvaluation
-from finetune_api.evaluation import Every
+from finetune_api.evaluation import Interval
 from finetune_api.schedules import EvalResult
-from finetune_trainer.errors import UserError
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """The metrics after `step` optimizer steps."""
+class HistoryEntry:
+    """The metrics of one evaluation, after `step` optimizer steps."""
 
     step: int
     metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Judge:
-    """Compares evaluations, as the effective `evaluation` says.
+class MetricTracker:
+    """Compares evaluations by `evaluation.metric` and `evaluation.direction`.
 
-    The evaluation before the first step is where the run starts from; it never is the best.
+    The evaluation before the first step is the baseline; it is never the best one.
     """
 
     spec: EffectiveEvaluation
@@ -37,47 +35,35 @@ class Judge:
     def metric(self) -> str:
         return self.spec.metric
 
-    def value(self, evaluation: Evaluation) -> float:
-        """Higher is better; not-a-number is worse than anything."""
-        value = evaluation.metrics[self.metric]
+    def score(self, entry: HistoryEntry) -> float:
+        """The value of the metric, negated if lower is better; -inf if it is not finite."""
+        value = entry.metrics[self.metric]
         signed = -value if self.spec.direction == "Minimize" else value
         return signed if math.isfinite(signed) else float("-inf")
 
-    def best(self, history: Sequence[Evaluation]) -> Evaluation | None:
-        """The best so far; of equals, the first."""
-        judged = (it for it in history if it.step and math.isfinite(it.metrics[self.metric]))
-        return max(judged, key=self.value, default=None)
+    def best(self, history: Sequence[HistoryEntry]) -> HistoryEntry | None:
+        """The best evaluation so far; the first one of equals."""
+        candidates = (entry for entry in history if entry.step and math.isfinite(entry.metrics[self.metric]))
+        return max(candidates, key=self.score, default=None)
 
-    def eval_history(self, history: Sequence[Evaluation]) -> list[EvalResult]:
+    def eval_history(self, history: Sequence[HistoryEntry]) -> list[EvalResult]:
         """The history in the form that schedules read: (step, value) pairs, lower is better."""
-        return [(it.step, -self.value(it)) for it in history]
+        return [(entry.step, -self.score(entry)) for entry in history]
 
-    def is_exhausted(self, history: Sequence[Evaluation]) -> bool:
-        """Whether patience is at an end."""
-        stopping = self.spec.early_stopping
-        if stopping is None:
+    def should_stop_early(self, history: Sequence[HistoryEntry]) -> bool:
+        """Whether the last `patience` evaluations did not improve the metric by more than `minDelta`."""
+        early_stopping = self.spec.early_stopping
+        if early_stopping is None:
             return False
-        reached, waited = float("-inf"), 0
-        for value in [self.value(it) for it in history if it.step]:
-            better = value > reached + stopping.min_delta or reached == float("-inf")
-            reached, waited = (value, 0) if better else (reached, waited + 1)
-        return waited >= stopping.patience
+        best, num_bad_evals = float("-inf"), 0
+        for score in [self.score(entry) for entry in history if entry.step]:
+            is_better = score > best + early_stopping.min_delta or best == float("-inf")
+            best, num_bad_evals = (score, 0) if is_better else (best, num_bad_evals + 1)
+        return num_bad_evals >= early_stopping.patience
 
 
-def check_metric(judge: Judge, metrics: Sequence[str]) -> None:
-    """Refuse a metric that this task does not measure.
-
-    Raises:
-        UserError: it does not; the nearest is named.
-    """
-    if judge.metric not in metrics:
-        near = difflib.get_close_matches(judge.metric, metrics, n=1)
-        hint = f"did you mean {near[0]!r}? Measured are" if near else "measured are"
-        raise UserError(f"evaluation.metric: {judge.metric!r} is not measured here; {hint} {', '.join(metrics)}")
-
-
-def is_due(every: Every, step: int, steps_per_epoch: int) -> bool:
-    """Whether something that happens so often happens after `step` optimizer steps."""
+def is_due(every: Interval, step: int, steps_per_epoch: int) -> bool:
+    """Whether a periodic action is due after `step` optimizer steps."""
     if every.steps is not None:
         return step % every.steps == 0
     assert every.epochs is not None

@@ -1,6 +1,6 @@
-"""The result of a run: a folder that `from_pretrained` loads, with `run.json` that tells how it came to be.
+"""Exports the model: a folder that `from_pretrained` loads, with a `run.json` that describes the run.
 
-`run.json` is moved in last: a folder that has one is whole.
+`run.json` is moved into place last, so a folder that has one is complete.
 """
 
 from __future__ import annotations
@@ -20,117 +20,143 @@ from finetune_api.status import OutputStatus
 from finetune_trainer.callbacks import TestRecord
 from finetune_trainer.errors import UserError
 from finetune_trainer.plan import RunPlan
-from finetune_trainer.reporting.metrics_jsonl import NAME as METRICS
-from finetune_trainer.training.checkpoint import Checkpoints, sha256
-from finetune_trainer.training.evaluation import Evaluation, Judge
-from finetune_trainer.training.trainer import Progress, Setup
-from finetune_trainer.training.watchdog import Pulse
+from finetune_trainer.reporting.metrics_jsonl import METRICS_FILE
+from finetune_trainer.training.checkpoint import CheckpointManager, file_sha256
+from finetune_trainer.training.evaluation import HistoryEntry, MetricTracker
+from finetune_trainer.training.state import TrainingContext, TrainState
+from finetune_trainer.training.watchdog import Heartbeat
 
-RUN = "run.json"
-STAGING = "output"
+RUN_FILE = "run.json"
+STAGING_FOLDER = "output"
 PACKAGES = ("finetune-operator", "torch", "transformers", "safetensors", "datasets", "pyarrow", "numpy")
 
 
-def existing(job: FineTuneJob, destination: Path, checkpoints: Path) -> OutputStatus | None:
-    """The result that is there already, if it is this very job's.
+def find_existing_output(job: FineTuneJob, destination: Path, run_folder: Path) -> OutputStatus | None:
+    """The output of an earlier run of this job, if the destination has it.
 
     Args:
-        job: the job as it was written.
+        job: the job as written by the user.
         destination: the output folder.
-        checkpoints: the run's own folder; it tells when the run was interrupted while it moved its result in place.
+        run_folder: the run's checkpoint folder; its staging folder shows that an export was interrupted.
+
+    Returns:
+        The output; None if the job has to be run.
 
     Raises:
-        UserError: what is there is something else, and may not be overwritten.
+        UserError: the destination has another model, and `output.ifExists` does not allow to overwrite it.
     """
-    run = _read_run(destination)
-    if run is None and ((checkpoints / STAGING).exists() or not (destination / "config.json").exists()):
+    run = _read_run_file(destination)
+    if run is None and ((run_folder / STAGING_FOLDER).exists() or not (destination / "config.json").exists()):
         return None
-    same_run = run is not None and job.metadata.uid is not None and run.get("uid") == job.metadata.uid
-    same_spec = run is not None and run.get("contentHash") == job.spec.content_hash()
-    if run is not None and (same_run or (same_spec and job.spec.output.if_exists == "Fail")):
+    is_same_object = run is not None and job.metadata.uid is not None and run.get("uid") == job.metadata.uid
+    is_same_spec = run is not None and run.get("contentHash") == job.spec.content_hash()
+    if run is not None and (is_same_object or (is_same_spec and job.spec.output.if_exists == "Fail")):
         return OutputStatus(destination=job.destination, digest=run.get("digest"))
     if job.spec.output.if_exists == "Fail":
         raise UserError(
-            f"output.destination: {job.destination} already holds {_described(run, job)} ({destination}): "
-            f"to replace it say output.ifExists: Overwrite; to keep it {_elsewhere(job)}"
+            f"output.destination: {job.destination} already has {_describe_output(run, job)} ({destination}): "
+            f"to replace it, set output.ifExists: Overwrite; to keep it, {_suggest_destination(job)}"
         )
     return None
 
 
-def publish(
-    setup: Setup, checkpoints: Checkpoints, destination: Path, facts: Mapping[str, Any], pulse: Pulse
+def export_model(
+    context: TrainingContext,
+    checkpoints: CheckpointManager,
+    destination: Path,
+    run_metadata: Mapping[str, Any],
+    heartbeat: Heartbeat,
 ) -> OutputStatus:
-    """Write the model beside its checkpoints, then move it in place."""
-    staging = checkpoints.folder / STAGING
+    """Save the model into a staging folder, then move its files into the destination.
+
+    Args:
+        context: the model and its processors.
+        checkpoints: the run's checkpoint folder, which has the staging folder and `metrics.jsonl`.
+        destination: the output folder.
+        run_metadata: content of `run.json`.
+        heartbeat: receives the progress.
+
+    Raises:
+        RunError: a newer attempt has taken over.
+    """
+    staging = checkpoints.folder / STAGING_FOLDER
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
-    setup.model.save_pretrained(staging)
-    pulse.beat()
-    for processor in setup.processors.members:
+    context.model.save_pretrained(staging)
+    heartbeat.beat()
+    for processor in context.processors.members:
         processor.save_pretrained(staging)
-    shutil.copyfile(checkpoints.folder / METRICS, staging / METRICS)
+    shutil.copyfile(checkpoints.folder / METRICS_FILE, staging / METRICS_FILE)
     digest = _digest(sorted(staging.glob("*.safetensors")))
-    pulse.beat()
+    heartbeat.beat()
     files = sorted(path.name for path in staging.iterdir())
-    (staging / RUN).write_text(json.dumps({**facts, "digest": digest, "files": files}, indent=2) + "\n")
+    (staging / RUN_FILE).write_text(json.dumps({**run_metadata, "digest": digest, "files": files}, indent=2) + "\n")
     for path in staging.rglob("*"):
-        # safetensors writes for its owner alone, and who reads a claim is often somebody else
+        # safetensors creates files for their owner only, but other users of the claim read them too.
         path.chmod(0o755 if path.is_dir() else 0o644)
     checkpoints.check_owner()
-    _replace(destination, staging, [*files, RUN])
-    return OutputStatus(destination=setup.plan.job.destination, digest=digest)
+    _replace_output(destination, staging, [*files, RUN_FILE])
+    return OutputStatus(destination=context.plan.job.destination, digest=digest)
 
 
-def facts(
-    job: FineTuneJob, plan: RunPlan, progress: Progress, attempt: int, tested: TestRecord | None = None
+def build_run_metadata(
+    job: FineTuneJob, plan: RunPlan, state: TrainState, attempt: int, test: TestRecord | None = None
 ) -> dict[str, Any]:
-    """What `run.json` tells. `job` is the manifest as it was written, the plan's the effective one."""
-    judge, history = Judge(plan.job.spec.evaluation), progress.history
+    """The content of `run.json`, without digest and files.
+
+    Args:
+        job: the job as written by the user; the plan has the effective one.
+        plan: the plan of the run.
+        state: the state at its end.
+        attempt: number of the attempt.
+        test: metrics on the test set, if there is one.
+    """
+    history = state.history
     return {
         "name": job.name,
         "uid": job.metadata.uid,
         "contentHash": job.spec.content_hash(),
         "spec": plan.job.spec.manifest(),
         "seed": job.spec.training.seed,
-        "versions": versions(),
+        "versions": package_versions(),
         "attempt": attempt,
-        "steps": progress.step,
-        "skippedSteps": progress.skipped_steps,
+        "steps": state.step,
+        "skippedSteps": state.skipped_steps,
         "plannedSteps": plan.planned_steps,
         "stepsPerEpoch": plan.steps_per_epoch,
         "samples": {"train": plan.train_samples, "validation": plan.validation_samples},
-        "wallSeconds": round(progress.elapsed, 3),
+        "wallSeconds": round(state.elapsed, 3),
         "metrics": {
-            "first": _row(history[0] if history else None),
-            "last": _row(history[-1] if history else None),
-            "best": _row(judge.best(history)),
-            "test": _row(tested),
+            "first": _to_json(history[0] if history else None),
+            "last": _to_json(history[-1] if history else None),
+            "best": _to_json(MetricTracker(plan.job.spec.evaluation).best(history)),
+            "test": _to_json(test),
         },
     }
 
 
-def versions() -> dict[str, str]:
-    """What computed this."""
-    found = {"python": platform.python_version()}
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that determine the result."""
+    versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
-def _row(evaluation: Evaluation | TestRecord | None) -> dict[str, Any] | None:
-    if evaluation is None:
+def _to_json(entry: HistoryEntry | TestRecord | None) -> dict[str, Any] | None:
+    """Step and metrics; NaN and infinity become null, which JSON has instead."""
+    if entry is None:
         return None
-    # JSON has no word for what is not a number.
-    finite = {name: value if math.isfinite(value) else None for name, value in evaluation.metrics.items()}
-    return {"step": evaluation.step, **finite}
+    finite = {name: value if math.isfinite(value) else None for name, value in entry.metrics.items()}
+    return {"step": entry.step, **finite}
 
 
-def _read_run(destination: Path) -> dict[str, Any] | None:
+def _read_run_file(destination: Path) -> dict[str, Any] | None:
     try:
-        run: dict[str, Any] = json.loads((destination / RUN).read_text())
+        run: dict[str, Any] = json.loads((destination / RUN_FILE).read_text())
     except FileNotFoundError:
         return None
     except json.JSONDecodeError:
@@ -138,30 +164,30 @@ def _read_run(destination: Path) -> dict[str, Any] | None:
     return run
 
 
-def _described(run: Mapping[str, Any] | None, job: FineTuneJob) -> str:
+def _describe_output(run: Mapping[str, Any] | None, job: FineTuneJob) -> str:
     if run is None:
-        return "a model that no job wrote"
+        return "a model that was not written by a job"
     if run.get("name") == job.name:
-        return f"what an earlier job of the same name, {job.name}, made of another spec"
-    return f"the result of job {run.get('name', 'unknown')}"
+        return f"the output of an earlier job with the same name, {job.name!r}, and a different spec"
+    return f"the output of job {run.get('name', 'unknown')!r}"
 
 
-def _elsewhere(job: FineTuneJob) -> str:
+def _suggest_destination(job: FineTuneJob) -> str:
     if job.spec.output.destination is None:
-        return "give this job another name, or an output.destination of its own"
+        return "rename this job, or set output.destination"
     return "choose another output.destination"
 
 
-def _replace(destination: Path, staging: Path, names: Sequence[str]) -> None:
-    """Take the files of an earlier result away, and move the new ones in, run.json last."""
-    before = _read_run(destination) or {}
-    (destination / RUN).unlink(missing_ok=True)
-    for name in before.get("files", []):
+def _replace_output(destination: Path, staging: Path, names: Sequence[str]) -> None:
+    """Delete the files of an earlier output that are not replaced, and move the new ones into place, run.json last."""
+    previous = _read_run_file(destination) or {}
+    (destination / RUN_FILE).unlink(missing_ok=True)
+    for name in previous.get("files", []):
         if name not in names:
             _remove(destination / Path(name).name)
     for name in names:
         if (staging / name).is_dir() or (destination / name).is_dir():
-            _remove(destination / name)  # a folder takes no other's place
+            _remove(destination / name)  # rename cannot replace a folder
         (staging / name).replace(destination / name)
 
 
@@ -172,8 +198,8 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _digest(weights: Sequence[Path]) -> str:
-    """SHA-256 of the weights; of several files, of their hashes in order."""
-    hashes = [sha256(path) for path in weights]
-    whole = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-    return f"sha256:{whole}"
+def _digest(files: Sequence[Path]) -> str:
+    """SHA-256 of a file; of several files, of their concatenated hashes."""
+    hashes = [file_sha256(path) for path in files]
+    digest = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+    return f"sha256:{digest}"

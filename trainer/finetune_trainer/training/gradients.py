@@ -1,82 +1,67 @@
-"""What happens to gradients between the backward pass and the optimizers: penalties, norms, clipping.
+"""What happens to gradients between the backward pass and the optimizer step: unscaling, regularization, clipping.
 
-All modules in one foreach pass, and nothing here waits for the device.
+Nothing here synchronizes with the GPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from finetune_trainer.plan import ModulePlan
-from finetune_trainer.training.optimizers import decays
+from finetune_trainer.training.optimizers import has_weight_decay
+from finetune_trainer.training.state import TrainableModule
 
 
-@dataclass(frozen=True)
-class Part:
-    """One trainable module, as far as its gradients are concerned.
+def unscale_grads(modules: Sequence[TrainableModule], scale: float) -> None:
+    """Divide all gradients by the loss scale, in place. The scale is a power of two, so this is exact."""
+    grads = [grad for module in modules for grad in module.grads]
+    if scale != 1.0 and grads:
+        torch._foreach_mul_(grads, 1.0 / scale)
+
+
+def add_regularization(modules: Sequence[TrainableModule]) -> None:
+    """Add the gradients of the L1 and L2 penalties, in place: grad += l1 * sign(w) + l2 * w."""
+    for module in modules:
+        penalty = module.plan.spec.regularization
+        parameters = [p for p in module.parameters if p.grad is not None and has_weight_decay(module.plan, p)]
+        if penalty is None or not parameters:
+            continue
+        weights = [parameter.detach() for parameter in parameters]
+        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if penalty.l1:
+            torch._foreach_add_(grads, torch._foreach_sign(weights), alpha=penalty.l1)
+        if penalty.l2:
+            torch._foreach_add_(grads, weights, alpha=penalty.l2)
+
+
+def get_grad_norms(modules: Sequence[TrainableModule], device: torch.device) -> Tensor:
+    """The L2 norm of the gradients of each module, of shape (modules,); 0 for a module without gradients."""
+    return torch.stack([get_total_norm(module.grads).to(device) for module in modules])
+
+
+def clip_grads(modules: Sequence[TrainableModule], norms: Tensor, max_norm: float | None) -> None:
+    """Clip the gradients of each module to its own `clipGradNorm`, then those of all modules together, in place.
 
     Args:
-        plan: the module's plan.
-        parameters: all its parameters.
+        modules: the modules.
+        norms: their gradient norms, of shape (modules,).
+        max_norm: `training.clipGradNorm`; None for no limit.
     """
-
-    plan: ModulePlan
-    parameters: Sequence[torch.nn.Parameter]
-
-    @property
-    def gradients(self) -> list[Tensor]:
-        return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-
-
-def unscale(parts: Sequence[Part], scale: float) -> None:
-    """Divide all gradients by the loss scale; dividing by a power of two loses nothing."""
-    gradients = [gradient for part in parts for gradient in part.gradients]
-    if scale != 1.0 and gradients:
-        torch._foreach_mul_(gradients, 1.0 / scale)
+    limits = [module.plan.spec.clip_grad_norm for module in modules]
+    for module, norm, limit in zip(modules, norms, limits, strict=True):
+        if limit is not None:
+            clip_grads_with_norm_(module.parameters, limit, norm)
+    if max_norm is not None:
+        parameters = [parameter for module in modules for parameter in module.parameters]
+        clip_grads_with_norm_(parameters, max_norm, torch.linalg.vector_norm(_clipped_norms(norms, limits)))
 
 
-def penalize(parts: Sequence[Part]) -> None:
-    """Add the gradients of the L1 and L2 penalties: grad += l1·sign(w) + l2·w."""
-    for part in parts:
-        penalty = part.plan.spec.regularization
-        reached = [p for p in part.parameters if p.grad is not None and decays(part.plan, p)]
-        if penalty is None or not reached:
-            continue
-        weights = [parameter.detach() for parameter in reached]
-        gradients = [parameter.grad for parameter in reached if parameter.grad is not None]
-        if penalty.l1:
-            torch._foreach_add_(gradients, torch._foreach_sign(weights), alpha=penalty.l1)
-        if penalty.l2:
-            torch._foreach_add_(gradients, weights, alpha=penalty.l2)
-
-
-def norms(parts: Sequence[Part]) -> Tensor:
-    """The gradient norm of every part, in one pass over all of them."""
-    counts = [len(part.gradients) for part in parts]
-    gradients = [gradient for part in parts for gradient in part.gradients]
-    if not gradients:
-        return torch.zeros(len(parts))
-    each = torch.stack([norm.float() for norm in torch._foreach_norm(gradients)])
-    return torch.stack([torch.linalg.vector_norm(of_part) for of_part in torch.split(each, counts)])
-
-
-def clip(parts: Sequence[Part], measured: Tensor, limit: float | None) -> None:
-    """Scale every part down to its own limit, then all of them to the common one."""
-    if limit is None and all(part.plan.spec.clip_grad_norm is None for part in parts):
-        return
-    limits = [part.plan.spec.clip_grad_norm or float("inf") for part in parts]
-    factors = _factor(measured, torch.tensor(limits, device=measured.device))
-    if limit is not None:
-        factors = factors * _factor(torch.linalg.vector_norm(measured * factors), torch.tensor(limit))
-    for part, factor in zip(parts, factors, strict=True):
-        if part.gradients and (limit is not None or part.plan.spec.clip_grad_norm is not None):
-            torch._foreach_mul_(part.gradients, factor)
-
-
-def _factor(norm: Tensor, limit: Tensor) -> Tensor:
-    """What torch.nn.utils.clip_grad_norm_ multiplies by."""
-    return torch.clamp(limit / (norm + 1e-6), max=1.0)
+def _clipped_norms(norms: Tensor, limits: Sequence[float | None]) -> Tensor:
+    """The norms after each module was clipped, of shape (modules,), without another pass over the gradients."""
+    pairs = zip(norms, limits, strict=True)
+    return torch.stack(
+        [norm if limit is None else norm * torch.clamp(limit / (norm + 1e-6), max=1.0) for norm, limit in pairs]
+    )

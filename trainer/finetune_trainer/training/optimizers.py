@@ -1,7 +1,8 @@
-"""Builds the optimizers: modules of one type share one torch optimizer, with parameter groups for each of them.
+"""Builds the optimizers, and reads and writes their state by parameter name.
 
-One instance per type costs what one optimizer costs; one per module, or per tensor, costs many times as much. To add
-an optimizer: its class in `finetune_api.optimizers`, and one line in `KINDS`.
+Modules with the same optimizer type share one torch optimizer, with parameter groups for each module: one instance per
+type costs as much as a single optimizer, one per module or per parameter many times as much. To add an optimizer: its
+spec in `finetune_api.optimizers`, and a line in `IMPLEMENTATIONS`.
 """
 
 from __future__ import annotations
@@ -11,97 +12,131 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.optim import Optimizer as TorchOptimizer
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from finetune_api import optimizers as specs
 from finetune_trainer.plan import ModulePlan
 
 FUSED: Mapping[str, Any] = {"fused": True}
 FOREACH: Mapping[str, Any] = {"foreach": True}
-ONE_BY_ONE: Mapping[str, Any] = {}
+FOR_LOOP: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What torch calls an optimizer of ours, and which of its implementations is to be used.
+class Implementation:
+    """The torch optimizer of a spec, and which of its implementations is used.
 
     Args:
-        torch_class: torch's class.
-        implementation: the arguments that choose the quickest one.
-        of_instance: fields that torch reads from the instance even when a group says otherwise.
+        torch_class: class of the optimizer.
+        arguments: arguments that select the fastest implementation.
+        instance_fields: fields of the spec that torch reads from the constructor only, and ignores in a group.
     """
 
-    torch_class: Callable[..., TorchOptimizer]
-    implementation: Mapping[str, Any]
-    of_instance: tuple[str, ...] = ()
+    torch_class: Callable[..., Optimizer]
+    arguments: Mapping[str, Any]
+    instance_fields: tuple[str, ...] = ()
 
 
-KINDS: Mapping[type, Kind] = {
-    specs.SGD: Kind(torch.optim.SGD, FUSED),
-    specs.Adam: Kind(torch.optim.Adam, FUSED),
-    specs.AdamW: Kind(torch.optim.AdamW, FUSED),
-    specs.RMSprop: Kind(torch.optim.RMSprop, FOREACH),
-    specs.Adagrad: Kind(torch.optim.Adagrad, FUSED, of_instance=("initial_accumulator_value",)),
-    # Its foreach holds copies of all parameters, and who takes Adafactor is short of memory.
-    specs.Adafactor: Kind(torch.optim.Adafactor, ONE_BY_ONE),
-    specs.NAdam: Kind(torch.optim.NAdam, FOREACH),
-    specs.RAdam: Kind(torch.optim.RAdam, FOREACH),
-    specs.Muon: Kind(torch.optim.Muon, ONE_BY_ONE),
+IMPLEMENTATIONS: Mapping[type, Implementation] = {
+    specs.SGD: Implementation(torch.optim.SGD, FUSED),
+    specs.Adam: Implementation(torch.optim.Adam, FUSED),
+    specs.AdamW: Implementation(torch.optim.AdamW, FUSED),
+    specs.RMSprop: Implementation(torch.optim.RMSprop, FOREACH),
+    specs.Adagrad: Implementation(torch.optim.Adagrad, FUSED, instance_fields=("initial_accumulator_value",)),
+    # Its foreach implementation copies all parameters, and Adafactor is chosen to save memory.
+    specs.Adafactor: Implementation(torch.optim.Adafactor, FOR_LOOP),
+    specs.NAdam: Implementation(torch.optim.NAdam, FOREACH),
+    specs.RAdam: Implementation(torch.optim.RAdam, FOREACH),
+    specs.Muon: Implementation(torch.optim.Muon, FOR_LOOP),
 }
 
 _TORCH_NAMES = {"learning_rate": "lr", "epsilon": "eps"}
 
 
 def torch_arguments(spec: specs.Optimizer) -> dict[str, Any]:
-    """The fields of a manifest's optimizer as torch names them."""
+    """The fields of a spec under torch's names."""
     fields = {_TORCH_NAMES.get(name, name): value for name, value in spec.model_dump(exclude={"type"}).items()}
     if "beta1" in fields:
         fields["betas"] = (fields.pop("beta1"), fields.pop("beta2"))
     return fields
 
 
-def decays(plan: ModulePlan, parameter: Tensor) -> bool:
-    """Whether weight decay, L1 and L2 reach this parameter of the module."""
+def has_weight_decay(plan: ModulePlan, parameter: Tensor) -> bool:
+    """Whether weight decay, L1 and L2 apply to a parameter of a module: by default not to biases and norms."""
     return plan.spec.decay_exclude == "Nothing" or parameter.ndim > 1
 
 
-def build(plans: Sequence[ModulePlan], parameters: Mapping[str, torch.nn.Parameter]) -> list[TorchOptimizer]:
-    """One optimizer for each type that the modules name; every group carries the name of its module.
+def build_optimizers(plans: Sequence[ModulePlan], parameters: Mapping[str, nn.Parameter]) -> list[Optimizer]:
+    """One optimizer for each optimizer type, and one more for each different value of its instance fields.
 
-    Modules that differ in what torch reads from the instance only get one each.
+    Args:
+        plans: the modules.
+        parameters: the parameters of the model, by name.
+
+    Returns:
+        The optimizers. Each parameter group has the name of its module under the key `module`.
     """
     groups: dict[tuple[type, tuple[tuple[str, Any], ...]], list[dict[str, Any]]] = {}
     for plan in plans:
         if (spec := plan.spec.optimizer) is not None:
-            shared = tuple((name, getattr(spec, name)) for name in KINDS[type(spec)].of_instance)
-            groups.setdefault((type(spec), shared), []).extend(_groups(plan, parameters))
+            fields = tuple((name, getattr(spec, name)) for name in IMPLEMENTATIONS[type(spec)].instance_fields)
+            groups.setdefault((type(spec), fields), []).extend(_param_groups(plan, parameters))
     return [
-        KINDS[kind].torch_class(members, **KINDS[kind].implementation, **dict(shared))
-        for (kind, shared), members in groups.items()
+        IMPLEMENTATIONS[kind].torch_class(members, **IMPLEMENTATIONS[kind].arguments, **dict(fields))
+        for (kind, fields), members in groups.items()
     ]
 
 
-def set_learning_rates(optimizers: Sequence[TorchOptimizer], rates: Mapping[str, float]) -> None:
-    """Set the rate of every group to its module's."""
+def set_learning_rates(optimizers: Sequence[Optimizer], rates: Mapping[str, float]) -> None:
+    """Set the learning rate of every parameter group to that of its module."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = rates[group["module"]]
 
 
-def forget(optimizers: Sequence[TorchOptimizer], parameters: Sequence[Tensor]) -> None:
-    """Drop the state that optimizers hold about these parameters."""
+def clear_state(optimizers: Sequence[Optimizer], parameters: Sequence[Tensor]) -> None:
+    """Delete the optimizer state of these parameters."""
     for optimizer in optimizers:
         for parameter in parameters:
             optimizer.state.pop(parameter, None)
 
 
-def _groups(plan: ModulePlan, parameters: Mapping[str, torch.nn.Parameter]) -> list[dict[str, Any]]:
-    """The module's group with decay and the one without; an empty one is left out."""
+def get_optimizer_state_dict(optimizers: Sequence[Optimizer], model: nn.Module) -> dict[str, Tensor]:
+    """The state of all optimizers, by `<parameter name>/<key of torch's state>`.
+
+    It is keyed by name, because torch's own state_dict is keyed by position: after a change of order it would load the
+    state of another parameter of the same shape, without an error.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[id(parameter)]}/{key}": value.contiguous()
+        for optimizer in optimizers
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def set_optimizer_state_dict(optimizers: Sequence[Optimizer], model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Restore the state from `get_optimizer_state_dict`. Hyperparameters keep the values of the spec."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    states: dict[str, dict[str, Tensor]] = {}
+    for path, tensor in tensors.items():
+        name, _, key = path.rpartition("/")
+        states.setdefault(name, {})[key] = tensor
+    for optimizer in optimizers:
+        owned = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+        state = {position: states[name] for position, name in enumerate(owned) if name in states}
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _param_groups(plan: ModulePlan, parameters: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
+    """The parameter groups of a module, with and without weight decay; without empty ones."""
     assert plan.spec.optimizer is not None
     arguments = torch_arguments(plan.spec.optimizer) | {"module": plan.name}
-    named = {name: parameters[name] for name in plan.parameters}
-    decayed = [parameter for parameter in named.values() if decays(plan, parameter)]
-    others = [parameter for parameter in named.values() if not decays(plan, parameter)]
+    owned = [parameters[name] for name in plan.parameters]
+    decayed = [parameter for parameter in owned if has_weight_decay(plan, parameter)]
+    others = [parameter for parameter in owned if not has_weight_decay(plan, parameter)]
     groups = [{**arguments, "params": decayed}, {**arguments, "params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]

@@ -1,4 +1,4 @@
-"""The random state of a run: seeded once, captured in each checkpoint, put back when it is resumed."""
+"""The state of the global random number generators: seeded once, saved in each checkpoint, restored on resume."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import numpy as np
 import torch
 
 
-def seed_all(seed: int) -> None:
+def set_seed(seed: int) -> None:
+    """Seed the generators of Python, NumPy and PyTorch, on all devices."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
 
 
-def capture() -> dict[str, Any]:
+def get_rng_state() -> dict[str, Any]:
     """The state of every global generator, as JSON."""
     version, internal, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state()
@@ -28,8 +29,8 @@ def capture() -> dict[str, Any]:
     }
 
 
-def restore(state: dict[str, Any]) -> None:
-    """Put a captured state back."""
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Restore a state from `get_rng_state`. The state of devices that do not exist is ignored."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     keys, position, has_gauss, cached = state["numpy"]

@@ -1,4 +1,4 @@
-"""A run from beginning to end: load, plan modules, build optimizers, resume, loop, save, report."""
+"""A run from start to end: prepare, load, restore, train, export, report."""
 
 from __future__ import annotations
 
@@ -9,46 +9,45 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from transformers import PretrainedConfig
 
-from finetune_api.data import Columns, DataSource, Validation
-from finetune_api.defaults import with_defaults
 from finetune_api.job import FineTuneJob
 from finetune_api.status import Report
-from finetune_trainer import data
 from finetune_trainer.callbacks import Callback, CallbackList, TestRecord
 from finetune_trainer.claims import ClaimPaths
-from finetune_trainer.data import BadRows, Dataset
 from finetune_trainer.errors import RunError, UserError
-from finetune_trainer.plan import RunPlan
 from finetune_trainer.planning import model_loader
-from finetune_trainer.planning.modules import plan_run
-from finetune_trainer.reporting.metrics_jsonl import NAME as METRICS
-from finetune_trainer.reporting.metrics_jsonl import MetricsFile, cut_back, tested_at
-from finetune_trainer.reporting.tracker import Tracker, serving
-from finetune_trainer.tasks import Processors, Task, detect, find
-from finetune_trainer.training import checkpoint as saved
-from finetune_trainer.training import device, export, optimizers, rng
-from finetune_trainer.training.checkpoint import Checkpoint, Checkpoints
-from finetune_trainer.training.device import LossScale
-from finetune_trainer.training.evaluation import Judge, check_metric
-from finetune_trainer.training.gradients import Part
-from finetune_trainer.training.signals import Stop, watch_signals
-from finetune_trainer.training.trainer import Loop, Progress, Setup
-from finetune_trainer.training.watchdog import Pulse, watching
+from finetune_trainer.planning.prepare import PreparedRun, prepare
+from finetune_trainer.reporting.metrics_jsonl import METRICS_FILE, MetricsWriter, find_test_record, truncate
+from finetune_trainer.reporting.prometheus import serve_metrics
+from finetune_trainer.reporting.tracker import StatusTracker
+from finetune_trainer.tasks import Processors
+from finetune_trainer.training import export
+from finetune_trainer.training.checkpoint import Checkpoint, CheckpointManager, diff_specs, set_model_state_dict
+from finetune_trainer.training.device import LossScale, explain_out_of_memory, select_device, set_determinism
+from finetune_trainer.training.evaluation import MetricTracker
+from finetune_trainer.training.optimizers import build_optimizers, set_optimizer_state_dict
+from finetune_trainer.training.rng import set_rng_state, set_seed
+from finetune_trainer.training.signals import StopFlag, stop_on_signals
+from finetune_trainer.training.state import TrainableModule, TrainingContext, TrainState
+from finetune_trainer.training.trainer import Trainer
+from finetune_trainer.training.watchdog import Heartbeat, watchdog
+
+MAX_SHOWN_WEIGHTS = 4
+"""Newly initialized weights that are named in the log."""
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What is about this run and not about the job.
+    """Options of a run that are not part of the job.
 
     Args:
-        claims: where claims are.
-        attempt: counted from 1; a newer attempt keeps older ones from writing.
-        metrics_port: where Prometheus finds the metrics; None for nowhere.
-        termination_log: where the report is written at the end.
-        fresh: throw checkpoints of the same run away.
-        stall_timeout: seconds in which the loop has to get something done; None for what the job says.
+        claims: folders of the claims.
+        attempt: number of the attempt, from 1; a newer attempt prevents older ones from writing.
+        metrics_port: port of the Prometheus metrics; None disables them.
+        termination_log: file for the report at the end.
+        fresh: delete the checkpoints of the same run and start from the beginning.
+        stall_timeout: seconds without progress after which the run is terminated; None for the job's
+            stallTimeoutSeconds.
     """
 
     claims: ClaimPaths = field(default_factory=ClaimPaths)
@@ -59,224 +58,146 @@ class RunOptions:
     stall_timeout: float | None = None
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A job, its data and its model's config, found to fit each other; no weights yet."""
-
-    task: Task
-    pretrained: model_loader.Pretrained
-    config: PretrainedConfig
-    train: Dataset
-    validation: Dataset | None
-    test: Dataset | None
-    plan: RunPlan
-    notes: tuple[str, ...] = ()
-
-
 def run(job: FineTuneJob, options: RunOptions, callback: Callback) -> Report:
-    """Run a job. The callback hears how it ends, well or badly, and is closed.
+    """Run a job.
+
+    Args:
+        job: the job as written by the user.
+        options: options that are not part of the job.
+        callback: receives all events, including the end with success or failure, and is closed.
 
     Raises:
-        RunError: it did not end well; `exit_code` and `reason` say how.
+        RunError: the run failed or was interrupted; `exit_code` and `reason` say how.
     """
-    tracker = Tracker()
-    everyone = CallbackList((tracker, callback))
+    tracker = StatusTracker()
+    callbacks = CallbackList((tracker, callback))
     try:
-        with watch_signals() as stop, serving(tracker, options.metrics_port):
+        with stop_on_signals() as stop, serve_metrics(tracker, options.metrics_port):
             destination = options.claims.destination(job.destination)
-            checkpoints = Checkpoints.of(job, destination, options.attempt)
-            report = _run(_Session(job, options, everyone, tracker, stop, destination, checkpoints))
+            checkpoints = CheckpointManager.for_job(job, destination, options.attempt)
+            report = _execute(_RunContext(job, options, callbacks, tracker, stop, destination, checkpoints))
     except BaseException as error:
-        _end(tracker.report(*_failure(error)), options, everyone)
+        _report_end(tracker.report(*_describe_failure(error)), options, callbacks)
         raise
-    _end(report, options, everyone)
+    _report_end(report, options, callbacks)
     return report
 
 
-def _end(report: Report, options: RunOptions, callback: Callback) -> None:
-    """Say the last word to everybody; what goes wrong with that must not hide how the run ended."""
+def _report_end(report: Report, options: RunOptions, callback: Callback) -> None:
+    """Report the end of the run. An error while writing must not hide how the run ended."""
     with closing(callback):
-        callback.on_end(report)
+        callback.on_run_end(report)
         with suppress(OSError):
-            _write(report, options)
+            _write_termination_log(report, options)
 
 
-def _write(report: Report, options: RunOptions) -> None:
+def _write_termination_log(report: Report, options: RunOptions) -> None:
     if options.termination_log is not None:
         options.termination_log.write_text(report.termination_message())
 
 
-def plan(job: FineTuneJob, claim_paths: ClaimPaths) -> RunPlan:
-    """What a run of this job would do: from the model's config and the data's sizes, without weights.
-
-    Raises:
-        UserError: the job does not fit the model or the data.
-    """
-    return prepare(job, claim_paths).plan
-
-
-def prepare(job: FineTuneJob, claim_paths: ClaimPaths) -> Prepared:
-    """Look at model and data, and plan the run.
-
-    Raises:
-        UserError: they do not fit the job, or each other.
-    """
-    pretrained = model_loader.find(job.spec.model, claim_paths)
-    config = model_loader.load_config(pretrained)
-    task_name = job.spec.task or detect(config)
-    kind = find(task_name)
-    training = job.spec.training
-    kind.check_batches(training.batch_size, training.micro_batch_size or training.batch_size)
-    job = with_defaults(job, task_name)
-    spec = job.spec
-    bad_rows = data.BadRows.of(spec.data)
-    whole, train, validation, test = _open_data(job, kind, claim_paths, bad_rows)
-    task = kind.fit(config, whole)
-    check_metric(Judge(spec.evaluation), task.metrics)
-    if bad_rows.skip:  # before anything is counted; otherwise the first one ends the run, once the processors are there
-        processors = model_loader.load_processors(pretrained, task, config, spec.data.max_length)
-        train = bad_rows.drop(train, task.problems(train, processors))
-        validation = bad_rows.drop(validation, task.problems(validation, processors)) if validation else None
-        test = bad_rows.drop(test, task.problems(test, processors)) if test else None
-    parameters = model_loader.parameters_of(model_loader.skeleton(task.auto_class, config))
-    decided = plan_run(job, parameters, len(train), len(validation) if validation else 0)
-    return Prepared(task, pretrained, config, train, validation, test, decided, tuple(bad_rows.notes()))
-
-
-def _open_data(
-    job: FineTuneJob, kind: type[Task], claim_paths: ClaimPaths, bad_rows: BadRows
-) -> tuple[Dataset, Dataset, Dataset | None, Dataset | None]:
-    """All of `data.train`, then training, validation and test set, with the columns that the task needs."""
-    spec = job.spec.data
-    layout = data.find(spec.train, "data.train", claim_paths)
-    table = data.read(layout, bad_rows)
-    names = data.name_columns(table.columns, spec.columns, kind.needs, kind.optional, table.layout.said)
-    whole = _present(table, names, bad_rows)
-    train, validation = data.split(whole, spec, table)
-
-    def other(source: DataSource | Validation | None, field: str) -> Dataset | None:
-        if source is None or source.source is None:
-            return None
-        found = data.find(source, field, claim_paths)
-        data.check_apart(found, layout)
-        table = data.read(found, bad_rows)
-        named = data.name_columns(table.columns, Columns(**names), [list(names)], (), table.layout.said)
-        return data.same_classes(_present(table, named, bad_rows), train)
-
-    return whole, train, validation or other(spec.validation, "data.validation"), other(spec.test, "data.test")
-
-
-def _present(table: data.Table, names: Mapping[str, str], bad_rows: BadRows) -> Dataset:
-    """The rows in which nothing is missing that the task makes use of."""
-    found = table.dataset(names, every_image=bad_rows.skip)
-    return bad_rows.drop(found, data.in_order(*map(found.missing, names)))
-
-
 @dataclass(frozen=True)
-class _Session:
+class _RunContext:
     """What every stage of a run needs."""
 
     job: FineTuneJob
     options: RunOptions
     callback: Callback
-    tracker: Tracker
-    stop: Stop
+    tracker: StatusTracker
+    stop: StopFlag
     destination: Path
-    checkpoints: Checkpoints
+    checkpoints: CheckpointManager
 
     @property
-    def metrics(self) -> Path:
-        return self.checkpoints.folder / METRICS
+    def metrics_file(self) -> Path:
+        return self.checkpoints.folder / METRICS_FILE
 
 
-def _run(session: _Session) -> Report:
-    job, checkpoints = session.job, session.checkpoints
-    if done := export.existing(job, session.destination, checkpoints.folder):
+def _execute(run: _RunContext) -> Report:
+    job, checkpoints = run.job, run.checkpoints
+    if output := export.find_existing_output(job, run.destination, checkpoints.folder):
         checkpoints.remove()
-        message = f"{job.destination} already holds the result of this job; nothing was trained"
-        return session.tracker.report("OutputAlreadyExists", message, done)
-    rng.seed_all(job.spec.training.seed)
-    prepared = prepare(job, session.options.claims)
+        message = f"{job.destination} already has the output of this job; nothing was trained"
+        return run.tracker.report("OutputAlreadyExists", message, output)
+    set_seed(job.spec.training.seed)
+    prepared = prepare(job, run.options.claims)
     try:
-        setup = _set_up(prepared, session.callback)
-        progress = _resume(session, setup)
-        _train(session, setup, progress)
-        return _finish(session, setup, progress)
+        context = _build_context(prepared, run.callback)
+        state = _restore(run, context)
+        _train(run, context, state)
+        return _test_and_export(run, context, state)
     except torch.OutOfMemoryError as error:
-        raise device.out_of_memory(prepared.plan.job.spec, error) from error
+        raise explain_out_of_memory(prepared.plan.job.spec, error) from error
 
 
-def _set_up(prepared: Prepared, callback: Callback) -> Setup:
-    """Load the weights, and build everything that the loop needs."""
+def _build_context(prepared: PreparedRun, callback: Callback) -> TrainingContext:
+    """Load the weights, and build everything that the trainer needs."""
     spec, task = prepared.plan.job.spec, prepared.task
-    compute = device.choose(spec)
-    device.set_determinism(spec.training.deterministic)
+    device = select_device(spec)
+    set_determinism(spec.training.deterministic)
     processors = model_loader.load_processors(prepared.pretrained, task, prepared.config, spec.data.max_length)
     if spec.data.on_bad_row == "Fail":
-        for part in filter(None, (prepared.train, prepared.validation, prepared.test)):
-            for problem in task.problems(part, processors):
-                raise UserError(part.describe(problem))
+        for dataset in filter(None, (prepared.train, prepared.validation, prepared.test)):
+            for problem in task.find_problems(dataset, processors):
+                raise UserError(dataset.describe(problem))
     callback.on_message(f"loading {prepared.pretrained.source}")
-    model, new = model_loader.load_model(prepared.pretrained, task, prepared.config)
-    model_loader.make_ready(model, task, processors, spec.training.activation_checkpointing)
-    for text in (*_notes(prepared, processors), *_new_weights(new)):
-        callback.on_message(text)
+    model, new_weights = model_loader.load_model(prepared.pretrained, task, prepared.config)
+    model_loader.configure_model(model, task, processors, spec.training.activation_checkpointing)
+    for message in (*_data_messages(prepared, processors), *_new_weight_messages(new_weights)):
+        callback.on_message(message)
     model.requires_grad_(False)
-    model.to(compute.device)  # type: ignore[arg-type]
-    named = dict(model.named_parameters())
-    learners = [module for module in prepared.plan.modules if module.window.length]
-    parts = tuple(Part(module, [named[name] for name in module.parameters]) for module in learners)
-    built = optimizers.build(learners, named)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers are the parallelism
-    return Setup(
-        prepared.plan,
-        task,
-        model,
-        processors,
-        prepared.train,
-        prepared.validation,
-        parts,
-        built,
-        compute,
-        prepared.test,
+    model.to(device.device)  # type: ignore[arg-type]
+    parameters = dict(model.named_parameters())
+    plans = [module for module in prepared.plan.modules if module.window.length]
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # data workers run in parallel already
+    return TrainingContext(
+        plan=prepared.plan,
+        task=task,
+        model=model,
+        processors=processors,
+        train=prepared.train,
+        validation=prepared.validation,
+        modules=tuple(TrainableModule(plan, [parameters[name] for name in plan.parameters]) for plan in plans),
+        optimizers=build_optimizers(plans, parameters),
+        device=device,
+        test=prepared.test,
     )
 
 
-def _notes(prepared: Prepared, processors: Processors) -> Iterator[str]:
-    """What happens to some of the data, which nobody should have to find out."""
+def _data_messages(prepared: PreparedRun, processors: Processors) -> Iterator[str]:
+    """Which data is skipped, dropped or truncated."""
     plan = prepared.plan
     yield from prepared.notes
     if dropped := plan.train_samples - plan.steps_per_epoch * plan.job.spec.training.batch_size:
-        yield f"{dropped} of {plan.train_samples} samples do not fill a batch; each epoch leaves out others"
-    if longer := prepared.task.count_truncated(prepared.train, processors):
-        yield f"{longer} of {plan.train_samples} texts are longer than {processors.max_length} tokens and are truncated"
+        yield f"dropping the last incomplete batch: {dropped:,} of {plan.train_samples:,} samples per epoch"
+    if truncated := prepared.task.count_truncated(prepared.train, processors):
+        texts = f"{truncated:,} of {plan.train_samples:,} texts"
+        yield f"truncating {texts} to {processors.max_tokens:,} tokens (data.maxLength)"
 
 
-def _new_weights(by_reason: Mapping[str, Sequence[str]]) -> Iterator[str]:
+def _new_weight_messages(by_reason: Mapping[str, Sequence[str]]) -> Iterator[str]:
     for reason, names in by_reason.items():
-        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-        yield f"newly initialised, because {reason}: {', '.join(names[:4])}{more}"
+        more = f" and {len(names) - MAX_SHOWN_WEIGHTS} more" if len(names) > MAX_SHOWN_WEIGHTS else ""
+        yield f"newly initialized, because {reason}: {', '.join(names[:MAX_SHOWN_WEIGHTS])}{more}"
 
 
-def _resume(session: _Session, setup: Setup) -> Progress:
-    """Take the run's folder over, and put the latest checkpoint back, if there is one."""
-    session.checkpoints.claim()
-    progress = Progress(LossScale.of(setup.compute))
-    if session.options.fresh:
-        session.checkpoints.clear()
-    checkpoint = session.checkpoints.latest(session.callback.on_message)
+def _restore(run: _RunContext, context: TrainingContext) -> TrainState:
+    """Acquire the checkpoint folder, and restore the latest checkpoint, if there is one."""
+    run.checkpoints.acquire()
+    state = TrainState(LossScale.for_device(context.device))
+    if run.options.fresh:
+        run.checkpoints.clear()
+    checkpoint = run.checkpoints.load_latest(run.callback.on_message)
     if checkpoint is None:
-        return progress
-    _check_same_data(checkpoint, setup)
-    changes = saved.differences(checkpoint.spec, setup.plan.job.spec.manifest())
-    changed = f"; what changed since is taken from the spec: {'; '.join(changes)}" if changes else ""
-    session.callback.on_message(f"resuming after step {checkpoint.step} of attempt {checkpoint.attempt}{changed}")
-    saved.load_weights(setup.model, checkpoint.weights)
-    saved.load_optimizer_state(setup.optimizers, setup.model, checkpoint.optimizer)
-    rng.restore(dict(checkpoint.random))
-    progress.loss_scale.value, progress.loss_scale.good_steps = checkpoint.loss_scale
+        return state
+    _check_same_data(checkpoint, context)
+    run.callback.on_message(_describe_resume(checkpoint, context))
+    set_model_state_dict(context.model, checkpoint.weights)
+    set_optimizer_state_dict(context.optimizers, context.model, checkpoint.optimizer)
+    set_rng_state(dict(checkpoint.rng_state))
+    state.loss_scale.scale, state.loss_scale.good_steps = checkpoint.loss_scale
     return replace(
-        progress,
+        state,
         step=checkpoint.step,
         history=list(checkpoint.history),
         elapsed=checkpoint.elapsed,
@@ -284,89 +205,95 @@ def _resume(session: _Session, setup: Setup) -> Progress:
     )
 
 
-def _check_same_data(checkpoint: Checkpoint, setup: Setup) -> None:
-    if checkpoint.train_samples != len(setup.train):
+def _describe_resume(checkpoint: Checkpoint, context: TrainingContext) -> str:
+    changes = diff_specs(checkpoint.spec, context.plan.job.spec.manifest())
+    changed = f"; these fields have changed since, and their new values apply: {'; '.join(changes)}" if changes else ""
+    return f"resuming from step {checkpoint.step} of attempt {checkpoint.attempt}{changed}"
+
+
+def _check_same_data(checkpoint: Checkpoint, context: TrainingContext) -> None:
+    if checkpoint.train_samples != len(context.train):
         raise UserError(
-            f"data.train.source: the training set has {len(setup.train)} samples, but had {checkpoint.train_samples} "
-            f"when the checkpoint of step {checkpoint.step} was written: put it back as it was, or start over (--fresh)"
+            f"data.train.source: the training set has {len(context.train):,} samples, but had "
+            f"{checkpoint.train_samples:,} when the checkpoint of step {checkpoint.step} was written: restore the data "
+            "or start over with --fresh"
         )
 
 
-def _train(session: _Session, setup: Setup, progress: Progress) -> None:
-    cut_back(session.metrics, progress.step, progress.evaluated)
-    session.tracker.recall(session.metrics)
-    with closing(MetricsFile(session.metrics)) as metrics:
-        pulse = Pulse()
-        callback = CallbackList((session.callback, metrics, pulse))
-        callback.on_plan(setup.plan, progress.step)
-        loop = Loop(setup, progress, session.checkpoints, callback, session.stop)
-        loop.before_save = metrics.flush
-        with _watching(session, pulse):
-            loop.run()
-    if progress.step < setup.plan.planned_steps:
-        callback.on_message(f"stopped early after step {progress.step}: {loop.judge.metric} no longer gets better")
+def _train(run: _RunContext, context: TrainingContext, state: TrainState) -> None:
+    truncate(run.metrics_file, state.step, state.last_evaluated_step)
+    run.tracker.restore(run.metrics_file)
+    with closing(MetricsWriter(run.metrics_file)) as metrics:
+        heartbeat = Heartbeat()
+        callback = CallbackList((run.callback, metrics, heartbeat))
+        callback.on_train_begin(context.plan, state.step)
+        trainer = Trainer(context, state, run.checkpoints, callback, run.stop, before_save=metrics.flush)
+        with _start_watchdog(run, heartbeat):
+            trainer.train()
+    if state.step < context.plan.planned_steps:
+        metric = context.plan.job.spec.evaluation.metric
+        callback.on_message(f"stopped early after step {state.step}: {metric} no longer improves")
 
 
-def _watching(session: _Session, pulse: Pulse) -> AbstractContextManager[None]:
-    timeout = session.options.stall_timeout or session.job.spec.stall_timeout_seconds
-    return watching(pulse, timeout, lambda: _report_stall(session, timeout))
+def _start_watchdog(run: _RunContext, heartbeat: Heartbeat) -> AbstractContextManager[None]:
+    timeout = run.options.stall_timeout or run.job.spec.stall_timeout_seconds
+    return watchdog(heartbeat, timeout, lambda: _report_stall(run, timeout))
 
 
-def _report_stall(session: _Session, seconds: float) -> str:
-    """Write the report of a run that hangs, and say what it says."""
-    tracker = session.tracker
-    report = tracker.report(
+def _report_stall(run: _RunContext, timeout: float) -> str:
+    """Write the termination log of a run that hangs. Returns its message."""
+    report = run.tracker.report(
         "Stalled",
-        f"nothing got done for {seconds:g} s after step {tracker.steps_done}: no step, evaluation batch, checkpoint or "
-        "part of the result; "
-        "the log shows where each thread hangs: look at the storage of data and output, and at the GPU; "
-        "if one of them does take so long, raise stallTimeoutSeconds",
+        f"no progress for {timeout:g} s after step {run.tracker.steps_done}: no step, evaluation batch, checkpoint or "
+        "part of the output; the log has the stack trace of each thread: check the storage of data and output, and the "
+        "GPU; if one of them can take this long, raise stallTimeoutSeconds",
     )
-    _write(report, session.options)
+    _write_termination_log(report, run.options)
     return report.message
 
 
-def _finish(session: _Session, setup: Setup, progress: Progress) -> Report:
-    """Put the best, or else the last, weights in place."""
-    pulse = Pulse()
-    with _watching(session, pulse):
-        return _conclude(session, setup, progress, pulse)
+def _test_and_export(run: _RunContext, context: TrainingContext, state: TrainState) -> Report:
+    """Load the best weights, unless the last ones are to be kept, then test and export them."""
+    heartbeat = Heartbeat()
+    with _start_watchdog(run, heartbeat):
+        weights = _select_weights(run, context, state)
+        heartbeat.beat()
+        run.callback.on_message(f"saving the weights of {weights}")
+        test = _test(run, context, state, heartbeat) if context.test is not None else None
+        metadata = export.build_run_metadata(run.job, context.plan, state, run.options.attempt, test)
+        output = export.export_model(context, run.checkpoints, run.destination, metadata, heartbeat)
+        run.checkpoints.remove()
+    message = f"trained {state.step:,} steps; {run.job.destination} has the weights of {weights}"
+    return run.tracker.report("Succeeded", message, output)
 
 
-def _conclude(session: _Session, setup: Setup, progress: Progress, pulse: Pulse) -> Report:
-    judge, destination = Judge(setup.plan.job.spec.evaluation), session.job.destination
-    best = judge.best(progress.history) if setup.plan.job.spec.checkpoint.keep_best else None
-    chosen = f"step {progress.step}, the last"
-    if best is not None:
-        chosen = f"step {best.step}, the best by {judge.metric} ({best.metrics[judge.metric]:.4g})"
-        if best.step != progress.step:
-            saved.load_weights(setup.model, session.checkpoints.weights(best.step))
-    pulse.beat()
-    session.callback.on_message(f"saving the weights of {chosen}")
-    tested = _test(session, setup, progress, pulse) if setup.test is not None else None
-    facts = export.facts(session.job, setup.plan, progress, session.options.attempt, tested)
-    status = export.publish(setup, session.checkpoints, session.destination, facts, pulse)
-    session.checkpoints.remove()
-    return session.tracker.report(
-        "Succeeded", f"trained {progress.step} steps; {destination} holds the weights of {chosen}", status
-    )
+def _select_weights(run: _RunContext, context: TrainingContext, state: TrainState) -> str:
+    """Load the weights to export into the model, and describe them."""
+    metric_tracker = MetricTracker(context.plan.job.spec.evaluation)
+    best = metric_tracker.best(state.history) if context.plan.job.spec.checkpoint.keep_best else None
+    if best is None:
+        return f"step {state.step}, the last"
+    if best.step != state.step:
+        set_model_state_dict(context.model, run.checkpoints.load_weights(best.step))
+    metric = metric_tracker.metric
+    return f"step {best.step}, the best by {metric} ({best.metrics[metric]:.4g})"
 
 
-def _test(session: _Session, setup: Setup, progress: Progress, pulse: Pulse) -> TestRecord:
-    """Evaluate the test set, unless an attempt before this one has, and was interrupted after it."""
-    if earlier := tested_at(session.metrics, progress.step):
-        return earlier
-    with closing(MetricsFile(session.metrics)) as metrics:
-        callback = CallbackList((session.callback, metrics, pulse))
-        record = Loop(setup, progress, session.checkpoints, callback, session.stop).test()
+def _test(run: _RunContext, context: TrainingContext, state: TrainState, heartbeat: Heartbeat) -> TestRecord:
+    """Evaluate the test set, unless an earlier attempt did that before it was interrupted."""
+    if record := find_test_record(run.metrics_file, state.step):
+        return record
+    with closing(MetricsWriter(run.metrics_file)) as metrics:
+        callback = CallbackList((run.callback, metrics, heartbeat))
+        record = Trainer(context, state, run.checkpoints, callback, run.stop).test()
         metrics.flush()
     return record
 
 
-def _failure(error: BaseException) -> tuple[str, str]:
-    """Reason and message of an end that is not a good one."""
+def _describe_failure(error: BaseException) -> tuple[str, str]:
+    """Reason and message of the report for an error."""
     if isinstance(error, RunError):
         return error.reason, str(error)
     if isinstance(error, KeyboardInterrupt):
-        return "Interrupted", "interrupted at once, without a checkpoint"
+        return "Interrupted", "interrupted immediately, without a checkpoint"
     return "Crashed", f"{type(error).__name__}: {error}"

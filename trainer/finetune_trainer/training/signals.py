@@ -1,49 +1,46 @@
-"""SIGTERM and Ctrl-C ask a run to stop; it does so between two steps, with a checkpoint."""
+"""SIGTERM and Ctrl-C request a stop: the run finishes its step, writes a checkpoint and exits."""
 
 from __future__ import annotations
 
-import faulthandler
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Stop:
-    """Whether the run was asked to stop. A second Ctrl-C does not wait."""
+class StopFlag:
+    """Whether a stop was requested. A second Ctrl-C stops immediately."""
 
     def __init__(self) -> None:
         self.requested = False
 
     def request(self, signum: int = signal.SIGTERM, frame: FrameType | None = None) -> None:
+        """Request a stop; a signal handler.
+
+        Raises:
+            KeyboardInterrupt: on a Ctrl-C after an earlier request.
+        """
         if self.requested and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
 
 
 @contextmanager
-def watch_signals() -> Iterator[Stop]:
-    """Listen to the signals as long as the run goes on; only a main thread can."""
-    stop = Stop()
+def stop_on_signals() -> Iterator[StopFlag]:
+    """Handle stop signals within the context, then restore the previous handlers.
+
+    Outside the main thread, where Python does not allow signal handlers, the flag is never set.
+    """
+    stop = StopFlag()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, stop.request) for number in SIGNALS}
+    previous = {number: signal.signal(number, stop.request) for number in STOP_SIGNALS}
     try:
         yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def in_worker(worker: int) -> None:
-    """Signals in a loader's worker: one to the process group reaches it too, but the run needs it to finish its step.
-
-    It ends when the loader says so, or when the process that it works for is gone. SIGUSR1 asks where it is.
-    """
-    faulthandler.register(signal.SIGUSR1, file=2)
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)

@@ -1,8 +1,9 @@
-"""Ends a run that gets nothing done any more, so that the next attempt can go on from its last checkpoint.
+"""Terminates a run that makes no progress, so that the next attempt resumes from its last checkpoint.
 
-A data set, a file system or a GPU that hangs raises nothing: the run would hold its node for ever. A thread of its own
-watches, because the main one may hang in C code, where Python handles no signal. It watches the loop, the test and how
-the result is saved: loading and downloading before them take as long as they take.
+A data loader, a file system or a GPU that hangs raises no exception, and the run would occupy its node forever. The
+watchdog runs in a thread of its own, because the main thread may hang in C code, where Python handles no signals. It
+covers training, evaluation and export; loading and downloading before them may take any time. It is our own because
+faulthandler alone, which it uses too, can neither write a report nor stop data workers.
 """
 
 from __future__ import annotations
@@ -21,128 +22,134 @@ from typing import cast
 from finetune_api.exit_codes import ExitCode
 from finetune_trainer.callbacks import Callback, CheckpointRecord, EvaluationRecord, StepRecord, TestRecord
 
-LOOKS = 20
-"""So many looks in a row at which nothing was done since the one before are a stall."""
+CHECKS_PER_TIMEOUT = 20
+"""Number of consecutive checks without progress after which a run is stalled."""
 
-STDERR = 2
-"""Not the stream: whoever hangs may hold its lock."""
+STDERR_FD = 2
+"""The file descriptor, because the thread that hangs may hold the lock of sys.stderr."""
 
-LAST_WORDS = 20.0
-"""Seconds for stacks and report; what made the run hang may make these hang too."""
+EXIT_TIMEOUT = 20.0
+"""Seconds for stack traces and report, which may hang for the same reason as the run."""
 
-WORKER_WORDS = 1.0
-"""Seconds for one worker's stack. All write to the same stream, byte by byte, so one speaks after the other."""
+WORKER_STACK_SECONDS = 1.0
+"""Seconds for the stack trace of one worker. They write to the same stream, so they take turns."""
 
 
-class Pulse(Callback):
-    """Counts whatever gets done."""
+class Heartbeat(Callback):
+    """Counts units of progress: steps, evaluation batches, checkpoints and parts of the export."""
 
     def __init__(self) -> None:
-        self.done = 0
+        self.count = 0
 
     def beat(self) -> None:
-        """Something got done."""
-        self.done += 1
+        """Record a unit of progress."""
+        self.count += 1
 
-    def on_step(self, record: StepRecord) -> None:
+    def on_step_end(self, record: StepRecord) -> None:
         self.beat()
 
-    def on_evaluation_progress(self, done: int, total: int) -> None:
+    def on_prediction_step(self, done: int, total: int) -> None:
         self.beat()
 
-    def on_evaluation(self, record: EvaluationRecord) -> None:
+    def on_evaluate(self, record: EvaluationRecord) -> None:
         self.beat()
 
     def on_test(self, record: TestRecord) -> None:
         self.beat()
 
-    def on_checkpoint(self, record: CheckpointRecord) -> None:
+    def on_save(self, record: CheckpointRecord) -> None:
         self.beat()
 
 
 @dataclass(frozen=True)
-class Watch:
-    """What a row of looks at the pulse has shown.
+class StallDetector:
+    """Decides from successive checks of a heartbeat whether a run is stalled.
 
-    Looks are counted, not time: a process that was stopped (Ctrl-Z) looks once when it goes on.
+    It counts checks instead of time: a process that was suspended (Ctrl-Z) makes one check when it continues.
+
+    Args:
+        count: the count of the heartbeat at the last check.
+        idle_checks: consecutive checks without progress.
     """
 
-    done: int = 0
-    idle: int = 0
+    count: int = 0
+    idle_checks: int = 0
 
-    def look(self, done: int) -> Watch:
-        """The watch after one more look."""
-        return Watch(done, self.idle + 1 if done == self.done else 0)
+    def check(self, count: int) -> StallDetector:
+        """The detector after another check."""
+        return StallDetector(count, self.idle_checks + 1 if count == self.count else 0)
 
     @property
     def is_stalled(self) -> bool:
-        return self.idle >= LOOKS
+        return self.idle_checks >= CHECKS_PER_TIMEOUT
 
 
 @contextmanager
-def watching(pulse: Pulse, seconds: float, say_why: Callable[[], str]) -> Iterator[None]:
-    """End the process with exit code 76 when nothing gets done for so long.
+def watchdog(heartbeat: Heartbeat, timeout: float, on_stall: Callable[[], str]) -> Iterator[None]:
+    """Exit the process with code 76 when there is no progress within the context.
 
     Args:
-        pulse: hears what gets done.
-        seconds: never less, and at most a twentieth more.
-        say_why: writes the report that outlives the process, and returns its message.
+        heartbeat: receives the progress.
+        timeout: seconds without progress; exceeded by at most a twentieth.
+        on_stall: writes the report and returns its message; called once, before the process exits.
     """
-    over = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(pulse, seconds, over, say_why), name="stall-watch", daemon=True)
-    watcher.start()
+    stopped = threading.Event()
+    arguments = (heartbeat, timeout, stopped, on_stall)
+    thread = threading.Thread(target=_watch, args=arguments, name="watchdog", daemon=True)
+    thread.start()
     try:
         yield
     finally:
-        over.set()
-        watcher.join()
+        stopped.set()
+        thread.join()
         faulthandler.cancel_dump_traceback_later()
 
 
-def _watch(pulse: Pulse, seconds: float, over: threading.Event, say_why: Callable[[], str]) -> None:
-    watch = Watch()
-    _expect_another_look(seconds)
-    while not over.wait(seconds / LOOKS):
-        watch = watch.look(pulse.done)
-        if watch.is_stalled:
-            _end(say_why)
-        _expect_another_look(seconds)
+def _watch(heartbeat: Heartbeat, timeout: float, stopped: threading.Event, on_stall: Callable[[], str]) -> None:
+    detector = StallDetector()
+    _arm_faulthandler(timeout)
+    while not stopped.wait(timeout / CHECKS_PER_TIMEOUT):
+        detector = detector.check(heartbeat.count)
+        if detector.is_stalled:
+            _terminate(on_stall)
+        _arm_faulthandler(timeout)
 
 
-def _expect_another_look(seconds: float) -> None:
-    """C code that never lets go of the interpreter stops this thread too: then faulthandler ends the process, with 1.
+def _arm_faulthandler(timeout: float) -> None:
+    """Have faulthandler exit the process with code 1 if there is no further check.
 
-    It knows the time and nothing else: a process that was stopped for so long (SIGSTOP, a paused container) may be
-    ended too, as it goes on, and the next attempt resumes. Not under a person's hands, who may have pressed Ctrl-Z.
+    C code that never releases the GIL stops this thread too. faulthandler knows only the time: it may also exit a
+    process that was suspended for longer than the timeout (SIGSTOP, a paused container) when it continues, and the next
+    attempt resumes. Not on a terminal, where the user may have pressed Ctrl-Z.
     """
     if not os.isatty(0):
-        faulthandler.dump_traceback_later(seconds * (1 + 1 / LOOKS), exit=True, file=STDERR)
+        faulthandler.dump_traceback_later(timeout * (1 + 1 / CHECKS_PER_TIMEOUT), exit=True, file=STDERR_FD)
 
 
-def _end(say_why: Callable[[], str]) -> None:
+def _terminate(on_stall: Callable[[], str]) -> None:
     faulthandler.cancel_dump_traceback_later()
-    last_moment = threading.Timer(LAST_WORDS, _leave)
-    last_moment.daemon = True
-    last_moment.start()
+    deadline = threading.Timer(EXIT_TIMEOUT, _exit)
+    deadline.daemon = True
+    deadline.start()
     with suppress(Exception):
-        _show_stacks()
+        _dump_stacks()
     with suppress(Exception):
-        os.write(STDERR, f"error: {say_why()}\n".encode())
-    _leave()
+        os.write(STDERR_FD, f"error: {on_stall()}\n".encode())
+    _exit()
 
 
-def _show_stacks() -> None:
-    """Those of the data workers as well."""
-    faulthandler.dump_traceback(STDERR, all_threads=True)
+def _dump_stacks() -> None:
+    """Print the stack traces of all threads, and of the data workers, which dump theirs on SIGUSR1."""
+    faulthandler.dump_traceback(STDERR_FD, all_threads=True)
     workers = multiprocessing.active_children()
     for worker in workers:
         with suppress(ProcessLookupError):
             os.kill(cast(int, worker.pid), signal.SIGUSR1)
-        time.sleep(min(WORKER_WORDS, LAST_WORDS / 2 / len(workers)))
+        time.sleep(min(WORKER_STACK_SECONDS, EXIT_TIMEOUT / 2 / len(workers)))
 
 
-def _leave() -> None:
-    """Workers are ended last: one that hangs would stay behind, and one that is gone is an error to the loader."""
+def _exit() -> None:
+    """Kill the workers last: one that hangs would be left behind, and one that is gone makes the data loader raise."""
     with suppress(Exception):
         for worker in multiprocessing.active_children():
             worker.kill()

@@ -1,0 +1,117 @@
+"""Checks a job against its model and its data, before any weights are loaded; what `finetune plan` and `run` share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from finetune_api.data import Columns, DataSource, Validation
+from finetune_api.defaults import with_defaults
+from finetune_api.job import FineTuneJob
+from finetune_api.suggestions import closest_match
+from finetune_trainer import data
+from finetune_trainer.claims import ClaimPaths
+from finetune_trainer.data import BadRowPolicy, Dataset
+from finetune_trainer.errors import UserError
+from finetune_trainer.plan import RunPlan
+from finetune_trainer.planning import model_loader
+from finetune_trainer.planning.run_plan import plan_run
+from finetune_trainer.tasks import Task, get_task, infer_task
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A job with its data and its model's config, which fit each other; no weights yet.
+
+    Args:
+        task: what the model learns.
+        pretrained: where its weights are loaded from.
+        config: the model's config, changed where the data requires it.
+        train, validation, test: the datasets.
+        plan: steps, modules and schedules.
+        notes: what happened to the data, for the user.
+    """
+
+    task: Task
+    pretrained: model_loader.PretrainedSource
+    config: PretrainedConfig
+    train: Dataset
+    validation: Dataset | None
+    test: Dataset | None
+    plan: RunPlan
+    notes: tuple[str, ...] = ()
+
+
+def prepare(job: FineTuneJob, claim_paths: ClaimPaths) -> PreparedRun:
+    """Read the model's config and the data, and plan the run.
+
+    Raises:
+        UserError: they do not fit the job, or each other.
+    """
+    pretrained = model_loader.resolve_model(job.spec.model, claim_paths)
+    config = model_loader.load_config(pretrained)
+    task_name = job.spec.task or infer_task(config)
+    task_class = get_task(task_name)
+    training = job.spec.training
+    task_class.check_batch_size(training.batch_size, training.micro_batch_size or training.batch_size)
+    job = with_defaults(job, task_name)
+    spec = job.spec
+    bad_rows = BadRowPolicy.from_spec(spec.data)
+    whole, train, validation, test = _open_data(job, task_class, claim_paths, bad_rows)
+    task = task_class.build(config, whole)
+    check_metric(spec.evaluation.metric, task.metric_names)
+    if bad_rows.skip:  # before samples are counted; with onBadRow: Fail, a run checks the rows once it has processors
+        processors = model_loader.load_processors(pretrained, task, config, spec.data.max_length)
+        train = bad_rows.drop_rows(train, task.find_problems(train, processors))
+        validation = bad_rows.drop_rows(validation, task.find_problems(validation, processors)) if validation else None
+        test = bad_rows.drop_rows(test, task.find_problems(test, processors)) if test else None
+    parameters = model_loader.list_parameters(model_loader.build_meta_model(task.auto_class, config))
+    plan = plan_run(job, parameters, len(train), len(validation) if validation else 0)
+    return PreparedRun(task, pretrained, config, train, validation, test, plan, tuple(bad_rows.notes()))
+
+
+def check_metric(metric: str, available: Sequence[str]) -> None:
+    """Check that the task computes the metric that selects the best checkpoint.
+
+    Raises:
+        UserError: it does not.
+    """
+    if metric in available:
+        return
+    near = closest_match(metric, available)
+    hint = f"; did you mean {near!r}?" if near else ""
+    raise UserError(f"evaluation.metric: unknown metric {metric!r}; available: {', '.join(available)}{hint}")
+
+
+def _open_data(
+    job: FineTuneJob, task_class: type[Task], claim_paths: ClaimPaths, bad_rows: BadRowPolicy
+) -> tuple[Dataset, Dataset, Dataset | None, Dataset | None]:
+    """All of `data.train`, then training, validation and test set, with the columns that the task needs."""
+    spec = job.spec.data
+    data_files = data.resolve_files(spec.train, "data.train", claim_paths)
+    table = data.read_table(data_files, bad_rows)
+    roles = task_class.required_roles, task_class.optional_roles
+    names = data.resolve_columns(table.columns, spec.columns, *roles, table.data_files.field_path)
+    whole = _drop_incomplete_rows(table, names, bad_rows)
+    train, validation = data.train_validation_split(whole, spec, table)
+
+    def other(source: DataSource | Validation | None, field_path: str) -> Dataset | None:
+        if source is None or source.source is None:
+            return None
+        found = data.resolve_files(source, field_path, claim_paths)
+        data.check_no_overlap(found, data_files)
+        table = data.read_table(found, bad_rows)
+        named = data.resolve_columns(table.columns, Columns(**names), [list(names)], (), table.data_files.field_path)
+        return data.align_labels(_drop_incomplete_rows(table, named, bad_rows), train)
+
+    return whole, train, validation or other(spec.validation, "data.validation"), other(spec.test, "data.test")
+
+
+def _drop_incomplete_rows(table: data.Table, columns: Mapping[str, str], bad_rows: BadRowPolicy) -> Dataset:
+    """The rows that have a value in every column that the task reads."""
+    dataset = table.to_dataset(columns, verify_all_images=bad_rows.skip)
+    return bad_rows.drop_rows(dataset, data.merge_problems(*map(dataset.missing_values, columns)))

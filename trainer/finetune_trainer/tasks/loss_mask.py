@@ -1,0 +1,161 @@
+"""Which tokens of a text the loss of a language model covers: all, those after a prompt, or the assistant's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+
+from finetune_trainer.errors import UserError
+
+
+class UntrainableRowError(Exception):
+    """A row from which no training text can be made. The message says why."""
+
+
+@dataclass(frozen=True)
+class MaskedText:
+    """A text and the parts of it that the loss covers.
+
+    Args:
+        text: the whole text.
+        loss_spans: start and end of each part that the loss covers, in characters.
+        is_rendered: a chat template rendered it with all special tokens; else the tokenizer adds them.
+    """
+
+    text: str
+    loss_spans: tuple[tuple[int, int], ...]
+    is_rendered: bool = False
+
+
+@dataclass(frozen=True)
+class MaskedTokens:
+    """Token ids, and for each token whether the loss covers it."""
+
+    input_ids: list[int]
+    loss_mask: list[bool]
+
+    def truncate(self, length: int) -> MaskedTokens:
+        return MaskedTokens(self.input_ids[:length], self.loss_mask[:length])
+
+    @property
+    def num_targets(self) -> int:
+        """Number of tokens that the loss covers. The first token is never predicted."""
+        return sum(self.loss_mask[1:])
+
+
+def from_completion(prompt: str, completion: str) -> MaskedText:
+    """A prompt and its completion; the loss covers the completion."""
+    return MaskedText(prompt + completion, ((len(prompt), len(prompt) + len(completion)),))
+
+
+def from_messages(messages: Any, tokenizer: Any) -> MaskedText:
+    """A conversation, rendered with the tokenizer's chat template; the loss covers the assistant's messages.
+
+    A span includes the end-of-turn tokens. Its start and end are found by rendering the conversation up to the message,
+    which is the text that the model is given at inference.
+
+    Raises:
+        UntrainableRowError: it is not a conversation, or the template cannot render it in this way.
+    """
+    messages = _check_messages(messages)
+    text = _render(tokenizer, messages)
+    spans = []
+    for turn, message in enumerate(messages):
+        if message["role"] == "assistant":
+            before = _render(tokenizer, messages[:turn], add_generation_prompt=True)
+            after = _render(tokenizer, messages[: turn + 1])
+            if not (text.startswith(after) and after.startswith(before)):
+                raise UntrainableRowError(
+                    f"the model's chat template renders message {turn} differently when more messages follow, so the "
+                    "assistant's tokens cannot be located; use one row for each of the assistant's messages, or "
+                    "columns prompt and completion"
+                )
+            spans.append((len(before), len(after)))
+    return MaskedText(text, tuple(spans), is_rendered=True)
+
+
+def tokenize(texts: Sequence[MaskedText], tokenizer: Any) -> list[MaskedTokens]:
+    """Tokenize texts, either all rendered or none.
+
+    A token that spans the end of a prompt and the start of its completion is covered by the loss: otherwise the first
+    word of the completion would not be trained. An end-of-text token is appended to texts that were not rendered.
+    """
+    if not texts:
+        return []
+    is_rendered = texts[0].is_rendered
+    encoded = tokenizer(
+        [text.text for text in texts],
+        add_special_tokens=not is_rendered,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        truncation=False,
+        verbose=False,
+    )
+    rows = zip(encoded["input_ids"], encoded["offset_mapping"], texts, strict=True)
+    tokens = [MaskedTokens(list(ids), [_overlaps(span, text) for span in offsets]) for ids, offsets, text in rows]
+    return tokens if is_rendered else [_append_eos(it, tokenizer.eos_token_id) for it in tokens]
+
+
+def check_tokenizer(tokenizer: Any, has_messages: bool) -> None:
+    """Reject a tokenizer without character offsets, chat template or end-of-text token, where they are needed.
+
+    Raises:
+        UserError: it lacks one of them.
+    """
+    if not tokenizer.is_fast:
+        kind = type(tokenizer).__name__
+        raise UserError(f"task: CausalLM needs a fast tokenizer, but the tokenizer of model.source is a {kind}")
+    if has_messages and not tokenizer.chat_template:
+        raise UserError(
+            "data.columns.messages: the tokenizer of model.source has no chat template; "
+            "use columns prompt and completion, or text, or a model whose tokenizer has one"
+        )
+    if not has_messages and tokenizer.eos_token_id is None:
+        raise UserError(
+            "model.source: its tokenizer has no end-of-text token, so the model cannot learn where to stop; "
+            "set eos_token and save the tokenizer with tokenizer.save_pretrained"
+        )
+
+
+def _append_eos(tokens: MaskedTokens, eos_token_id: int) -> MaskedTokens:
+    """Append the end-of-text token, unless the tokenizer has added it."""
+    if tokens.input_ids and tokens.input_ids[-1] == eos_token_id:
+        return MaskedTokens(tokens.input_ids, [*tokens.loss_mask[:-1], True])
+    return MaskedTokens([*tokens.input_ids, eos_token_id], [*tokens.loss_mask, True])
+
+
+def _overlaps(span: tuple[int, int], text: MaskedText) -> bool:
+    return any(span[0] < end and span[1] > start for start, end in text.loss_spans)
+
+
+def _check_messages(messages: Any) -> list[dict[str, Any]]:
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise UntrainableRowError(f"expected a list of {{role, content}}, found {_truncated_repr(messages)}")
+    for message in messages:
+        keys = ("role", "content")
+        if not isinstance(message, Mapping) or not all(isinstance(message.get(key), str) for key in keys):
+            raise UntrainableRowError(
+                f"expected messages of {{role, content}}, both strings, found {_truncated_repr(message)}"
+            )
+    if not any(message["role"] == "assistant" for message in messages):
+        roles = ", ".join(dict.fromkeys(message["role"] for message in messages))
+        raise UntrainableRowError(f"no message with role 'assistant' to train on, only {roles}")
+    # An Arrow column has every key that any row has; keys that this row does not have are null.
+    return [{key: value for key, value in message.items() if value is not None} for message in messages]
+
+
+def _render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False) -> str:
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
+    except (TemplateError, IndexError, TypeError) as error:
+        roles = ", ".join(message["role"] for message in messages) or "none before the assistant's"
+        raise UntrainableRowError(f"the model's chat template rejects these messages ({roles}): {error}") from error
+
+
+def _truncated_repr(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
