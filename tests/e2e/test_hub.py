@@ -19,7 +19,7 @@ from harness import forkserver
 from harness.hub import Hub, serving
 from unit.trainer import tiny
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.independent]
+pytestmark = pytest.mark.timeout(600)
 
 GATED_EXAMPLE = ROOT / "examples" / "gated-model" / "job.yaml"
 TOKEN = "hf_" + "x" * 34

@@ -6,10 +6,12 @@ Enable with `pytest_plugins = ["harness.plugin"]` in the top conftest.
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from harness import binaries, external, preflight
 from harness.cluster import Cluster
@@ -26,7 +28,6 @@ CANNOT_RUN = pytest.StashKey[dict[str, str]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the markers, and a place for what cannot run; start the fork server."""
-    config.addinivalue_line("markers", "independent: shares no costly fixture with other tests of its file")
     config.addinivalue_line("markers", "cluster: needs a real API server (started by the harness, no root)")
     config.addinivalue_line("markers", "e2e: needs a real node (started by the harness, as root)")
     config.stash[CANNOT_RUN] = {}
@@ -37,22 +38,25 @@ def pytest_configure(config: pytest.Config) -> None:
         stack.enter_context(ForkServer())
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """One worker more than cores, because tests also wait; each takes 1 GB of memory."""
     return min(len(os.sched_getaffinity(0)) + 1, MOST_WORKERS)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests one worker of pytest-xdist runs: those of a file, and all that share the node.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Distribute files, in the order of the command line, so that what takes longest can start first."""
+    config.option.loadscopereorder = False
+    return FileScheduling(config, log)
 
-    A mark `xdist_group` of their own sets other bounds; tests marked `independent` run in any worker.
-    """
-    for item in items:
-        if "node" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("node"))
-        elif not any(item.get_closest_marker(name) for name in ("xdist_group", "independent")):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+class FileScheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """A worker of pytest-xdist runs a whole file, whose tests share fixtures; those of the folder `node` share one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = PurePosixPath(nodeid.partition("::")[0])
+        return str(file.parent if file.parent.name == "node" else file)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
