@@ -11,7 +11,7 @@ VENV := .venv/.synced
 BIN := .venv/bin
 HARNESS := PYTHONPATH=tests $(BIN)/python -m harness
 # Several workers, each with a file of tests at a time, in the order of the command line.
-PYTEST := $(BIN)/pytest --numprocesses=auto --dist=loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/pytest --numprocesses=auto
 EXAMPLE := examples/two-optimizers
 CLAIMS := .finetune/claims
 

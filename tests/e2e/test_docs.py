@@ -7,11 +7,10 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from e2e.world import ROOT
+from e2e.namespace import ROOT
 from harness import forkserver
 
 pytestmark = pytest.mark.timeout(600)
@@ -22,20 +21,16 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
 SHORT = {"examples/two-optimizers/job.yaml": ["--set", "training.epochs=2"]}
 
 
-def commands(*programs: str) -> Iterator[Any]:
-    """The commands in the documents' shell blocks that call one of these programs, as parameters of a test.
-
-    Those of one document stay together, since some need what others write. What two documents show is run once.
-    """
+def commands(*programs: str) -> Iterator[tuple[str, list[str]]]:
+    """The commands in the documents' shell blocks that call one of these programs; what two show, once."""
     seen = set()
     for document in DOCUMENTS:
         for block in re.findall(r"```sh\n(.*?)```", document.read_text(), flags=re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
                 words = shlex.split(line, comments=True)
-                if words and words[0] in programs and (command := tuple(words)) not in seen:
-                    seen.add(command)
-                    name = f"{document.parent.name}: {' '.join(words[:3])}"
-                    yield pytest.param(words, id=name, marks=pytest.mark.xdist_group(f"docs of {document.parent.name}"))
+                if words and words[0] in programs and tuple(words) not in seen:
+                    seen.add(tuple(words))
+                    yield f"{document.parent.name}: {' '.join(words[:3])}", words
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +44,7 @@ def desk(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return desk
 
 
-@pytest.mark.parametrize("words", list(commands("finetune", "python")))
+@pytest.mark.parametrize("words", [pytest.param(words, id=name) for name, words in commands("finetune", "python")])
 def test_a_command_works(words: list[str], desk: Path, tmp_path: Path) -> None:
     is_run = words[:2] == ["finetune", "run"]
     argv = [*words, "--claim", f"models={tmp_path}", *SHORT.get(words[2], ())] if is_run else words

@@ -6,19 +6,21 @@ Enable with `pytest_plugins = ["harness.plugin"]` in the top conftest.
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
-from harness import doctor, external, programs
+from harness import binaries, external, preflight
 from harness.cluster import Cluster
-from harness.controlplane import ControlPlane
-from harness.doctor import Tier
+from harness.control_plane import ControlPlane
 from harness.errors import HarnessError
 from harness.external import ExternalCluster
 from harness.forkserver import ForkServer
 from harness.node import Node
+from harness.preflight import Tier
 
 MOST_WORKERS = 6
 CANNOT_RUN = pytest.StashKey[dict[str, str]]()
@@ -26,7 +28,6 @@ CANNOT_RUN = pytest.StashKey[dict[str, str]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the markers, and a place for what cannot run; start the fork server."""
-    config.addinivalue_line("markers", "independent: shares no costly fixture with other tests of its file")
     config.addinivalue_line("markers", "cluster: needs a real API server (started by the harness, no root)")
     config.addinivalue_line("markers", "e2e: needs a real node (started by the harness, as root)")
     config.stash[CANNOT_RUN] = {}
@@ -37,22 +38,25 @@ def pytest_configure(config: pytest.Config) -> None:
         stack.enter_context(ForkServer())
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """One worker more than cores, because tests also wait; each takes 1 GB of memory."""
     return min(len(os.sched_getaffinity(0)) + 1, MOST_WORKERS)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests one worker of pytest-xdist runs: those of a file, and all that share the node.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Distribute files, in the order of the command line, so that what takes longest can start first."""
+    config.option.loadscopereorder = False
+    return FileScheduling(config, log)
 
-    A mark `xdist_group` of their own sets other bounds; tests marked `independent` run in any worker.
-    """
-    for item in items:
-        if "node" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("node"))
-        elif not any(item.get_closest_marker(name) for name in ("xdist_group", "independent")):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+class FileScheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """A worker of pytest-xdist runs a whole file, whose tests share fixtures; those of the folder `node` share one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = PurePosixPath(nodeid.partition("::")[0])
+        return str(file.parent if file.parent.name == "node" else file)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -68,19 +72,19 @@ def require_tier(request: pytest.FixtureRequest) -> Callable[[Tier], None]:
     """A function that skips the test if a tier cannot run here; in CI it fails the test."""
 
     def require(tier: Tier) -> None:
-        if obstacles := tier.obstacles():
-            _cannot_run(request.config, tier.name, "; ".join(map(str, obstacles)))
+        if unmet := tier.unmet_requirements():
+            _cannot_run(request.config, tier.name, "; ".join(map(str, unmet)))
 
     return require
 
 
 @pytest.fixture(scope="session")
-def cluster_programs(request: pytest.FixtureRequest) -> None:
+def cluster_binaries(request: pytest.FixtureRequest) -> None:
     """Compile the cluster's programs if need be, with progress that pytest does not swallow."""
     capture = request.config.pluginmanager.getplugin("capturemanager")
     try:
         with capture.global_and_fixture_disabled():
-            programs.locate("kubectl")
+            binaries.find_client("kubectl")
     except HarnessError as error:
         _cannot_run(request.config, "control plane", str(error))
 
@@ -89,7 +93,7 @@ def cluster_programs(request: pytest.FixtureRequest) -> None:
 def external_cluster() -> Iterator[Cluster | None]:
     """The cluster that the environment names, if it names one."""
     try:
-        named = external.named()
+        named = external.configured_cluster()
     except HarnessError as error:
         pytest.fail(str(error), pytrace=False)
     if named is None:
@@ -105,8 +109,8 @@ def control_plane(external_cluster: Cluster | None, request: pytest.FixtureReque
     if external_cluster is not None:
         yield external_cluster
         return
-    request.getfixturevalue("require_tier")(doctor.CONTROL_PLANE)
-    request.getfixturevalue("cluster_programs")
+    request.getfixturevalue("require_tier")(preflight.CONTROL_PLANE)
+    request.getfixturevalue("cluster_binaries")
     with ControlPlane() as cluster:
         yield cluster
 
@@ -114,8 +118,8 @@ def control_plane(external_cluster: Cluster | None, request: pytest.FixtureReque
 @pytest.fixture(scope="session")
 def node(require_tier: Callable[[Tier], None], request: pytest.FixtureRequest) -> Iterator[Node]:
     """A node that runs pods, for the whole session; always the harness' own."""
-    require_tier(doctor.NODE)
-    request.getfixturevalue("cluster_programs")
+    require_tier(preflight.NODE)
+    request.getfixturevalue("cluster_binaries")
     with Node() as running:
         yield running
 
@@ -136,9 +140,9 @@ def kubectl(control_plane: Cluster) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def helm(cluster_programs: None) -> Path:
+def helm(cluster_binaries: None) -> Path:
     """The path of helm."""
-    return programs.locate("helm")
+    return binaries.find_client("helm")
 
 
 def _cannot_run(config: pytest.Config, name: str, reasons: str) -> NoReturn:
