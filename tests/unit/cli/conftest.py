@@ -1,4 +1,4 @@
-"""A job small enough to run in seconds: a BERT of a few thousand weights learns to tell two kinds of words apart."""
+"""A job small enough to run in seconds: a BERT of a few thousand weights classifies words into two classes."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,7 +47,7 @@ spec:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The claim that holds model and data."""
+    """The claim with model and data."""
     claim: Path = tmp_path_factory.mktemp("tiny")
     _write_model(claim / "model")
     _write_data(claim / "train")

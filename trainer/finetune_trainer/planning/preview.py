@@ -1,7 +1,7 @@
 """What can be known of a run before it starts: what `finetune plan` prints and `finetune plot` draws.
 
-With model and data at hand that is the run's own plan. On a laptop whose claims are in the cluster it is less: each gap
-is named, and the rest is computed by the functions that plan a run.
+If model and data are available, that is the run's own plan. On a laptop whose claims are in the cluster it is less:
+each gap is named, and the rest is computed by the functions that plan a run.
 
 The heavy libraries are imported by the functions that read model or data. Schedules need neither, so `finetune plot`
 takes a second or two instead of ten.
