@@ -41,14 +41,23 @@ from harness.processes import die_with_parent, running, wait_until
 
 PRELOADED = (
     "aiohttp",
-    "httpx",
+    "fsspec",
+    "httpx2",
+    "jinja2",
     "matplotlib.pyplot",
+    "multiprocess",
     "pandas",
+    "prometheus_client",
+    "pyarrow.dataset",
     "pyarrow.parquet",
+    "rapidfuzz",
+    "regex",
     "sklearn.datasets",
     "sklearn.metrics",
     "torch",
+    "torch.distributed.checkpoint",
     "torchvision",
+    "typer",
 )
 ADDRESS = "FINETUNE_TEST_FORK_SERVER"
 READ_HUB_VARIABLES = ("datasets", "huggingface_hub.constants", "transformers")
