@@ -12,7 +12,7 @@ from finetune_operator.client.kube_client import ApiError, KubeconfigError
 from finetune_operator.client.lease import LeaseLostError
 from finetune_operator.config import ConfigError, load
 from finetune_operator.logs import LogFormat, configure_logging
-from finetune_operator.runtime.service import Options, run_operator
+from finetune_operator.runtime.manager import Options, run_operator
 
 OWN_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 

@@ -59,7 +59,7 @@ def installed(node: Node, helm: Path, operator_image: str, trainer_image: str) -
         "trainer": {"image": image(trainer_image), "imagePullDeadlineSeconds": 20},
         "resources": {"requests": {"cpu": "0"}},  # on two cores a job wants both
         "progressIntervalSeconds": 3,
-        "pollIntervalSeconds": 1,
+        "scrapeIntervalSeconds": 1,
     }
     target = [f"--namespace={SYSTEM}", "--create-namespace", "--values=-", "--wait", "--timeout=3m"]
     subprocess.run(
