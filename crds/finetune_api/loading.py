@@ -31,7 +31,7 @@ class Issue:
         suggestion: the nearest valid choice.
         file: name of the file.
         line, column: counted from 1; None when unknown.
-        override: the `--set` that causes it, in place of a position in the file.
+        override: the `--set` that causes it, instead of a position in the file.
     """
 
     path: str

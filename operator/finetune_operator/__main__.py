@@ -24,7 +24,7 @@ def run(  # noqa: PLR0917 typer calls it by name
     config: Annotated[Path | None, typer.Option(help="Path to the configuration file (YAML).")] = None,
     namespace: Annotated[
         list[str] | None,
-        typer.Option(help="Namespace to watch; can be repeated. Default: watchNamespaces, or else all namespaces."),
+        typer.Option(help="Namespace to watch; can be repeated. Default: watchNamespaces of --config, or all."),
     ] = None,
     log_format: Annotated[LogFormat, typer.Option(help="Format of log lines.")] = LogFormat.PLAIN,
     leader_elect: Annotated[bool, typer.Option(help="Be active only while holding the Lease.")] = True,
@@ -32,7 +32,7 @@ def run(  # noqa: PLR0917 typer calls it by name
         str | None, typer.Option(envvar="POD_NAMESPACE", help="Namespace of the Lease. Default: the pod's own.")
     ] = None,
     lease_name: Annotated[
-        str, typer.Option(help="Name of the Lease; of operators with the same Lease, one is active.")
+        str, typer.Option(help="Name of the Lease. Only one of the operators that share it is active.")
     ] = "finetune-operator",
     metrics_port: Annotated[int, typer.Option(help="Port of /metrics.")] = 8080,
     health_port: Annotated[int, typer.Option(help="Port of /healthz and /readyz.")] = 8081,

@@ -66,7 +66,7 @@ def _set_on_signals(stop: asyncio.Event) -> None:
 
 
 class Manager:
-    """Runs the watches, the workers and the scraper around one cache and one queue, like a controller-runtime manager."""
+    """Runs watches, workers and scraper, which share a cache and a queue, like the Manager of controller-runtime."""
 
     def __init__(self, config: Config, options: Options, client: KubeClient, stop: asyncio.Event) -> None:
         self._config = config
@@ -93,7 +93,7 @@ class Manager:
         """Run the controller while holding the Lease."""
         identity = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
         elector = LeaderElector(self._client, self._options.lease_namespace, self._options.lease_name, identity)
-        # A candidate is ready: it does all that is expected of it.
+        # A candidate counts as ready: otherwise a rollout would wait for replicas that are not elected.
         self._health.not_ready = ""
         if not await self._finish_unless_stopped(elector.acquire()):
             return
