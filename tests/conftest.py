@@ -1,3 +1,3 @@
-"""What every tier shares: the harness's fixtures."""
+"""Enables the fixtures of the test harness."""
 
 pytest_plugins = ["harness.plugin"]

@@ -128,8 +128,9 @@ class Module(Model):
     name: ModuleName
     """Name of the module in the plan, the status, metrics and logs. Must be unique within the job."""
     parameters: Annotated[list[Glob], Field(min_length=1, max_length=64)]
-    """Shell-style patterns of the names of the model's parameters that belong to the module. `*` also matches dots, and
-    case is significant. Every pattern must match a parameter."""
+    """Shell-style patterns of the names of the model's parameters that belong to the module. `*` also matches dots,
+    braces are expanded as in `layer.{0..5}.*` and `{q,k}_proj.*`, and case is significant. Every pattern must match a
+    parameter."""
     exclude: Annotated[list[Glob], Field(max_length=64)] | None = None
     """Patterns of parameters that do not belong to the module although `parameters` matches them. Every pattern must
     match a parameter. If not set, no parameters are excluded."""

@@ -25,10 +25,10 @@ NUMBERS = itertools.count()
 @pytest.fixture(scope="session")
 def api(control_plane: Cluster) -> Api:
     control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRD))
-    found = Api(control_plane.kubeconfig)
-    # Not `kubectl wait`: it fails on a definition that has no conditions yet.
-    wait_for(lambda: found.answers("/apis/finetune.dev/v1alpha1/finetunejobs"))
-    return found
+    client = Api(control_plane.kubeconfig)
+    # Not `kubectl wait`, which fails if the CRD has no conditions yet.
+    wait_for(lambda: client.answers("/apis/finetune.dev/v1alpha1/finetunejobs"))
+    return client
 
 
 @pytest.fixture

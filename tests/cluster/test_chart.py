@@ -1,6 +1,6 @@
-"""The chart against a real API server: what it installs is admitted, upgraded, and leaves every job where it is.
+"""The chart on a real API server: install, upgrade, uninstall, admission and permissions.
 
-No pod runs here; that the operator works once it does is for the tests on a node.
+Pods do not run here; the end-to-end tests run the operator.
 """
 
 import os
@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from harness import Cluster, ControlPlane, doctor
-from harness.doctor import Tier
+from harness import Cluster, ControlPlane, preflight
+from harness.preflight import Tier
 from harness.processes import wait_until
 
 pytestmark = pytest.mark.cluster
@@ -28,19 +28,19 @@ CRD = "customresourcedefinition/finetunejobs.finetune.dev"
 
 @dataclass(frozen=True)
 class Release:
-    """One release of the chart."""
+    """A Helm release of the chart."""
 
     cluster: Cluster
-    program: Path
+    binary: Path
     name: str = "finetune"
     namespace: str = NAMESPACE
 
     def helm(self, *argv: str) -> str:
-        """Run helm in this release's namespace; its own words are in the failure."""
+        """Run helm in the namespace of the release; a failure shows its standard error."""
         homes = {f"HELM_{kind}_HOME": str(self.cluster.folder / "helm") for kind in ("CACHE", "CONFIG", "DATA")}
-        where = (f"--kubeconfig={self.cluster.kubeconfig}", f"--namespace={self.namespace}")
+        flags = (f"--kubeconfig={self.cluster.kubeconfig}", f"--namespace={self.namespace}")
         done = subprocess.run(
-            [self.program, *argv, *where],
+            [self.binary, *argv, *flags],
             env={**os.environ, **homes},
             capture_output=True,
             text=True,
@@ -51,80 +51,80 @@ class Release:
         return done.stdout
 
     def install(self, *settings: str) -> str:
-        """Install the chart of this checkout."""
+        """Install the chart."""
         return self.helm("install", self.name, str(CHART), *(f"--set={each}" for each in settings))
 
     def upgrade(self, *settings: str) -> str:
-        """Install it again, with other settings."""
+        """Upgrade the release with other values."""
         return self.helm("upgrade", self.name, str(CHART), *(f"--set={each}" for each in settings))
 
     def uninstall(self) -> str:
-        """Remove it."""
+        """Uninstall the release."""
         return self.helm("uninstall", self.name, "--ignore-not-found", "--wait")
 
 
 @pytest.fixture(scope="module")
-def cluster(require_tier: Callable[[Tier], None], cluster_programs: None) -> Iterator[Cluster]:
-    """A control plane of its own: the chart owns the definitions, which other tests bring without it."""
-    require_tier(doctor.CONTROL_PLANE)
-    with ControlPlane() as started:
-        yield started
+def cluster(require_tier: Callable[[Tier], None], cluster_binaries: None) -> Iterator[Cluster]:
+    """A separate control plane: the chart owns the CRD, which other tests install without it."""
+    require_tier(preflight.CONTROL_PLANE)
+    with ControlPlane() as control_plane:
+        yield control_plane
 
 
 @pytest.fixture(scope="module")
 def namespace(cluster: Cluster) -> None:
-    """The namespace of the operator, which refuses every pod that is not restricted."""
+    """The namespace of the operator; it enforces the restricted Pod Security Standard."""
     cluster.kubectl("create", "namespace", NAMESPACE)
     cluster.kubectl("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")
 
 
 @pytest.fixture
 def release(cluster: Cluster, namespace: None, helm: Path) -> Iterator[Release]:
-    """The chart, installed with its defaults; whatever a test leaves is removed."""
-    made = Release(cluster, helm)
-    made.install()
-    yield made
-    made.uninstall()
+    """The chart, installed with default values; removed after the test."""
+    installed = Release(cluster, helm)
+    installed.install()
+    yield installed
+    installed.uninstall()
     cluster.kubectl("delete", CRD, "--ignore-not-found")
 
 
 def can(cluster: Cluster, verb: str, resource: str, namespace: str, *more: str) -> bool:
-    """Whether the operator's account may do this, in the words of the API server."""
+    """Whether `kubectl auth can-i` allows a request of the operator's ServiceAccount."""
     account = f"system:serviceaccount:{NAMESPACE}:{OPERATOR}"
-    asked = cluster.try_kubectl("auth", "can-i", verb, resource, f"--as={account}", f"--namespace={namespace}", *more)
-    return asked.stdout.strip() == "yes"
+    result = cluster.try_kubectl("auth", "can-i", verb, resource, f"--as={account}", f"--namespace={namespace}", *more)
+    return result.stdout.strip() == "yes"
 
 
 def template_annotations(cluster: Cluster) -> dict[str, Any]:
-    """The annotations of the operator's pod template, which make new pods when they change."""
+    """The annotations of the pod template; a change replaces the pods."""
     deployment = cluster.get("deployment", OPERATOR, f"--namespace={NAMESPACE}")
     annotations: dict[str, Any] = deployment["spec"]["template"]["metadata"]["annotations"]
     return annotations
 
 
-def test_the_definition_is_served_and_takes_the_example(release: Release) -> None:
+def test_crd_is_established_and_accepts_the_example(release: Release) -> None:
     release.cluster.kubectl("wait", "--for=condition=Established", CRD, "--timeout=30s")
     applied = release.cluster.kubectl("apply", f"--filename={EXAMPLE}", "--dry-run=server")
     assert "finetunejob.finetune.dev/two-optimizers" in applied
 
 
-def test_pod_security_admits_the_operator(release: Release) -> None:
+def test_pod_security_admits_the_operator_pod(release: Release) -> None:
     def pods() -> list[dict[str, Any]]:
         selector = "--selector=app.kubernetes.io/name=finetune-operator"
         items: list[dict[str, Any]] = release.cluster.get("pods", f"--namespace={NAMESPACE}", selector)["items"]
         return items
 
-    wait_until("the operator's pod", lambda: len(pods()) == 1, 30)
+    wait_until("the pod of the operator", lambda: len(pods()) == 1, 30)
     assert pods()[0]["spec"]["serviceAccountName"] == OPERATOR
 
 
-def test_pod_security_admits_the_pod_of_helm_test(release: Release) -> None:
+def test_pod_security_admits_the_helm_test_pod(release: Release) -> None:
     hooks = release.helm("get", "hooks", release.name)
     created = release.cluster.kubectl("create", "--dry-run=server", "--filename=-", input=hooks)
     assert "finetune-finetune-operator-test created" in created
 
 
-def test_the_operator_may_work_everywhere_and_read_no_secret(release: Release) -> None:
+def test_operator_permissions_in_all_namespaces(release: Release) -> None:
     assert can(release.cluster, "watch", "finetunejobs.finetune.dev", "default")
     assert can(release.cluster, "patch", "finetunejobs.finetune.dev", "default", "--subresource=status")
     assert can(release.cluster, "create", "leases.coordination.k8s.io", NAMESPACE)
@@ -133,14 +133,14 @@ def test_the_operator_may_work_everywhere_and_read_no_secret(release: Release) -
     assert not can(release.cluster, "get", "secrets", NAMESPACE)
 
 
-def test_with_namespaces_named_it_may_work_nowhere_else(cluster: Cluster, release: Release) -> None:
+def test_watch_namespaces_restricts_permissions(cluster: Cluster, release: Release) -> None:
     cluster.kubectl("create", "namespace", "team-a")
     release.upgrade("watchNamespaces={team-a}")
     assert can(cluster, "create", "jobs.batch", "team-a")
     assert not can(cluster, "create", "jobs.batch", "default")
 
 
-def test_an_upgrade_with_other_settings_makes_new_pods(release: Release) -> None:
+def test_upgrade_with_other_values_changes_the_pod_template(release: Release) -> None:
     before = template_annotations(release.cluster)
     release.upgrade("pollIntervalSeconds=7", "replicas=2")
     assert template_annotations(release.cluster) != before
@@ -148,7 +148,7 @@ def test_an_upgrade_with_other_settings_makes_new_pods(release: Release) -> None
     assert budget["spec"]["minAvailable"] == 1
 
 
-def test_jobs_outlive_the_chart_and_meet_it_again(release: Release) -> None:
+def test_jobs_survive_uninstall_and_reinstall(release: Release) -> None:
     release.cluster.kubectl("wait", "--for=condition=Established", CRD, "--timeout=30s")
     release.cluster.kubectl("apply", f"--filename={EXAMPLE}", "--namespace=default")
     release.uninstall()
@@ -158,13 +158,13 @@ def test_jobs_outlive_the_chart_and_meet_it_again(release: Release) -> None:
     assert release.cluster.get("finetunejob", "two-optimizers", "--namespace=default")
 
 
-def test_people_are_told_what_to_do_next(release: Release) -> None:
+def test_notes_show_next_commands(release: Release) -> None:
     notes = release.helm("get", "notes", release.name)
     assert f"kubectl rollout status deployment/{OPERATOR} --namespace {NAMESPACE}" in notes
     assert "kubectl get finetunejobs --watch" in notes
 
 
-def test_without_keep_the_definition_goes_with_the_chart(release: Release) -> None:
+def test_crds_keep_false_deletes_the_crd_on_uninstall(release: Release) -> None:
     release.upgrade("crds.keep=false")
     release.uninstall()
     assert release.cluster.try_kubectl("get", CRD).returncode != 0

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from e2e.world import NAMESPACE, ROOT, SYSTEM, World
+from e2e.namespace import NAMESPACE, ROOT, SYSTEM, Namespace
 from finetune_api.names import POD_DIRS
-from harness import cache, doctor, forkserver, hostos, images
+from harness import cache, forkserver, host_image, images, preflight
 from harness.node import Node
 
 OPERATOR_IMAGE = "localhost/finetune-operator:e2e"
@@ -24,29 +24,29 @@ PROVEN = "trainer-image-proven"
 
 
 @pytest.fixture(scope="session")
-def trainer_image(node: Node, require_tier: Callable[[doctor.Tier], None]) -> Iterator[str]:
+def trainer_image(node: Node, require_tier: Callable[[preflight.Tier], None]) -> Iterator[str]:
     """The image trainer pods run.
 
     Every day it is an empty one that shows this checkout's environment. FINETUNE_E2E_TRAINER=image builds the real one;
     in CI that happens whenever its Dockerfile or the lock file changed since it was last seen to work, and anywhere
     when the checkout lies where a trainer pod mounts something of its own, such as /tmp.
     """
-    require_tier(doctor.IMAGES)
+    require_tier(preflight.IMAGES)
     key = cache.digest(ROOT / "trainer" / "Dockerfile", ROOT / "uv.lock")
-    unproven = bool(os.environ.get("CI")) and not cache.entry(PROVEN, key).exists()
-    everyday = "image" if unproven or hostos.hidden_below(*POD_DIRS) else "bound"
+    unproven = bool(os.environ.get("CI")) and not cache.entry_path(PROVEN, key).exists()
+    everyday = "image" if unproven or host_image.is_shadowed(*POD_DIRS) else "bound"
     if os.environ.get("FINETUNE_E2E_TRAINER", everyday) == "bound":
-        yield hostos.NAME
+        yield host_image.NAME
         return
     node.import_image(images.build(ROOT / "trainer" / "Dockerfile", ROOT, TRAINER_IMAGE))
     yield TRAINER_IMAGE
-    cache.obtain(PROVEN, key, lambda _: None)
+    cache.get_or_create(PROVEN, key, lambda _: None)
 
 
 @pytest.fixture(scope="session")
-def operator_image(node: Node, require_tier: Callable[[doctor.Tier], None]) -> str:
+def operator_image(node: Node, require_tier: Callable[[preflight.Tier], None]) -> str:
     """The operator's image, always the real one."""
-    require_tier(doctor.IMAGES)
+    require_tier(preflight.IMAGES)
     node.import_image(images.build(ROOT / "operator" / "Dockerfile", ROOT, OPERATOR_IMAGE))
     return OPERATOR_IMAGE
 
@@ -89,16 +89,16 @@ def inputs() -> Path:
 
 
 @pytest.fixture(scope="session")
-def world(node: Node, installed: None, inputs: Path) -> World:
+def namespace(node: Node, installed: None, inputs: Path) -> Namespace:
     """A namespace under restricted Pod Security, with the claims `digits` (the example's inputs) and `models`."""
     node.kubectl("create", "namespace", NAMESPACE)
     node.kubectl("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")
-    world = World(node)
-    world.claim("digits")
-    world.claim("models")
+    namespace = Namespace(node)
+    namespace.create_claim("digits")
+    namespace.create_claim("models")
     folder = node.claim_path(NAMESPACE, "digits")
     shutil.copytree(inputs, folder, dirs_exist_ok=True)
-    return world
+    return namespace
 
 
 @pytest.fixture(scope="session")

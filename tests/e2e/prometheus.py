@@ -1,4 +1,4 @@
-"""A real Prometheus that scrapes one target, and answers one query."""
+"""Runs Prometheus with a single scrape target."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ import pytest
 
 
 class Prometheus:
-    """Debian's prometheus, on a port of its own, for as long as the `with` block."""
+    """A context manager that runs the `prometheus` binary on a free port of the loopback interface."""
 
     def __init__(self, target: str, folder: Path) -> None:
         self._target = target
         self._folder = folder
 
     def __enter__(self) -> Prometheus:
-        program = shutil.which("prometheus")
-        if program is None:
-            pytest.fail("prometheus is not installed: run `python -m harness setup` as root", pytrace=False)
+        binary = shutil.which("prometheus")
+        if binary is None:
+            pytest.fail("prometheus is not installed; fix: run `python -m harness setup` as root", pytrace=False)
         scrape = {"job_name": "finetune", "honor_labels": True, "static_configs": [{"targets": [self._target]}]}
         config = self._folder / "prometheus.json"
         config.write_text(json.dumps({"global": {"scrape_interval": "1s"}, "scrape_configs": [scrape]}))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{listener.getsockname()[1]}"
         data = self._folder / "data"
         arguments = [f"--config.file={config}", f"--storage.tsdb.path={data}", f"--web.listen-address={address}"]
-        self._process = subprocess.Popen([program, *arguments], stderr=(self._folder / "prometheus.log").open("wb"))
+        self._process = subprocess.Popen([binary, *arguments], stderr=(self._folder / "prometheus.log").open("wb"))
         self._client = httpx.Client(base_url=f"http://{address}", trust_env=False, timeout=5)
         return self
 
@@ -45,15 +45,20 @@ class Prometheus:
         self._process.wait()
 
     def wait_for(self, query: str, timeout: float = 60) -> float:
-        """The value of the one series that a PromQL query finds, once it finds it."""
+        """Poll until a PromQL query returns a series, and return its value.
+
+        Raises:
+            AssertionError: no series within `timeout` seconds; shows the end of the Prometheus log.
+        """
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             try:
-                found = self._client.get("/api/v1/query", params={"query": query}).json()["data"]["result"]
+                result = self._client.get("/api/v1/query", params={"query": query}).json()["data"]["result"]
             except (httpx.TransportError, KeyError, ValueError):
-                found = []
-            if found:
-                [series] = found
+                result = []
+            if result:
+                [series] = result
                 return float(series["value"][1])
             time.sleep(0.5)
-        raise AssertionError(f"Prometheus never found {query}\n{(self._folder / 'prometheus.log').read_text()[-2000:]}")
+        log = (self._folder / "prometheus.log").read_text()[-2000:]
+        raise AssertionError(f"no result of the query {query} in {timeout:.0f} s\n{log}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.world import ROOT
+from e2e.namespace import ROOT
 from harness import forkserver
 
 pytestmark = pytest.mark.timeout(600)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from e2e.world import ROOT
+from e2e.namespace import ROOT
 from finetune_api.exit_codes import ExitCode
 from harness import forkserver
 from harness.hub import Hub, serving
@@ -191,7 +191,7 @@ def test_a_configuration_downloads_no_other(hub: Hub, home: Path, claims: Path, 
     assert samples(tmp_path) == 10
     assert not any("resolve" in request and "/en/" in request for request in hub.requests)
     wrong = run(tmp_path, home, hub, data={"train": {"config": "fr"}})
-    assert "data.train.config: hf://acme/reviews has no configuration 'fr'; it has en, de" in wrong.stderr
+    assert "data.train.config: hf://acme/reviews has no configuration 'fr'; available: en, de" in wrong.stderr
 
 
 @pytest.mark.parametrize("kind", ["classes", "table", "card"])

@@ -1,11 +1,11 @@
-"""A real Kubernetes on a bare machine, for tests and for the demo.
+"""Starts Kubernetes clusters on the local machine, for the tests and the demo.
 
-Two tiers: `ControlPlane` needs no root and is up in seconds; `Node` adds a kubelet and runs pods, as root.
-Neither needs a container registry, a virtual machine or Docker: the programs are compiled from Go modules.
+`ControlPlane` starts in seconds and needs no root. `Node` adds a kubelet, runs pods and needs root.
+Neither needs a container registry, a virtual machine or Docker: the binaries are compiled from Go modules.
 """
 
 from harness.cluster import Cluster, KubectlError
-from harness.controlplane import ControlPlane
+from harness.control_plane import ControlPlane
 from harness.errors import HarnessError
 from harness.external import ExternalCluster
 from harness.node import Node

@@ -1,4 +1,4 @@
-"""The command line of the harness: `PYTHONPATH=tests python -m harness --help`."""
+"""Command line of the test harness: `PYTHONPATH=tests python -m harness --help`."""
 
 import shutil
 import sys
@@ -9,124 +9,124 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from harness import baseimage, controlplane, doctor, gomodule, hostos, images, launch, node, programs, setup
+from harness import base_image, binaries, control_plane, go_module, host_image, images, launch, node, preflight, setup
 from harness.errors import HarnessError
-from harness.progress import console, say
+from harness.progress import console, print_line
 
-app = typer.Typer(no_args_is_help=True, help="A real Kubernetes on a bare machine, for tests and for the demo.")
-control_plane_app = typer.Typer(no_args_is_help=True, help="An API server and its controllers, without root.")
-node_app = typer.Typer(no_args_is_help=True, help="A node that runs pods, as root.")
-images_app = typer.Typer(no_args_is_help=True, help="Container images without a registry.")
+app = typer.Typer(no_args_is_help=True, help="Local Kubernetes clusters for the tests and the demo.")
+control_plane_app = typer.Typer(no_args_is_help=True, help="Manage a control plane without nodes. Needs no root.")
+node_app = typer.Typer(no_args_is_help=True, help="Manage a single-node cluster that runs pods. Needs root.")
+images_app = typer.Typer(no_args_is_help=True, help="Build container images without a registry.")
 app.add_typer(control_plane_app, name="control-plane")
 app.add_typer(node_app, name="node")
 app.add_typer(images_app, name="images")
 
-Folder = Annotated[Path, typer.Argument(help="The cluster's folder: kubeconfig, logs, volumes.")]
+Folder = Annotated[Path, typer.Argument(help="Directory of the cluster: kubeconfig, logs, volumes.")]
 
 
 @app.command()
 def build() -> None:
-    """Compile the cluster's programs, if the cache does not have them."""
-    print(programs.built())
+    """Compile the Kubernetes binaries unless they are cached, and print their directory."""
+    print(binaries.build())
 
 
 @app.command()
 def lock() -> None:
     """Write go.mod and go.sum for the versions in versions.py."""
-    gomodule.lock()
-    say(f"wrote {gomodule.MODULE / 'go.mod'} and go.sum")
+    go_module.lock()
+    print_line(f"wrote {go_module.MODULE / 'go.mod'} and go.sum")
 
 
 @app.command(name="setup")
 def setup_command() -> None:
-    """Install the system's packages that the node tier needs, compile the cluster's programs, and show what can run."""
+    """Install missing system packages, compile the Kubernetes binaries, and run the preflight checks."""
     setup.install()
     if shutil.which("go"):
-        programs.built()
-    doctor_command()
+        binaries.build()
+    preflight_command()
 
 
-@app.command(name="doctor")
-def doctor_command() -> None:
-    """Show what can run on this machine, and what cannot: why, and the cure."""
+@app.command(name="preflight")
+def preflight_command() -> None:
+    """Check which test environments this machine supports, and print how to fix the others."""
     table = Table.grid(padding=(0, 2))
-    for tier in doctor.TIERS:
-        obstacles = tier.obstacles()
-        if not obstacles:
-            table.add_row(tier.name, "[green]can run[/]", tier.gives)
-        for each in obstacles:
-            table.add_row(tier.name, "[red]cannot run[/]", f"{each.reason}\n[dim]cure: {each.cure}[/]")
+    for tier in preflight.TIERS:
+        unmet = tier.unmet_requirements()
+        if not unmet:
+            table.add_row(tier.name, "[green]ok[/]", tier.description)
+        for each in unmet:
+            table.add_row(tier.name, "[red]unavailable[/]", f"{each.reason}\n[dim]fix: {each.fix}[/]")
     Console().print(table)
 
 
 @control_plane_app.command(name="up")
 def control_plane_up(
-    folder: Folder, scheduler: Annotated[bool, typer.Option(help="Start a scheduler too.")] = False
+    folder: Folder, scheduler: Annotated[bool, typer.Option(help="Also start kube-scheduler.")] = False
 ) -> None:
-    """Start a control plane that stays until `down`."""
-    _announce(controlplane.up(_new(folder), scheduler=scheduler, daemon=True))
+    """Start a control plane that runs until `down`."""
+    _print_connection(control_plane.up(_new(folder), scheduler=scheduler, daemon=True))
 
 
 @node_app.command(name="up")
 def node_up(
-    folder: Folder, image: Annotated[list[Path] | None, typer.Option(help="An image archive to load.")] = None
+    folder: Folder, image: Annotated[list[Path] | None, typer.Option(help="Image archive to import.")] = None
 ) -> None:
-    """Start a node that stays until `down`."""
-    _announce(node.up(_new(folder), image_archives=image or (), daemon=True))
+    """Start a node that runs until `down`."""
+    _print_connection(node.up(_new(folder), image_archives=image or (), daemon=True))
 
 
 @control_plane_app.command(name="down")
 @node_app.command(name="down")
 def down(folder: Folder) -> None:
-    """Take a cluster down and remove its folder."""
+    """Stop a cluster and delete its directory."""
     launch.stop_daemon(folder.absolute())
 
 
 @node_app.command(name="import")
 def node_import(folder: Folder, archives: list[Path]) -> None:
-    """Load image archives into a node that runs."""
+    """Import image archives into a running node."""
     for archive in archives:
-        node.Node.attached(folder.absolute()).import_image(archive)
+        node.Node.attach(folder.absolute()).import_image(archive)
 
 
 @images_app.command(name="base")
 def images_base() -> None:
-    """Make the local base image and print its name."""
-    doctor.require(doctor.IMAGES)
-    print(baseimage.local())
+    """Build the local base image and print its name."""
+    preflight.require(preflight.IMAGES)
+    print(base_image.build())
 
 
-@images_app.command(name="hostos")
-def images_hostos() -> None:
-    """Make the image that shows this machine's programs, and print its archive."""
-    print(hostos.image())
+@images_app.command(name="host")
+def images_host() -> None:
+    """Build the image whose files are mounted from the host, and print the path of its archive."""
+    print(host_image.build())
 
 
 @images_app.command(name="build")
 def images_build(
     dockerfile: Path,
     tag: str,
-    context: Annotated[Path, typer.Option(help="The folder that the Dockerfile copies from.")] = hostos.REPOSITORY,
-    base: Annotated[str | None, typer.Option(help="Another base image than the local one.")] = None,
+    context: Annotated[Path, typer.Option(help="Build context.")] = host_image.REPOSITORY,
+    base: Annotated[str | None, typer.Option(help="Base image to use instead of the local one.")] = None,
 ) -> None:
-    """Build a Dockerfile and print the image's archive."""
-    doctor.require(doctor.IMAGES)
+    """Build a Dockerfile and print the path of the image archive."""
+    preflight.require(preflight.IMAGES)
     print(images.build(dockerfile.absolute(), context.absolute(), tag, base))
 
 
 def _new(folder: Path) -> Path:
     if folder.exists() and any(folder.iterdir()):
-        raise HarnessError(f"{folder} is not empty", "choose a new folder, or take down the cluster in it first")
+        raise HarnessError(f"{folder} is not empty", "choose another directory, or run `down` on it first")
     return folder.absolute()
 
 
-def _announce(cluster: launch.Supervised) -> None:
-    say(f"ready: {cluster.site.server}")
-    say(f"  export KUBECONFIG={cluster.site.admin}")
+def _print_connection(cluster: launch.Supervisor) -> None:
+    print_line(f"ready: {cluster.config.server}")
+    print_line(f"  export KUBECONFIG={cluster.config.admin_kubeconfig}")
 
 
 def main() -> None:
-    """Run a command; what the person can cure is told without a traceback."""
+    """Run a command; print a HarnessError without a traceback."""
     try:
         app()
     except HarnessError as error:

@@ -1,4 +1,4 @@
-"""The few calls the harness itself makes to the API server, without the second that starting kubectl costs."""
+"""A minimal client of the API server. Starting kubectl takes a second for each call."""
 
 import base64
 import json
@@ -11,7 +11,7 @@ import httpx
 
 
 class Api:
-    """JSON in and out of one API server, as the user of a kubeconfig the harness wrote."""
+    """Sends JSON requests to one API server with the credentials of a kubeconfig that the harness wrote."""
 
     def __init__(self, kubeconfig: Path) -> None:
         config = json.loads(kubeconfig.read_text())
@@ -21,15 +21,19 @@ class Api:
         )
 
     def get(self, path: str, **query: str) -> dict[str, Any]:
-        """Read an object or a list."""
+        """Read an object or a list.
+
+        Raises:
+            httpx.HTTPStatusError: the API server responded with an error.
+        """
         return self._json(self._client.get(path, params=query))
 
     def post(self, path: str, body: dict[str, Any], **query: str) -> httpx.Response:
-        """Try to create an object; the caller looks at the answer, which may be a refusal."""
+        """Send a create request and return the response without checking its status."""
         return self._client.post(path, json=body, params=query)
 
     def ensure(self, path: str, body: dict[str, Any]) -> None:
-        """Create an object, unless there is one of this name."""
+        """Create an object unless it already exists."""
         response = self.post(path, body)
         if response.status_code != httpx.codes.CONFLICT:
             response.raise_for_status()
@@ -39,7 +43,7 @@ class Api:
         self._json(self._client.delete(path))
 
     def answers(self, path: str) -> bool:
-        """Whether a GET of this path succeeds now."""
+        """Whether a GET of this path succeeds."""
         try:
             return self._client.get(path).is_success
         except httpx.TransportError:
@@ -54,7 +58,7 @@ class Api:
 def _context(cluster: dict[str, Any], user: dict[str, Any]) -> ssl.SSLContext:
     authority = base64.b64decode(cluster["certificate-authority-data"]).decode()
     context = ssl.create_default_context(cadata=authority)
-    # The ssl module takes a client certificate only from a file.
+    # The ssl module loads client certificates only from files.
     with tempfile.NamedTemporaryFile() as file:
         for part in ("client-certificate-data", "client-key-data"):
             file.write(base64.b64decode(user[part]))

@@ -1,13 +1,13 @@
-"""buildah, with a store of our own, so that the images of whoever works on this machine stay as they are."""
+"""Runs buildah with a separate image store, so that the images of the user stay untouched."""
 
 from collections.abc import Callable
 
 from harness import cache
-from harness.commands import follow
+from harness.commands import run_streaming
 
 
-def buildah(heard: Callable[[str], None], *argv: str) -> None:
-    """Run buildah, which hands each line it says to `heard`."""
+def buildah(on_line: Callable[[str], None], *argv: str) -> None:
+    """Run buildah and pass each line of its output to `on_line`."""
     store = cache.root() / "store"
     store.mkdir(parents=True, exist_ok=True)
-    follow("buildah", f"--root={store}", f"--runroot={store / 'run'}", *argv, heard=heard)
+    run_streaming("buildah", f"--root={store}", f"--runroot={store / 'run'}", *argv, on_line=on_line)

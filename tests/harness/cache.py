@@ -1,7 +1,7 @@
-"""Where costly results are kept: outside the repository, named by a digest of everything they were made from.
+"""Caches build results outside the repository, keyed by a digest of their inputs.
 
-A result is made in a temporary folder and renamed into place, under a lock, so that an interrupted build
-leaves nothing that looks finished and two processes never build the same thing at once.
+A result is built in a temporary directory and renamed into place under a lock: an interrupted build leaves no partial
+result, and two processes never build the same result at once.
 """
 
 import fcntl
@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness.progress import say
+from harness.progress import print_line
 
 
 def root() -> Path:
-    """The cache folder: `$FINETUNE_CACHE`, else the user's cache folder."""
+    """The cache directory: `$FINETUNE_CACHE`, by default `finetune-operator` in the cache directory of the user."""
     if explicit := os.environ.get("FINETUNE_CACHE"):
         return Path(explicit).absolute()
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -25,49 +25,49 @@ def root() -> Path:
 
 
 def digest(*parts: str | bytes | Path) -> str:
-    """Twelve hex digits that change when a text, a file's content or a file's name changes."""
+    """A digest of 12 hex digits over strings, and over the names and contents of files."""
     total = hashlib.sha256()
     for part in parts:
-        for piece in _pieces(part):
-            total.update(len(piece).to_bytes(8) + piece)
+        for chunk in _chunks(part):
+            total.update(len(chunk).to_bytes(8) + chunk)
     return total.hexdigest()[:12]
 
 
-def _pieces(part: str | bytes | Path) -> Iterable[bytes]:
+def _chunks(part: str | bytes | Path) -> Iterable[bytes]:
     if isinstance(part, Path):
         return (part.name.encode(), part.read_bytes())
     return (part.encode() if isinstance(part, str) else part,)
 
 
-def entry(kind: str, key: str) -> Path:
-    """Where the result of this kind and key is, or would be."""
+def entry_path(kind: str, key: str) -> Path:
+    """The path of a result, whether or not it exists."""
     return root() / kind / key
 
 
-def obtain(kind: str, key: str, make: Callable[[Path], None]) -> Path:
-    """The folder of this kind and key; `make(folder)` fills it the first time."""
-    place = entry(kind, key)
-    if place.exists():
-        return place
+def get_or_create(kind: str, key: str, create: Callable[[Path], None]) -> Path:
+    """Return the directory of a result; `create(folder)` fills it if it does not exist."""
+    path = entry_path(kind, key)
+    if path.exists():
+        return path
     with lock(f"{kind}-{key}"):
-        if not place.exists():
-            _make(place, make)
-    return place
+        if not path.exists():
+            _create(path, create)
+    return path
 
 
-def _make(place: Path, make: Callable[[Path], None]) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
+def _create(path: Path, create: Callable[[Path], None]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
-        draft.chmod(0o755)
-        make(draft)
-        draft.rename(place)
+        temporary.chmod(0o755)
+        create(temporary)
+        temporary.rename(path)
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def keep_newest(kind: str, count: int) -> None:
-    """Forget all but the newest results of this kind, which nobody will ask for again."""
+def prune(kind: str, count: int) -> None:
+    """Delete all but the newest `count` results of a kind."""
     finished = [path for path in (root() / kind).iterdir() if not path.name.startswith(".")]
     for old in sorted(finished, key=lambda path: path.stat().st_mtime, reverse=True)[count:]:
         shutil.rmtree(old)
@@ -75,13 +75,13 @@ def keep_newest(kind: str, count: int) -> None:
 
 @contextmanager
 def lock(name: str) -> Iterator[None]:
-    """Hold the lock of this name among all processes that share the cache folder."""
+    """Hold a named lock, shared by all processes that use the same cache directory."""
     folder = root() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / name).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"waiting for another process that is making {name}")
+            print_line(f"waiting for another process that holds the lock {name}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

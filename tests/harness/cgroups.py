@@ -1,4 +1,4 @@
-"""A control group of its own for each node, under which its kubelet puts the pods."""
+"""Creates a cgroup for each node; the kubelet creates the cgroups of the pods in it."""
 
 import os
 import time
@@ -6,38 +6,38 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.cluster_config import NodeConfig
 from harness.errors import HarnessError
-from harness.site import NodeSite
 
 MOUNTINFO = Path("/proc/self/mountinfo")
-REMOVAL = 10.0
+REMOVE_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """One mounted tree of control groups; version 1 has one for each controller, version 2 a single one."""
+    """A mounted cgroup hierarchy: one per controller in version 1, a single unified one in version 2."""
 
     root: Path
     unified: bool
 
 
 def hierarchies(mountinfo: str) -> list[Hierarchy]:
-    """The trees that a kernel's list of mounts shows."""
+    """The cgroup hierarchies in the text of /proc/self/mountinfo."""
     found = []
     for line in mountinfo.splitlines():
-        place, _, kind = line.partition(" - ")
+        mount, _, kind = line.partition(" - ")
         if kind.startswith(("cgroup ", "cgroup2 ")):
-            found.append(Hierarchy(Path(place.split()[4]), kind.startswith("cgroup2 ")))
+            found.append(Hierarchy(Path(mount.split()[4]), kind.startswith("cgroup2 ")))
     return found
 
 
-def group(node: NodeSite) -> str:
-    """The name of a node's group."""
+def cgroup_name(node: NodeConfig) -> str:
+    """The name of the cgroup of a node."""
     return f"finetune-{node.name}"
 
 
 def create(name: str) -> None:
-    """Make the group in every hierarchy."""
+    """Create the cgroup in each hierarchy."""
     for hierarchy in hierarchies(MOUNTINFO.read_text()):
         folder = hierarchy.root / name
         if hierarchy.unified:
@@ -48,27 +48,27 @@ def create(name: str) -> None:
 
 
 def remove(name: str) -> None:
-    """Remove the group and its children; processes that were just killed may take a moment to leave."""
-    deadline = time.monotonic() + REMOVAL
-    left = [hierarchy.root / name for hierarchy in hierarchies(MOUNTINFO.read_text())]
-    while left := [tree for tree in left if tree.exists()]:
-        for tree in left:
+    """Remove the cgroup and its children. Retries, because killed processes leave a cgroup with a delay."""
+    deadline = time.monotonic() + REMOVE_TIMEOUT_S
+    remaining = [hierarchy.root / name for hierarchy in hierarchies(MOUNTINFO.read_text())]
+    while remaining := [tree for tree in remaining if tree.exists()]:
+        for tree in remaining:
             for folder, _, _ in os.walk(tree, topdown=False):
                 with suppress(OSError):
                     Path(folder).rmdir()
         if time.monotonic() > deadline:
-            raise HarnessError(f"control groups are left: {', '.join(map(str, left))}")
+            raise HarnessError(f"cannot remove cgroups: {', '.join(map(str, remaining))}")
         time.sleep(0.02)
 
 
 def _delegate(root: Path) -> None:
-    # Version 2: a child has only the controllers that its parent lists. Some may be held by version 1.
+    # Version 2: a child has only the controllers that its parent delegates. Version 1 may be using some of them.
     for controller in (root / "cgroup.controllers").read_text().split():
         with suppress(OSError):
             (root / "cgroup.subtree_control").write_text(f"+{controller}")
 
 
 def _fill_cpuset(root: Path, folder: Path) -> None:
-    # Version 1: a new cpuset is empty, and no process can enter it.
+    # Version 1: a new cpuset is empty, and an empty cpuset accepts no process.
     for resource in ("cpus", "mems"):
         (folder / f"cpuset.{resource}").write_text((root / f"cpuset.{resource}").read_text())

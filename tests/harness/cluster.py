@@ -1,4 +1,4 @@
-"""A cluster as a test sees it: a kubeconfig, kubectl, and ways to be somebody else."""
+"""The interface of a running cluster: kubeconfig, kubectl, and credentials of other users."""
 
 import json
 import os
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import kubeconfig, programs
+from harness import binaries, kubeconfig
 from harness.errors import HarnessError
 
 
 class KubectlError(HarnessError):
-    """kubectl failed; `stderr` is what it said."""
+    """kubectl failed; `stderr` is its standard error."""
 
     def __init__(self, args: Sequence[str], stderr: str) -> None:
         super().__init__(f"kubectl {' '.join(args)}: {stderr.strip()}")
@@ -21,7 +21,12 @@ class KubectlError(HarnessError):
 
 
 class Cluster:
-    """A running cluster; `folder` is a place for files that belong to it."""
+    """A running cluster.
+
+    Args:
+        kubeconfig: credentials of the administrator.
+        folder: directory for files of this cluster.
+    """
 
     def __init__(self, kubeconfig: Path, folder: Path) -> None:
         self.kubeconfig = kubeconfig
@@ -29,11 +34,15 @@ class Cluster:
 
     @property
     def server(self) -> str:
-        """The API server's address."""
+        """The URL of the API server."""
         return str(self._cluster_entry()["server"])
 
     def kubectl(self, *args: str, input: str | None = None, timeout: float = 120) -> str:
-        """Run kubectl as administrator and return what it printed; raises KubectlError when it fails."""
+        """Run kubectl as administrator and return its standard output.
+
+        Raises:
+            KubectlError: kubectl failed.
+        """
         done = self.try_kubectl(*args, input=input, timeout=timeout)
         if done.returncode:
             raise KubectlError(args, done.stderr)
@@ -42,26 +51,26 @@ class Cluster:
     def try_kubectl(
         self, *args: str, input: str | None = None, timeout: float = 120
     ) -> "subprocess.CompletedProcess[str]":
-        """Run kubectl as administrator; the caller looks at `returncode`, `stdout` and `stderr`."""
-        # The cache of discovery is keyed by host and port, which other throw-away clusters had before.
+        """Run kubectl as administrator; the caller checks the exit status."""
+        # The discovery cache is keyed by host and port, which an earlier test cluster may have used.
         cache = f"--cache-dir={self.folder / 'kubectl-cache'}"
-        argv = [str(programs.locate("kubectl")), f"--kubeconfig={self.kubeconfig}", cache, *args]
+        argv = [str(binaries.find_client("kubectl")), f"--kubeconfig={self.kubeconfig}", cache, *args]
         return subprocess.run(
             argv, input=input, env=os.environ, capture_output=True, text=True, timeout=timeout, check=False
         )
 
     def get(self, *args: str) -> dict[str, Any]:
-        """`kubectl get ... -o json`, read."""
+        """Run `kubectl get ... -o json` and return the parsed output."""
         found: dict[str, Any] = json.loads(self.kubectl("get", *args, "-o", "json"))
         return found
 
     def apply(self, *objects: dict[str, Any]) -> None:
-        """Apply objects on the server side."""
+        """Apply objects with server-side apply."""
         manifest = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)})
         self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", input=manifest)
 
     def service_account_kubeconfig(self, namespace: str, name: str) -> Path:
-        """A kubeconfig that speaks as a ServiceAccount, by a token of one hour."""
+        """Write a kubeconfig with a token of a ServiceAccount; the token expires after one hour."""
         token = self.kubectl("create", "token", name, f"--namespace={namespace}", "--duration=1h").strip()
         return self._write_kubeconfig(kubeconfig.with_token(self._cluster_entry(), token))
 

@@ -1,4 +1,4 @@
-"""Running another program to its end, with its own words in the error when it fails."""
+"""Runs external programs; the error of a failed program includes the end of its output."""
 
 import os
 import subprocess
@@ -8,26 +8,34 @@ from pathlib import Path
 from harness.errors import HarnessError
 
 Argument = str | Path
-TAIL = 25
+TAIL_LINES = 25
 
 
 def run(
     *argv: Argument, input: str | None = None, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> str:
-    """Run a program and return what it wrote to its standard output."""
+    """Run a program and return its standard output.
+
+    Raises:
+        HarnessError: the exit status is not zero.
+    """
     command = [str(part) for part in argv]
     done = subprocess.run(
         command, input=input, env={**os.environ, **(env or {})}, cwd=cwd, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise HarnessError(failure(command, done.returncode, done.stderr or done.stdout))
+        raise HarnessError(failure_message(command, done.returncode, done.stderr or done.stdout))
     return done.stdout
 
 
-def follow(
-    *argv: Argument, heard: Callable[[str], None], env: Mapping[str, str] | None = None, cwd: Path | None = None
+def run_streaming(
+    *argv: Argument, on_line: Callable[[str], None], env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> None:
-    """Run a program for minutes and hand each line it writes to `heard`."""
+    """Run a program and pass each line of its output to `on_line` as it is written.
+
+    Raises:
+        HarnessError: the exit status is not zero.
+    """
     command = [str(part) for part in argv]
     recent: list[str] = []
     with subprocess.Popen(
@@ -42,13 +50,13 @@ def follow(
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            recent = [*recent[-TAIL:], line.rstrip()]
-            heard(line.rstrip())
+            recent = [*recent[-TAIL_LINES:], line.rstrip()]
+            on_line(line.rstrip())
     if process.returncode:
-        raise HarnessError(failure(command, process.returncode, "\n".join(recent)))
+        raise HarnessError(failure_message(command, process.returncode, "\n".join(recent)))
 
 
-def failure(command: list[str], status: int, words: str) -> str:
-    """One message of the command, its exit status and the last lines of what it said."""
-    tail = "\n".join(f"  | {line}" for line in words.strip().splitlines()[-TAIL:])
+def failure_message(command: list[str], status: int, output: str) -> str:
+    """The command, its exit status and the last lines of its output."""
+    tail = "\n".join(f"  | {line}" for line in output.strip().splitlines()[-TAIL_LINES:])
     return f"`{' '.join(command[:4])}{' ...' if len(command) > 4 else ''}` failed with exit status {status}\n{tail}"

@@ -14,7 +14,7 @@ from dnslib import QTYPE, RCODE, RR, A, DNSRecord
 from dnslib.server import DNSHandler, DNSLogger, DNSServer
 
 from harness.api import Api
-from harness.site import Site
+from harness.cluster_config import ClusterConfig
 
 ZONE = ".svc.cluster.local"
 TTL = 1
@@ -71,8 +71,8 @@ class Responder:
 
 def serve(folder: Path) -> None:
     """Answer on the node's address for ever."""
-    site = Site.load(folder)
-    server = DNSServer(Responder(Api(site.admin)), address=site.address, logger=DNSLogger("error"))
+    config = ClusterConfig.load(folder)
+    server = DNSServer(Responder(Api(config.admin_kubeconfig)), address=config.address, logger=DNSLogger("error"))
     server.server.serve_forever()
 
 

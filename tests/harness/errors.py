@@ -1,10 +1,10 @@
-"""What a person is told when the harness cannot go on: what is wrong, and what to do about it."""
+"""The exception of the harness: states the problem and how to fix it."""
 
 
 class HarnessError(Exception):
-    """A failure that is explained by its message; commands print it without a traceback."""
+    """An expected failure; the command line prints its message without a traceback."""
 
-    def __init__(self, problem: str, cure: str = "") -> None:
-        super().__init__(f"{problem}\n  cure: {cure}" if cure else problem)
+    def __init__(self, problem: str, fix: str = "") -> None:
+        super().__init__(f"{problem}\n  fix: {fix}" if fix else problem)
         self.problem = problem
-        self.cure = cure
+        self.fix = fix

@@ -1,7 +1,7 @@
-"""A hub on this machine: serves repositories of models and data sets as the real one does, for tests without a network.
+"""A local Hugging Face Hub server with repositories of models and data sets, for tests without network access.
 
-It speaks the routes that `huggingface_hub` asks for (repository, tree, paths, files with ETag, commit and ranges), so
-that downloads, the cache and offline runs are the library's own. A gated repository wants a bearer token.
+It implements the endpoints that `huggingface_hub` requests (repository, tree, paths-info, files with ETag, commit and
+range), so that tests exercise the download and the cache of the library. A gated repository requires a bearer token.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from urllib.parse import unquote, urlsplit
 Kind = Literal["models", "datasets"]
 
 _NAME = r"(?P<name>[^/]+/[^/]+)"
-_API = re.compile(rf"^/api/(?P<kind>models|datasets)/{_NAME}(?:/(?P<what>revision|tree|paths-info)/(?P<rest>.*))?$")
+_API = re.compile(rf"^/api/(?P<kind>models|datasets)/{_NAME}(?:/(?P<endpoint>revision|tree|paths-info)/(?P<rest>.*))?$")
 _FILE = re.compile(rf"^/(?P<kind>datasets/)?{_NAME}/resolve/(?P<rest>.*)$")
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
 
 @dataclass(frozen=True)
 class Commit:
-    """The files of a repository at one moment."""
+    """The files of a repository at one commit."""
 
     files: Mapping[str, bytes]
 
@@ -46,20 +46,20 @@ class Repository:
     """A repository with its branches and tags.
 
     Args:
-        token: who has it may read; None for everybody.
+        token: bearer token that grants access; None for a public repository.
     """
 
     token: str | None = None
     revisions: dict[str, Commit] = field(default_factory=dict)
 
     def commit(self, revision: str) -> Commit | None:
-        """What a branch, a tag or a commit's hash stands for."""
+        """The commit of a branch, a tag or a commit hash; None if there is none."""
         by_hash = {commit.sha: commit for commit in self.revisions.values()}
         return self.revisions.get(revision) or by_hash.get(revision)
 
 
 class Hub:
-    """Repositories, and the address at which they are served. The address goes into HF_ENDPOINT."""
+    """The repositories, the requests received, and the address of the server, which is the value for HF_ENDPOINT."""
 
     def __init__(self) -> None:
         self.address = ""
@@ -67,14 +67,14 @@ class Hub:
         self._repositories: dict[tuple[str, str], Repository] = {}
 
     def add(self, kind: Kind, name: str, folder: Path, *, revision: str = "main", token: str | None = None) -> str:
-        """Put the files of a folder at a revision of a repository; its commit's hash.
+        """Add the files of a directory to a repository, and return the commit hash.
 
         Args:
             kind: `models` or `datasets`.
             name: `org/repository`.
-            folder: what it holds.
-            revision: a branch or a tag.
-            token: gates the repository.
+            folder: directory of the files.
+            revision: branch or tag.
+            token: bearer token that grants access; None for a public repository.
         """
         repository = self._repositories.setdefault((kind, name), Repository())
         repository.token = token
@@ -88,7 +88,7 @@ class Hub:
 
 @contextmanager
 def serving() -> Iterator[Hub]:
-    """A hub on a free port of the loopback interface."""
+    """Serve a hub on a free port of the loopback interface while the `with` block runs."""
     hub = Hub()
     handler = type("Handler", (_Handler,), {"hub": hub})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -104,8 +104,8 @@ def serving() -> Iterator[Hub]:
         thread.join()
 
 
-class _Refusal(Exception):  # noqa: N818
-    """What is answered instead, as the hub does: a status and an error code that its client understands."""
+class _HttpError(Exception):
+    """An error response: HTTP status, message, and the error code for the X-Error-Code header."""
 
     def __init__(self, status: HTTPStatus, code: str, message: str) -> None:
         super().__init__(message)
@@ -117,53 +117,55 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self._answer()
+        self._respond()
 
     def do_HEAD(self) -> None:
-        self._answer()
+        self._respond()
 
     def do_POST(self) -> None:
-        self._answer()
+        self._respond()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: the tests tell what went wrong."""
+        """Do not log requests."""
 
-    def _answer(self) -> None:
+    def _respond(self) -> None:
         self.hub.requests.append(f"{self.command} {self.path}")
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = unquote(urlsplit(self.path).path)
         try:
             if found := _API.match(path):
-                self._send_json(self._about(found["kind"], found["name"], found["what"], found["rest"] or "", body))
+                self._send_json(
+                    self._api_response(found["kind"], found["name"], found["endpoint"], found["rest"] or "", body)
+                )
             elif found := _FILE.match(path):
                 self._send_file("datasets" if found["kind"] else "models", found["name"], found["rest"])
             else:
-                raise _Refusal(HTTPStatus.NOT_FOUND, "", f"no route {path}")
-        except _Refusal as refusal:
-            headers = {"X-Error-Code": refusal.code, "X-Error-Message": str(refusal)}
-            self._send(json.dumps({"error": str(refusal)}).encode(), headers, refusal.status)
+                raise _HttpError(HTTPStatus.NOT_FOUND, "", f"no route {path}")
+        except _HttpError as error:
+            headers = {"X-Error-Code": error.code, "X-Error-Message": str(error)}
+            self._send(json.dumps({"error": str(error)}).encode(), headers, error.status)
 
     def _repository(self, kind: str, name: str) -> Repository:
         if repository := self.hub.find(kind, name):
             return repository
-        # As the real one: whether there is none, or a private one, is told to nobody.
-        raise _Refusal(HTTPStatus.UNAUTHORIZED, "RepoNotFound", "Repository not found")
+        # Like the Hugging Face Hub, do not reveal whether a private repository exists.
+        raise _HttpError(HTTPStatus.UNAUTHORIZED, "RepoNotFound", "Repository not found")
 
-    def _open(self, repository: Repository) -> None:
+    def _authorize(self, repository: Repository) -> None:
         if repository.token and self.headers.get("Authorization") != f"Bearer {repository.token}":
-            known = self.headers.get("Authorization") is not None
-            status = HTTPStatus.FORBIDDEN if known else HTTPStatus.UNAUTHORIZED
-            raise _Refusal(status, "GatedRepo", "Access to this repository is restricted")
+            authenticated = self.headers.get("Authorization") is not None
+            status = HTTPStatus.FORBIDDEN if authenticated else HTTPStatus.UNAUTHORIZED
+            raise _HttpError(status, "GatedRepo", "Access to this repository is restricted")
 
-    def _about(self, kind: str, name: str, what: str | None, rest: str, body: bytes) -> Any:
+    def _api_response(self, kind: str, name: str, endpoint: str | None, rest: str, body: bytes) -> Any:
         repository = self._repository(kind, name)
         revision, _, path = rest.partition("/")
         commit = self._commit(repository, revision or "main")
-        if what in ("tree", "paths-info"):
-            self._open(repository)
-            wanted = _wanted_paths(body) if what == "paths-info" else None
-            chosen = {file for file in commit.files if file in wanted} if wanted is not None else set(commit.files)
-            return [_entry(file, commit.files[file]) for file in sorted(chosen) if file.startswith(path)]
+        if endpoint in ("tree", "paths-info"):
+            self._authorize(repository)
+            requested = _requested_paths(body) if endpoint == "paths-info" else None
+            files = set(commit.files) if requested is None else requested & commit.files.keys()
+            return [_entry(file, commit.files[file]) for file in sorted(files) if file.startswith(path)]
         return {
             "_id": commit.sha[:24],
             "id": name,
@@ -182,26 +184,26 @@ class _Handler(BaseHTTPRequestHandler):
     def _commit(self, repository: Repository, revision: str) -> Commit:
         if commit := repository.commit(revision):
             return commit
-        raise _Refusal(HTTPStatus.NOT_FOUND, "RevisionNotFound", f"Invalid rev id: {revision}")
+        raise _HttpError(HTTPStatus.NOT_FOUND, "RevisionNotFound", f"Invalid rev id: {revision}")
 
     def _send_file(self, kind: str, name: str, rest: str) -> None:
         repository = self._repository(kind, name)
         revision, _, path = rest.partition("/")
         commit = self._commit(repository, revision)
-        self._open(repository)
+        self._authorize(repository)
         if path not in commit.files:
-            raise _Refusal(HTTPStatus.NOT_FOUND, "EntryNotFound", "Entry not found")
+            raise _HttpError(HTTPStatus.NOT_FOUND, "EntryNotFound", "Entry not found")
         content = commit.files[path]
         headers = {"ETag": f'"{_hash(content)}"', "X-Repo-Commit": commit.sha, "Accept-Ranges": "bytes"}
-        if wanted := _RANGE.match(self.headers.get("Range") or ""):
-            first, last = int(wanted[1]), min(int(wanted[2] or len(content)), len(content) - 1)
+        if requested := _RANGE.match(self.headers.get("Range") or ""):
+            first, last = int(requested[1]), min(int(requested[2] or len(content)), len(content) - 1)
             headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
             self._send(content[first : last + 1], headers, HTTPStatus.PARTIAL_CONTENT)
         else:
             self._send(content, headers)
 
-    def _send_json(self, answer: Any) -> None:
-        self._send(json.dumps(answer).encode(), {"Content-Type": "application/json"})
+    def _send_json(self, body: Any) -> None:
+        self._send(json.dumps(body).encode(), {"Content-Type": "application/json"})
 
     def _send(self, content: bytes, headers: Mapping[str, str], status: HTTPStatus = HTTPStatus.OK) -> None:
         self.send_response(status)
@@ -213,7 +215,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
 
-def _wanted_paths(body: bytes) -> set[str]:
+def _requested_paths(body: bytes) -> set[str]:
     paths = json.loads(body or b"{}").get("paths", [])
     return {paths} if isinstance(paths, str) else set(paths)
 

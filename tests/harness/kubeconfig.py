@@ -1,4 +1,4 @@
-"""Kubeconfig files: whom to talk to, and as whom."""
+"""Writes kubeconfig files."""
 
 import base64
 import json
@@ -11,7 +11,7 @@ from harness.certificates import write_private
 
 
 def with_certificate(server: str, authority: trustme.CA, user: trustme.LeafCert) -> dict[str, Any]:
-    """A kubeconfig whose user is the one the certificate names."""
+    """A kubeconfig with a client certificate."""
     certificate = _base64(user.cert_chain_pems[0].bytes())
     return _config(
         {"server": server, "certificate-authority-data": _base64(authority.cert_pem.bytes())},
@@ -20,12 +20,12 @@ def with_certificate(server: str, authority: trustme.CA, user: trustme.LeafCert)
 
 
 def with_token(cluster: dict[str, Any], token: str) -> dict[str, Any]:
-    """A kubeconfig for the same cluster as another, with a bearer token."""
+    """A kubeconfig with a bearer token; `cluster` is the cluster entry of another kubeconfig."""
     return _config(cluster, {"token": token})
 
 
 def write(path: Path, config: dict[str, Any]) -> Path:
-    """Write a kubeconfig that only its owner may read. JSON is YAML, and every client reads it."""
+    """Write a kubeconfig, readable only by its owner. The format is JSON, a subset of YAML."""
     write_private(path, json.dumps(config, indent=1).encode())
     return path
 

@@ -1,6 +1,6 @@
-"""A network of its own for each node: a pair of virtual interfaces between it and this machine, and nothing else.
+"""The network of a node: a veth pair that connects the network namespace of the node to the host.
 
-The node has no default route and nothing is translated, so no packet of a pod can leave the machine.
+There is no default route and no NAT, so no packet of a pod can leave the host.
 """
 
 import ipaddress
@@ -14,43 +14,43 @@ from harness import cache
 from harness.commands import run
 from harness.errors import HarnessError
 
-PRIVATE = ("10.128.0.0/9", "172.16.0.0/12", "198.18.0.0/15")
+PRIVATE_RANGES = ("10.128.0.0/9", "172.16.0.0/12", "198.18.0.0/15")
 
 
 @dataclass(frozen=True)
 class Subnets:
-    """How a node's block of 65,536 addresses is divided."""
+    """The subnets in the /16 block of a node."""
 
     block: IPv4Network
 
     @classmethod
-    def of(cls, block: str) -> "Subnets":
-        """The division of a block in the form `10.200.0.0/16`."""
+    def from_block(cls, block: str) -> "Subnets":
+        """The subnets of a block such as `10.200.0.0/16`."""
         return cls(IPv4Network(block))
 
     @property
     def pods(self) -> IPv4Network:
-        """The pods' addresses."""
+        """The pod CIDR."""
         return self._part(24, 0)
 
     @property
     def services(self) -> IPv4Network:
-        """The Services' virtual addresses."""
+        """The service CIDR."""
         return self._part(20, 8)
 
     @property
     def link(self) -> IPv4Network:
-        """The two ends of the pair of interfaces."""
+        """The subnet of the veth pair."""
         return self._part(30, 255 * 64)
 
     @property
     def host(self) -> str:
-        """This machine's end of the pair."""
+        """The address of the host end of the veth pair."""
         return str(self.link[1])
 
     @property
     def node(self) -> str:
-        """The node's end of the pair, and the API server's address."""
+        """The address of the node end of the veth pair, where the API server listens."""
         return str(self.link[2])
 
     def _part(self, prefix: int, index: int) -> IPv4Network:
@@ -58,36 +58,40 @@ class Subnets:
         return IPv4Network((int(self.block.network_address) + index * size, prefix))
 
 
-def free_block(taken: Iterable[IPv4Network], shuffle: random.Random) -> IPv4Network:
-    """A private block that overlaps no network of this machine."""
-    used = list(taken)
-    for name in PRIVATE:
+def find_free_block(used: Iterable[IPv4Network], generator: random.Random) -> IPv4Network:
+    """A random private /16 block that overlaps none of the given networks.
+
+    Raises:
+        HarnessError: every private block is in use.
+    """
+    networks = list(used)
+    for name in PRIVATE_RANGES:
         blocks = list(IPv4Network(name).subnets(new_prefix=16))
-        shuffle.shuffle(blocks)
+        generator.shuffle(blocks)
         for block in blocks:
-            if not any(block.overlaps(network) for network in used):
+            if not any(block.overlaps(network) for network in networks):
                 return block
-    raise HarnessError("every private network is in use on this machine", "take some routes away (a VPN?)")
+    raise HarnessError("every private network is in use on this machine", "remove some routes, such as those of a VPN")
 
 
-def taken() -> Iterator[IPv4Network]:
-    """The networks that this machine has routes to."""
+def routed_networks() -> Iterator[IPv4Network]:
+    """The networks in the routing tables of the host."""
     for route in json.loads(run("ip", "-json", "-4", "route", "show", "table", "all")):
         destination = route["dst"]
         if destination != "default":
             yield ipaddress.IPv4Network(destination, strict=False)
 
 
-def choose() -> Subnets:
-    """Subnets for a new node."""
-    return Subnets(free_block(taken(), random.Random()))
+def allocate_subnets() -> Subnets:
+    """Allocate subnets for a new node."""
+    return Subnets(find_free_block(routed_networks(), random.Random()))
 
 
-def connect(interface: str, subnets: Subnets, namespace: int) -> None:
-    """Join the network namespace of a process to this machine."""
+def create_veth_pair(interface: str, subnets: Subnets, namespace: int) -> None:
+    """Connect the network namespace of a process (`namespace` is its PID) to the host."""
     with cache.lock("network"):
-        if any(subnets.block.overlaps(network) for network in taken()):
-            raise HarnessError(f"another node took {subnets.block} at this moment", "try again")
+        if any(subnets.block.overlaps(network) for network in routed_networks()):
+            raise HarnessError(f"{subnets.block} was just allocated to another node", "try again")
         run("ip", "link", "add", interface, "type", "veth", "peer", "name", "eth0", "netns", str(namespace))
         run("ip", "addr", "add", f"{subnets.host}/30", "dev", interface)
         run("ip", "link", "set", interface, "up")
@@ -95,10 +99,10 @@ def connect(interface: str, subnets: Subnets, namespace: int) -> None:
             run("ip", "route", "add", str(network), "via", subnets.node)
 
 
-def configure_inside(subnets: Subnets) -> None:
-    """Bring up the node's end, from inside its namespace."""
+def configure_node_interface(subnets: Subnets) -> None:
+    """Configure the node end of the veth pair; runs in the network namespace of the node."""
     run("ip", "link", "set", "lo", "up")
     run("ip", "addr", "add", f"{subnets.node}/30", "dev", "eth0")
     run("ip", "link", "set", "eth0", "up")
-    # Never followed: kube-proxy rewrites the destination first. But without a route nothing is sent at all.
+    # kube-proxy rewrites the destination before this route is used, but without a route the kernel sends nothing.
     run("ip", "route", "add", str(subnets.services), "via", subnets.host)

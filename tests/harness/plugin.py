@@ -13,14 +13,14 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from harness import doctor, external, programs
+from harness import binaries, external, preflight
 from harness.cluster import Cluster
-from harness.controlplane import ControlPlane
-from harness.doctor import Tier
+from harness.control_plane import ControlPlane
 from harness.errors import HarnessError
 from harness.external import ExternalCluster
 from harness.forkserver import ForkServer
 from harness.node import Node
+from harness.preflight import Tier
 
 MOST_WORKERS = 6
 CANNOT_RUN = pytest.StashKey[dict[str, str]]()
@@ -72,19 +72,19 @@ def require_tier(request: pytest.FixtureRequest) -> Callable[[Tier], None]:
     """A function that skips the test if a tier cannot run here; in CI it fails the test."""
 
     def require(tier: Tier) -> None:
-        if obstacles := tier.obstacles():
-            _cannot_run(request.config, tier.name, "; ".join(map(str, obstacles)))
+        if unmet := tier.unmet_requirements():
+            _cannot_run(request.config, tier.name, "; ".join(map(str, unmet)))
 
     return require
 
 
 @pytest.fixture(scope="session")
-def cluster_programs(request: pytest.FixtureRequest) -> None:
+def cluster_binaries(request: pytest.FixtureRequest) -> None:
     """Compile the cluster's programs if need be, with progress that pytest does not swallow."""
     capture = request.config.pluginmanager.getplugin("capturemanager")
     try:
         with capture.global_and_fixture_disabled():
-            programs.locate("kubectl")
+            binaries.find_client("kubectl")
     except HarnessError as error:
         _cannot_run(request.config, "control plane", str(error))
 
@@ -93,7 +93,7 @@ def cluster_programs(request: pytest.FixtureRequest) -> None:
 def external_cluster() -> Iterator[Cluster | None]:
     """The cluster that the environment names, if it names one."""
     try:
-        named = external.named()
+        named = external.configured_cluster()
     except HarnessError as error:
         pytest.fail(str(error), pytrace=False)
     if named is None:
@@ -109,8 +109,8 @@ def control_plane(external_cluster: Cluster | None, request: pytest.FixtureReque
     if external_cluster is not None:
         yield external_cluster
         return
-    request.getfixturevalue("require_tier")(doctor.CONTROL_PLANE)
-    request.getfixturevalue("cluster_programs")
+    request.getfixturevalue("require_tier")(preflight.CONTROL_PLANE)
+    request.getfixturevalue("cluster_binaries")
     with ControlPlane() as cluster:
         yield cluster
 
@@ -118,8 +118,8 @@ def control_plane(external_cluster: Cluster | None, request: pytest.FixtureReque
 @pytest.fixture(scope="session")
 def node(require_tier: Callable[[Tier], None], request: pytest.FixtureRequest) -> Iterator[Node]:
     """A node that runs pods, for the whole session; always the harness' own."""
-    require_tier(doctor.NODE)
-    request.getfixturevalue("cluster_programs")
+    require_tier(preflight.NODE)
+    request.getfixturevalue("cluster_binaries")
     with Node() as running:
         yield running
 
@@ -140,9 +140,9 @@ def kubectl(control_plane: Cluster) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def helm(cluster_programs: None) -> Path:
+def helm(cluster_binaries: None) -> Path:
     """The path of helm."""
-    return programs.locate("helm")
+    return binaries.find_client("helm")
 
 
 def _cannot_run(config: pytest.Config, name: str, reasons: str) -> NoReturn:

@@ -1,6 +1,6 @@
-"""The long-running programs of one cluster: started, restarted when they die, and never left behind.
+"""Runs the components of a cluster as child processes: starts them, restarts those that exit, and kills them.
 
-The kernel kills each of them when the process that started it dies, however it dies.
+The kernel kills each child process when its parent dies for any reason (PR_SET_PDEATHSIG).
 """
 
 import ctypes
@@ -17,20 +17,20 @@ from pathlib import Path
 from harness.errors import HarnessError
 
 PR_SET_PDEATHSIG = 1
-LOG_TAIL = 2000
+LOG_TAIL_CHARS = 2000
 _libc = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True)
 class Command:
-    """A program to keep running; its log is named for it."""
+    """A long-running program; `name` is the name of its log file and its PID file."""
 
     name: str
     argv: tuple[str, ...]
 
 
 class Processes:
-    """The running programs of one cluster, with a log and a pid file for each."""
+    """The child processes of one cluster, with a log file and a PID file for each."""
 
     def __init__(self, folder: Path) -> None:
         self._logs = folder / "logs"
@@ -40,7 +40,7 @@ class Processes:
         self._running: dict[int, Command] = {}
 
     def start(self, command: Command) -> int:
-        """Start a program in the background."""
+        """Start a program in the background and return its PID."""
         with (self._logs / f"{command.name}.log").open("ab") as log:
             process = subprocess.Popen(
                 command.argv,
@@ -49,37 +49,41 @@ class Processes:
                 stderr=log,
                 env=without_proxies(),
                 start_new_session=True,
-                # The only other thread of ours sleeps in a system call, and holds no lock that a child could need.
+                # Safe: the only other thread waits in a system call and holds no locks.
                 preexec_fn=die_with_parent,  # noqa: PLW1509
             )
         self._running[process.pid] = command
         (self._pids / command.name).write_text(str(process.pid))
-        # We reap all children by ourselves, orphans too: Popen must not wait for this one, or complain of it.
+        # `reap` waits for all children, including orphans: Popen must neither wait for this one nor warn about it.
         process.returncode = 0
         return process.pid
 
     def require_alive(self) -> None:
-        """Fail with the end of its log if a program has died."""
+        """Check that all programs are running.
+
+        Raises:
+            HarnessError: one has exited; the message contains the end of its log.
+        """
         for command in self.reap():
             log = (self._logs / f"{command.name}.log").read_text(errors="replace")
-            raise HarnessError(f"{command.name} died while the cluster was starting:\n{log[-LOG_TAIL:]}")
+            raise HarnessError(f"{command.name} exited during startup of the cluster:\n{log[-LOG_TAIL_CHARS:]}")
 
-    def restart_dead(self) -> None:
-        """Start again what has died since the last call."""
+    def restart_exited(self) -> None:
+        """Restart the programs that have exited since the last call."""
         for command in self.reap():
             self.start(command)
 
     def reap(self) -> list[Command]:
-        """The programs that have died since the last call; orphans that fell to us are reaped as well."""
-        dead = []
+        """Reap all child processes that have exited, including orphans, and return the programs among them."""
+        exited = []
         with suppress(ChildProcessError):
             while pid := os.waitpid(-1, os.WNOHANG)[0]:
                 if command := self._running.pop(pid, None):
-                    dead.append(command)
-        return dead
+                    exited.append(command)
+        return exited
 
     def kill(self) -> None:
-        """Kill all, at once: the cluster is thrown away, and an API server that ends politely takes ten seconds."""
+        """Send SIGKILL to all programs; a graceful shutdown of the API server takes 10 seconds."""
         for pid in self._running:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -89,17 +93,17 @@ class Processes:
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to kill this process when the thread that started it ends."""
+    """Make the kernel kill this process when the thread that started it exits."""
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def without_proxies() -> dict[str, str]:
-    """The environment for programs that only ever talk to this machine."""
+    """The environment variables without proxy settings, for programs that connect only to this machine."""
     return {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that nobody listens on, all different."""
+    """Distinct unused TCP ports of the loopback interface."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -111,15 +115,26 @@ def wait_until(
     what: str,
     condition: Callable[[], bool],
     timeout: float,
-    meanwhile: Callable[[], None] = lambda: None,
+    check: Callable[[], None] = lambda: None,
     interval: float = 0.05,
 ) -> None:
-    """Wait for a condition; `meanwhile` may raise to say that it can never come true."""
+    """Wait until a condition is true.
+
+    Args:
+        what: what is waited for, used in the error message.
+        condition: polled every `interval` seconds.
+        timeout: in seconds.
+        check: called between polls; raises if the condition can no longer become true.
+        interval: in seconds.
+
+    Raises:
+        HarnessError: the timeout expired.
+    """
     deadline = time.monotonic() + timeout
     while not condition():
-        meanwhile()
+        check()
         if time.monotonic() > deadline:
-            raise HarnessError(f"gave up waiting for {what} after {timeout:.0f} s")
+            raise HarnessError(f"timed out after {timeout:.0f} s waiting for {what}")
         time.sleep(interval)
 
 

@@ -1,4 +1,4 @@
-"""How long work shows that it is alive: a spinner on a terminal, else one plain line now and then."""
+"""Progress of long-running tasks: a spinner on a terminal, otherwise a line every 15 seconds."""
 
 import time
 from collections.abc import Iterator
@@ -7,53 +7,53 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.status import Status
 
-PLAIN_INTERVAL = 15.0
+LINE_INTERVAL_S = 15.0
 console = Console(stderr=True, highlight=False)
 
 
-def say(message: str) -> None:
-    """Print one line to the person who is waiting."""
+def print_line(message: str) -> None:
+    """Print a line to standard error."""
     console.print(message, markup=False, soft_wrap=True)
 
 
-def elapsed(seconds: float) -> str:
-    """A duration as minutes and seconds, such as `3:07`."""
+def format_duration(seconds: float) -> str:
+    """Format a duration in seconds as minutes and seconds, such as `3:07`."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 class Task:
-    """A piece of work in progress, with a detail that changes while it runs."""
+    """A running task; `update` shows its current state."""
 
     def __init__(self, title: str, status: Status | None) -> None:
         self._title = title
         self._status = status
-        self._begun = time.monotonic()
-        self._spoken = self._begun
+        self._started = time.monotonic()
+        self._last_printed = self._started
 
     def update(self, detail: str) -> None:
-        """Show the newest detail: at once on a terminal, at most every 15 s elsewhere."""
+        """Show the current state: immediately on a terminal, otherwise at most every 15 seconds."""
         now = time.monotonic()
-        line = f"{self._title}: {elapsed(now - self._begun)}, {detail}"
+        line = f"{self._title}: {format_duration(now - self._started)}, {detail}"
         if self._status is not None:
             self._status.update(line)
-        elif now - self._spoken >= PLAIN_INTERVAL:
-            self._spoken = now
-            say(line)
+        elif now - self._last_printed >= LINE_INTERVAL_S:
+            self._last_printed = now
+            print_line(line)
 
     def finish(self) -> None:
-        """Say how long it took."""
-        say(f"{self._title}: done in {elapsed(time.monotonic() - self._begun)}")
+        """Print the duration."""
+        print_line(f"{self._title}: done in {format_duration(time.monotonic() - self._started)}")
 
 
 @contextmanager
 def task(title: str) -> Iterator[Task]:
-    """Show `title` while the body runs, and how long it took when it succeeded."""
+    """Show `title` while the `with` block runs, and its duration if it succeeds."""
     if console.is_terminal:
         with console.status(title) as status:
             work = Task(title, status)
             yield work
     else:
-        say(title)
+        print_line(title)
         work = Task(title, None)
         yield work
     work.finish()

@@ -1,6 +1,6 @@
-"""Volumes for claims: a StorageClass that is the default, and a folder of this machine for each claim that asks for it.
+"""A volume provisioner: the default StorageClass, and a directory of the host for each claim of that class.
 
-A new folder belongs to root and is closed to others, as a new disk is, so a pod that forgot `fsGroup` fails here too.
+A new directory belongs to root and is not writable by others, like a new disk, so that pods without `fsGroup` fail.
 Run as `python -m harness.provisioner FOLDER`.
 """
 
@@ -12,15 +12,15 @@ from typing import Any
 import httpx
 
 from harness.api import Api
-from harness.site import Site
+from harness.cluster_config import ClusterConfig
 
 STORAGE_CLASS = "harness-local"
-INTERVAL = 0.25
+INTERVAL_S = 0.25
 VOLUMES = "/api/v1/persistentvolumes"
 
 
 def storage_class() -> dict[str, Any]:
-    """The default class; claims are bound at once."""
+    """The default StorageClass, with immediate binding."""
     return {
         "apiVersion": "storage.k8s.io/v1",
         "kind": "StorageClass",
@@ -33,9 +33,9 @@ def storage_class() -> dict[str, Any]:
     }
 
 
-def volume(name: str, path: Path, node: str, size: str, **spec: Any) -> dict[str, Any]:
-    """A PersistentVolume that is a folder of this machine."""
-    here = {"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}
+def build_volume(name: str, path: Path, node: str, size: str, **spec: Any) -> dict[str, Any]:
+    """A local PersistentVolume in a directory of the host."""
+    on_node = {"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
@@ -45,17 +45,17 @@ def volume(name: str, path: Path, node: str, size: str, **spec: Any) -> dict[str
             "accessModes": ["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany"],
             "persistentVolumeReclaimPolicy": "Retain",
             "local": {"path": str(path)},
-            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [here]}]}},
+            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [on_node]}]}},
             **spec,
         },
     }
 
 
-def volume_for(claim: dict[str, Any], volumes: Path, node: str) -> dict[str, Any]:
-    """The PersistentVolume that a claim is waiting for."""
+def build_volume_for_claim(claim: dict[str, Any], volumes: Path, node: str) -> dict[str, Any]:
+    """The PersistentVolume for a pending PersistentVolumeClaim."""
     metadata, spec = claim["metadata"], claim["spec"]
     name = f"{metadata['namespace']}-{metadata['name']}-{metadata['uid'][:8]}"
-    return volume(
+    return build_volume(
         name,
         volumes / name,
         node,
@@ -66,36 +66,36 @@ def volume_for(claim: dict[str, Any], volumes: Path, node: str) -> dict[str, Any
     )
 
 
-def waits(claim: dict[str, Any]) -> bool:
-    """Whether a claim asks for our class and has no volume yet."""
+def needs_volume(claim: dict[str, Any]) -> bool:
+    """Whether a PersistentVolumeClaim of this StorageClass has no volume yet."""
     spec = claim["spec"]
-    ours = spec.get("storageClassName") == STORAGE_CLASS and not spec.get("volumeName")
-    return ours and "deletionTimestamp" not in claim["metadata"]
+    pending = spec.get("storageClassName") == STORAGE_CLASS and not spec.get("volumeName")
+    return pending and "deletionTimestamp" not in claim["metadata"]
 
 
-def provision(api: Api, site: Site) -> None:
-    """Make the volumes that claims wait for, and forget those whose claim is gone."""
-    assert site.node is not None
-    for claim in filter(waits, api.get("/api/v1/persistentvolumeclaims")["items"]):
-        made = volume_for(claim, site.volumes, site.node.name)
-        Path(made["spec"]["local"]["path"]).mkdir(exist_ok=True)
-        api.ensure(VOLUMES, made)
+def provision(api: Api, config: ClusterConfig) -> None:
+    """Create volumes for pending claims, and delete the PersistentVolumes of deleted claims."""
+    assert config.node is not None
+    for claim in filter(needs_volume, api.get("/api/v1/persistentvolumeclaims")["items"]):
+        created = build_volume_for_claim(claim, config.volumes, config.node.name)
+        Path(created["spec"]["local"]["path"]).mkdir(exist_ok=True)
+        api.ensure(VOLUMES, created)
     for each in api.get(VOLUMES)["items"]:
         if each["spec"].get("storageClassName") == STORAGE_CLASS and each["status"].get("phase") == "Released":
             api.delete(f"{VOLUMES}/{each['metadata']['name']}")
 
 
 def main(folder: Path) -> None:
-    """Provision for ever."""
-    site = Site.load(folder)
-    api = Api(site.admin)
+    """Run the provisioner until the process is killed."""
+    config = ClusterConfig.load(folder)
+    api = Api(config.admin_kubeconfig)
     api.ensure("/apis/storage.k8s.io/v1/storageclasses", storage_class())
     while True:
         try:
-            provision(api, site)
+            provision(api, config)
         except (httpx.HTTPStatusError, httpx.TransportError) as error:
             print(error, file=sys.stderr, flush=True)
-        time.sleep(INTERVAL)
+        time.sleep(INTERVAL_S)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Installing what the node tier needs from the system, on Debian and Ubuntu."""
+"""Installs the system packages that the harness needs, on Debian and Ubuntu."""
 
 import os
 import shutil
@@ -6,54 +6,54 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness import doctor
-from harness.commands import follow
-from harness.doctor import Obstacle
+from harness import preflight
+from harness.commands import run_streaming
 from harness.errors import HarnessError
-from harness.progress import say, task
+from harness.preflight import UnmetRequirement
+from harness.progress import print_line, task
 
 POLICY = Path("/usr/sbin/policy-rc.d")
-# Services of these packages must not start: the harness runs its own copies of the programs.
-NO_SERVICES = "#!/bin/sh\n# Written by the finetune-operator test harness while it installs packages.\nexit 101\n"
+# The services of these packages must not start: the harness starts its own processes.
+DENY_SERVICES = "#!/bin/sh\n# Written by the finetune-operator test harness during package installation.\nexit 101\n"
 CNI_PACKAGE = "containernetworking-plugins"
-# On Ubuntu, debootstrap has no keys of Debian without it.
+# debootstrap on Ubuntu needs it to verify Debian packages.
 KEYRING = "debian-archive-keyring"
 
 
 def install() -> None:
-    """Install the packages whose programs are missing; where that is not possible, say why and go on."""
-    packages = wanted()
+    """Install missing packages; if that is not possible, print the reason."""
+    packages = missing_packages()
     if not packages:
-        say("the system has all programs that the harness needs")
-    elif obstacle := _obstacle(packages):
-        say(f"not installed: {', '.join(packages)}: {obstacle}")
+        print_line("all system packages are installed")
+    elif unmet := _check_installable(packages):
+        print_line(f"not installed: {', '.join(packages)}: {unmet}")
     else:
-        _apt(packages)
+        _apt_install(packages)
 
 
-def _obstacle(packages: list[str]) -> Obstacle | None:
+def _check_installable(packages: list[str]) -> UnmetRequirement | None:
     if not shutil.which("apt-get"):
-        return Obstacle("this system has no apt-get", "install them with the system's own package manager")
+        return UnmetRequirement("apt-get is not available", "install them with the package manager of the system")
     if os.geteuid() != 0:
-        return Obstacle("only root can install packages", f"sudo apt-get install {' '.join(packages)}")
+        return UnmetRequirement("root is required to install packages", f"sudo apt-get install {' '.join(packages)}")
     return None
 
 
-def _apt(packages: list[str]) -> None:
-    say(f"installing {', '.join(packages)}")
+def _apt_install(packages: list[str]) -> None:
+    print_line(f"installing {', '.join(packages)}")
     environment = {"DEBIAN_FRONTEND": "noninteractive"}
     with task("installing packages") as progress, _without_services():
-        follow("apt-get", "update", heard=progress.update, env=environment)
+        run_streaming("apt-get", "update", on_line=progress.update, env=environment)
         argv = ("apt-get", "install", "--yes", "--no-install-recommends", *packages)
-        follow(*argv, heard=progress.update, env=environment)
+        run_streaming(*argv, on_line=progress.update, env=environment)
 
 
-def wanted() -> list[str]:
-    """The packages whose programs are missing."""
-    programs = (*doctor.NODE_PROGRAMS, *doctor.IMAGE_PROGRAMS, *doctor.OTHER_PROGRAMS)
-    packages = [program.package for program in doctor.missing(programs)]
+def missing_packages() -> list[str]:
+    """The packages of all missing programs."""
+    programs = (*preflight.NODE_PROGRAMS, *preflight.IMAGE_PROGRAMS, *preflight.OTHER_PROGRAMS)
+    packages = [program.package for program in preflight.missing_programs(programs)]
     try:
-        doctor.cni_plugins()
+        preflight.find_cni_plugins()
     except HarnessError:
         packages.append(CNI_PACKAGE)
     if not Path("/usr/share/keyrings/debian-archive-keyring.gpg").exists():
@@ -64,10 +64,10 @@ def wanted() -> list[str]:
 @contextmanager
 def _without_services() -> Iterator[None]:
     if POLICY.exists():
-        # Somebody has a policy already (container images do); it is not ours to change.
+        # Container images often have a policy already; leave it unchanged.
         yield
         return
-    POLICY.write_text(NO_SERVICES)
+    POLICY.write_text(DENY_SERVICES)
     POLICY.chmod(0o755)
     try:
         yield

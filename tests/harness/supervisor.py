@@ -1,8 +1,8 @@
-"""The process that owns one cluster: starts it, watches it, and takes everything of it down again.
+"""The supervisor process of one cluster: starts it, restarts failed components, and removes it.
 
-It is a process of its own so that nothing is left behind when a test run is killed: its standard input is a pipe
-that nobody writes to, and which ends when the test process does. A daemon (`node up`) has no such pipe.
-Run as `python -m harness.supervisor FOLDER`; the folder then holds `ready` or `error`.
+It is a separate process so that the cluster is removed even if the test run is killed: its standard input is a pipe
+that closes when the test process exits. A daemon (`node up`) has no such pipe.
+Run as `python -m harness.supervisor FOLDER`; it creates the file `ready` or `error` in FOLDER.
 """
 
 import os
@@ -15,91 +15,91 @@ import traceback
 from pathlib import Path
 from typing import Protocol
 
-from harness import components
+from harness import control_plane_components
+from harness.cluster_config import ClusterConfig
 from harness.errors import HarnessError
 from harness.processes import Processes
-from harness.site import Site
 
-INTERVAL = 0.2
+INTERVAL_S = 0.2
 
 
-class Tier(Protocol):
-    """How one kind of cluster is started, kept and removed."""
+class Deployer(Protocol):
+    """Starts, supervises and removes one kind of cluster."""
 
     def up(self) -> None:
-        """Start it and return when it is ready."""
+        """Start the cluster and wait until it is ready."""
 
-    def keep(self) -> None:
-        """Repair what died; called a few times a second."""
+    def supervise(self) -> None:
+        """Restart failed components; called every INTERVAL_S seconds."""
 
     def down(self) -> None:
-        """Remove everything that is not in the folder."""
+        """Remove everything outside the directory of the cluster."""
 
 
-class ControlPlaneTier:
-    """Plain processes on the loopback interface."""
+class ControlPlaneDeployer:
+    """Runs the control plane as processes on the loopback interface."""
 
-    def __init__(self, site: Site) -> None:
-        self._site = site
-        self._processes = Processes(site.folder)
+    def __init__(self, config: ClusterConfig) -> None:
+        self._config = config
+        self._processes = Processes(config.folder)
 
     def up(self) -> None:
         """Start the control plane."""
-        components.start(self._site, self._processes)
+        control_plane_components.start(self._config, self._processes)
 
-    def keep(self) -> None:
-        """Start again what died, as a real cluster does."""
-        self._processes.restart_dead()
+    def supervise(self) -> None:
+        """Restart the components that have exited."""
+        self._processes.restart_exited()
 
     def down(self) -> None:
-        """Kill its processes."""
+        """Kill all processes."""
         self._processes.kill()
 
 
 def main(folder: Path) -> None:
-    """Serve one cluster until its owner is gone or asks for its end."""
-    site = Site.load(folder)
-    tier = _tier(site)
+    """Run one cluster until SIGTERM or until the process that owns it exits."""
+    config = ClusterConfig.load(folder)
+    deployer = _deployer(config)
     failed = False
     try:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-        if not site.daemon:
-            threading.Thread(target=_follow_owner, daemon=True).start()
-        components.prepare(site)
-        tier.up()
+        if not config.daemon:
+            threading.Thread(target=_wait_for_owner_exit, daemon=True).start()
+        control_plane_components.write_credentials(config)
+        deployer.up()
         (folder / "ready").touch()
         while True:
-            tier.keep()
-            time.sleep(INTERVAL)
+            deployer.supervise()
+            time.sleep(INTERVAL_S)
     except Exception as error:
         failed = True
-        _report(folder, error)
+        _write_error(folder, error)
     finally:
-        # A second request to end must not interrupt the first.
+        # A second SIGTERM must not interrupt the removal.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        tier.down()
+        deployer.down()
         if not failed:
             shutil.rmtree(folder)
 
 
-def _tier(site: Site) -> Tier:
-    if site.node is None:
-        return ControlPlaneTier(site)
-    from harness.nodetier import NodeTier
+def _deployer(config: ClusterConfig) -> Deployer:
+    if config.node is None:
+        return ControlPlaneDeployer(config)
+    from harness.node_deployer import NodeDeployer
 
-    return NodeTier(site)
+    return NodeDeployer(config)
 
 
-def _follow_owner() -> None:
+def _wait_for_owner_exit() -> None:
     os.read(sys.stdin.fileno(), 1)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _report(folder: Path, error: Exception) -> None:
-    words = str(error) if isinstance(error, HarnessError) else traceback.format_exc()
-    draft = folder / "error.draft"
-    draft.write_text(words)
-    draft.rename(folder / "error")
+def _write_error(folder: Path, error: Exception) -> None:
+    text = str(error) if isinstance(error, HarnessError) else traceback.format_exc()
+    temporary = folder / "error.temporary"
+    temporary.write_text(text)
+    temporary.rename(folder / "error")
 
 
 if __name__ == "__main__":

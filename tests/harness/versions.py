@@ -1,9 +1,9 @@
-"""The versions the harness builds: change a line here, then run `python -m harness lock`.
+"""Versions of Kubernetes, Helm and Debian. After a change, run `python -m harness lock`.
 
-One Go module compiles Kubernetes and Helm, so that their shared libraries are compiled once.
-Choose a Helm whose go.mod asks for the same minor of `k8s.io/client-go` as Kubernetes:
-Helm 4.1 goes with Kubernetes 1.35, Helm 4.2 with 1.36.
-Kubernetes 1.35 is the last minor whose kubelet speaks to containerd 1.x, which stable Debian ships.
+One Go module builds Kubernetes and Helm, so that their common dependencies are compiled once.
+Helm has to require the minor version of `k8s.io/client-go` that belongs to the Kubernetes version:
+Helm 4.1 for Kubernetes 1.35, Helm 4.2 for Kubernetes 1.36.
+Kubernetes 1.35 is the last minor version whose kubelet supports containerd 1.x, the version in Debian stable.
 """
 
 from typing import Final

@@ -1,4 +1,4 @@
-"""What a package imports comes with it: the images install an extra each, and none of the development environment."""
+"""Each package declares what it imports: an image installs one extra and no development dependencies."""
 
 import ast
 import re
@@ -18,8 +18,8 @@ DISTRIBUTIONS = {
     "ruamel": "ruamel.yaml",
     "prometheus_client": "prometheus-client",
 }
-# pydantic brings its core, always the one that fits it.
-BROUGHT_ALONG = {"pydantic_core": "pydantic"}
+# pydantic requires an exact version of pydantic-core.
+TRANSITIVE = {"pydantic_core": "pydantic"}
 
 
 def declared(extra: str | None) -> set[str]:
@@ -45,8 +45,8 @@ def imported(package: Path) -> Iterator[str]:
         ("trainer/finetune_trainer", "trainer"),
     ],
 )
-def test_a_package_imports_only_what_it_declares(package: str, extra: str | None) -> None:
+def test_package_declares_its_imports(package: str, extra: str | None) -> None:
     names = {name for name in imported(ROOT / package) if not name.startswith("finetune_")}
-    foreign = names - set(sys.stdlib_module_names)
-    wanted = {DISTRIBUTIONS.get(name, BROUGHT_ALONG.get(name, name)) for name in foreign}
-    assert wanted <= declared(extra)
+    third_party = names - set(sys.stdlib_module_names)
+    required = {DISTRIBUTIONS.get(name, TRANSITIVE.get(name, name)) for name in third_party}
+    assert required <= declared(extra)

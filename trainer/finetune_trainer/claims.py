@@ -31,7 +31,7 @@ class ClaimPaths:
         """The folder of a claim, whether it exists or not."""
         return self.mappings.get(claim, self.claims_dir / claim)
 
-    def existing(self, source: str, field_path: str) -> Path:
+    def resolve(self, source: str, field_path: str) -> Path:
         """The folder or file of a `pvc://` source.
 
         Args:
@@ -56,7 +56,7 @@ class ClaimPaths:
             )
         return path
 
-    def destination(self, source: str) -> Path:
+    def create_destination(self, source: str) -> Path:
         """The folder of a `pvc://` destination, created if necessary, and writable.
 
         Raises:

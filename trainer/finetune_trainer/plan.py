@@ -1,4 +1,4 @@
-"""What a run will do, decided before its first step: steps, modules, windows, schedules."""
+"""Data classes of a run's plan: steps, modules, windows and schedules, decided before the first step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from finetune_api.schedules import EvalResult, Schedule
 
 @dataclass(frozen=True)
 class Window:
-    """Optimizer steps at which a module is trainable: [start, end)."""
+    """The optimizer steps in which a module is trainable: [start, end), counted from 0."""
 
     start: int
     end: int
@@ -27,14 +27,14 @@ class Window:
 
 @dataclass(frozen=True)
 class ModulePlan:
-    """One module of the run, with everything about it decided.
+    """The plan of one module.
 
     Args:
         spec: the module as in the effective job.
-        parameters: names of the parameters it owns, in the model's order.
+        parameters: names of its parameters, in the order of the model.
         numel: number of elements in those parameters.
-        window: when it is trainable; empty for a frozen module.
-        schedule: its rate on its own clock (step - window.start); None for a frozen module.
+        window: the steps in which it is trainable; empty for a frozen module.
+        schedule: factors on its base learning rate, by step - window.start; None for a frozen module.
     """
 
     spec: Module
@@ -66,9 +66,9 @@ class SchedulePlan:
 
     Args:
         job: the job with its defaults.
-        modules: one plan per module, in the manifest's order.
-        planned_steps: optimizer steps planned.
-        steps_per_epoch: optimizer steps in one epoch.
+        modules: one plan per module, in the order of the manifest.
+        planned_steps: number of optimizer steps, unless the run stops early.
+        steps_per_epoch: number of optimizer steps in an epoch.
     """
 
     job: DefaultedJob
@@ -79,12 +79,12 @@ class SchedulePlan:
 
 @dataclass(frozen=True)
 class RunPlan(SchedulePlan):
-    """The whole run before its first step.
+    """The plan of a run.
 
     Args:
         job: the effective job.
-        unmatched: parameters no module names (only with `unmatched: Freeze`).
-        train_samples, validation_samples: sizes of the data sets.
+        unmatched: names of the parameters that no module matches (only with `unmatched: Freeze`).
+        train_samples, validation_samples: sizes of the datasets.
     """
 
     job: EffectiveJob

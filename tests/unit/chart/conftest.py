@@ -1,27 +1,27 @@
-"""The chart for its tests, with a Helm that renders it."""
+"""Fixtures of the chart tests."""
 
 import shutil
 from pathlib import Path
 
 import pytest
 
-from harness import programs
+from harness import binaries
 from unit.chart.rendering import Chart
 
 
 @pytest.fixture
-def chart(helm_at_hand: Path, tmp_path: Path) -> Chart:
-    """The chart, ready to be rendered."""
-    return Chart(helm_at_hand, tmp_path)
+def chart(helm_if_available: Path, tmp_path: Path) -> Chart:
+    """The chart of this checkout."""
+    return Chart(helm_if_available, tmp_path)
 
 
 @pytest.fixture(scope="session")
-def helm_at_hand(request: pytest.FixtureRequest) -> Path:
-    """helm, unless it had to be compiled for unit tests alone: that takes minutes, and unit tests take seconds."""
-    cluster_tests_run_too = any(item.get_closest_marker("cluster") for item in request.session.items)
-    if programs.already_built() or cluster_tests_run_too:
+def helm_if_available(request: pytest.FixtureRequest) -> Path:
+    """The path of helm. Skips the tests if helm would have to be compiled only for unit tests, which takes minutes."""
+    cluster_tests_selected = any(item.get_closest_marker("cluster") for item in request.session.items)
+    if binaries.is_built() or cluster_tests_selected:
         compiled: Path = request.getfixturevalue("helm")
         return compiled
     if found := shutil.which("helm"):
         return Path(found)
-    pytest.skip("there is no helm yet; cure: `make cluster` compiles it")
+    pytest.skip("helm is not available; fix: `make cluster` compiles it")

@@ -1,4 +1,4 @@
-"""The chart as its tests see it: values in, parsed objects or a refusal out. It is Helm itself that renders."""
+"""Renders the chart with Helm and parses the objects."""
 
 import os
 import subprocess
@@ -15,54 +15,54 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True)
 class Rendered:
-    """The objects that an installation would create."""
+    """The rendered objects of the chart."""
 
     objects: tuple[Object, ...]
 
     def all(self, *kinds: str) -> list[Object]:
-        """The objects of these kinds."""
+        """The objects of the given kinds."""
         return [each for each in self.objects if each["kind"] in kinds]
 
     def only(self, kind: str) -> Object:
-        """The one object of a kind."""
-        (found,) = self.all(kind)
-        return found
+        """The single object of a kind."""
+        (match,) = self.all(kind)
+        return match
 
     @property
     def pod(self) -> Object:
-        """The spec of the operator's pod."""
+        """The pod spec of the operator."""
         spec: Object = self.only("Deployment")["spec"]["template"]["spec"]
         return spec
 
     @property
     def config(self) -> str:
-        """The operator's settings, as it reads them."""
+        """The text of the configuration file of the operator."""
         text: str = self.only("ConfigMap")["data"]["config.yaml"]
         return text
 
 
 @dataclass(frozen=True)
 class Chart:
-    """The chart in this checkout, and the Helm that renders it."""
+    """The chart of this checkout."""
 
     helm: Path
     scratch: Path
     folder: Path = REPOSITORY / "helm" / "finetune-operator"
 
     def render(self, **values: Any) -> Rendered:
-        """What `helm install finetune` would create with these values."""
+        """Render the chart with `helm template`."""
         done = self._template(values)
         assert done.returncode == 0, done.stderr
         return Rendered(tuple(each for each in YAML(typ="safe").load_all(done.stdout) if each))
 
-    def refusal(self, **values: Any) -> str:
-        """What Helm says about values that it must refuse."""
+    def render_error(self, **values: Any) -> str:
+        """The error of Helm for invalid values."""
         done = self._template(values)
-        assert done.returncode != 0, "these values were accepted"
+        assert done.returncode != 0, "Helm accepted the values"
         return done.stderr
 
     def lint(self) -> "subprocess.CompletedProcess[str]":
-        """`helm lint --strict`."""
+        """Run `helm lint --strict`."""
         return self._run("lint", "--strict", str(self.folder))
 
     def defaults(self) -> Object:
@@ -77,9 +77,9 @@ class Chart:
         return self._run("template", "finetune", str(self.folder), "--namespace", NAMESPACE, "--values", str(file))
 
     def _run(self, *argv: str) -> "subprocess.CompletedProcess[str]":
-        # What somebody set up for themselves, plug-ins and clusters, stays out of it.
-        others = {name: value for name, value in os.environ.items() if not name.startswith(("HELM_", "KUBE"))}
+        # Ignore plugins and clusters of the user.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("HELM_", "KUBE"))}
         homes = {f"HELM_{kind}_HOME": str(self.scratch) for kind in ("CACHE", "CONFIG", "DATA")}
         return subprocess.run(
-            [self.helm, *argv], env={**others, **homes}, capture_output=True, text=True, timeout=60, check=False
+            [self.helm, *argv], env={**environment, **homes}, capture_output=True, text=True, timeout=60, check=False
         )

@@ -1,4 +1,4 @@
-"""The chart's pods obey the strictest Pod Security level; the cluster tests ask a real API server the same."""
+"""Pod security, service account tokens and network policy. The cluster tests check admission by the API server."""
 
 import pytest
 
@@ -11,7 +11,7 @@ def pods(chart: Chart) -> dict[str, Object]:
 
 
 @pytest.mark.parametrize("name", ["operator", "test"])
-def test_a_pod_is_restricted(chart: Chart, name: str) -> None:
+def test_pod_security_context_is_restricted(chart: Chart, name: str) -> None:
     pod = pods(chart)[name]
     assert pod["securityContext"]["runAsNonRoot"]
     assert pod["securityContext"]["runAsUser"] == 65532
@@ -25,18 +25,18 @@ def test_a_pod_is_restricted(chart: Chart, name: str) -> None:
         }
 
 
-def test_only_the_operator_holds_a_token(chart: Chart) -> None:
-    found = pods(chart)
-    assert found["operator"]["automountServiceAccountToken"] is True
-    assert found["test"]["automountServiceAccountToken"] is False
+def test_only_the_operator_pod_mounts_a_token(chart: Chart) -> None:
+    specs = pods(chart)
+    assert specs["operator"]["automountServiceAccountToken"] is True
+    assert specs["test"]["automountServiceAccountToken"] is False
     assert chart.render().only("ServiceAccount")["automountServiceAccountToken"] is False
 
 
-def test_the_network_policy_lets_metrics_in_and_trainers_be_asked(chart: Chart) -> None:
+def test_network_policy_allows_metrics_probes_and_scraping(chart: Chart) -> None:
     spec = chart.render(networkPolicy={"enabled": True, "apiServerPorts": [6443]}).only("NetworkPolicy")["spec"]
     assert [port["port"] for port in spec["ingress"][0]["ports"]] == ["metrics", "health"]
     assert [port["port"] for rule in spec["egress"] for port in rule["ports"]] == [53, 53, 6443, 9090]
 
 
-def test_without_being_asked_there_is_none(chart: Chart) -> None:
+def test_network_policy_is_disabled_by_default(chart: Chart) -> None:
     assert chart.render().all("NetworkPolicy") == []

@@ -1,4 +1,4 @@
-"""What a person writes in values.yaml arrives where it belongs, and what cannot be meant is refused by name."""
+"""Values of the chart: effect on the rendered objects, and validation by values.schema.json."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ from unit.test_versions import VERSION
 DIGEST = f"sha256:{'0a' * 32}"
 
 
-def test_helm_finds_nothing_to_complain_of(chart: Chart) -> None:
+def test_helm_lint_passes(chart: Chart) -> None:
     done = chart.lint()
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -29,26 +29,26 @@ def test_helm_finds_nothing_to_complain_of(chart: Chart) -> None:
         ({"tag": "1.2", "digest": DIGEST}, f"finetune-operator@{DIGEST}"),
     ],
 )
-def test_the_operators_image(chart: Chart, image: Object, reference: str) -> None:
+def test_operator_image_reference(chart: Chart, image: Object, reference: str) -> None:
     assert chart.render(image=image).pod["containers"][0]["image"] == reference
 
 
-def test_the_trainers_image_goes_to_the_operators_settings(chart: Chart) -> None:
+def test_trainer_image_is_written_to_the_operator_configuration(chart: Chart) -> None:
     rendered = chart.render(trainer={"image": {"repository": "r.example.com/trainer", "digest": DIGEST}})
     assert YAML(typ="safe").load(rendered.config)["trainer"]["image"] == f"r.example.com/trainer@{DIGEST}"
 
 
-# -- the operator's settings -----------------------------------------------------------------------------------------
+# -- operator configuration ------------------------------------------------------------------------------------------
 
 
-def test_the_operator_reads_them_and_has_none_that_the_chart_does_not_know(chart: Chart) -> None:
+def test_default_configuration_sets_every_field_of_the_operator(chart: Chart) -> None:
     file = chart.scratch / "config.yaml"
     file.write_text(chart.render().config)
-    understood = config.load(file).model_dump(by_alias=True, mode="json")
-    assert YAML(typ="safe").load(file) == understood
+    loaded = config.load(file).model_dump(by_alias=True, mode="json")
+    assert YAML(typ="safe").load(file) == loaded
 
 
-def test_they_are_what_values_say(chart: Chart) -> None:
+def test_configuration_contains_the_values(chart: Chart) -> None:
     values = chart.defaults()
     settings = YAML(typ="safe").load(chart.render().config)
     assert settings["outputClaim"] == values["outputClaim"]
@@ -59,9 +59,9 @@ def test_they_are_what_values_say(chart: Chart) -> None:
     }
 
 
-def test_what_the_administrator_says_of_trainer_pods_is_understood(chart: Chart) -> None:
+def test_trainer_pod_settings_are_loaded_by_the_operator(chart: Chart) -> None:
     preference = {"matchExpressions": [{"key": "pool", "operator": "Exists"}]}
-    wanted: Object = {
+    settings: Object = {
         "envFrom": [{"prefix": "X_", "configMapRef": {"name": "proxy", "optional": True}}],
         "imagePullSecrets": [{"name": "registry"}],
         "nodeSelector": {"pool": "gpu"},
@@ -76,26 +76,26 @@ def test_what_the_administrator_says_of_trainer_pods_is_understood(chart: Chart)
         "serviceAccountName": "trainer",
     }
     file = chart.scratch / "config.yaml"
-    file.write_text(chart.render(trainer=wanted).config)
-    understood = config.load(file).trainer.model_dump(by_alias=True, mode="json", exclude_none=True)
-    assert {key: understood[key] for key in wanted} == wanted
+    file.write_text(chart.render(trainer=settings).config)
+    loaded = config.load(file).trainer.model_dump(by_alias=True, mode="json", exclude_none=True)
+    assert {key: loaded[key] for key in settings} == settings
 
 
-def required_of_nodes(term: Object) -> Object:
-    """A demand on nodes, in an affinity's own shape."""
+def required_node_affinity(term: Object) -> Object:
+    """A required node affinity with one term."""
     return {"affinity": {"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": [term]}}}}
 
 
 REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
-COMPANY: Object = {
+AFFINITY_TERM: Object = {
     "labelSelector": {
         "matchLabels": {"app": "x"},
         "matchExpressions": [{"key": "a", "operator": "In", "values": [""]}],
     },
     "topologyKey": "zone",
 }
-GOOD: list[Object] = [
+VALID_TRAINER: list[Object] = [
     {"tolerations": [{"operator": "Exists"}]},
     {"tolerations": [{"key": "a.b/c", "value": "x"}]},
     {"tolerations": [{"key": "gpu", "operator": "Equal", "value": "", "effect": "NoExecute", "tolerationSeconds": 0}]},
@@ -107,12 +107,19 @@ GOOD: list[Object] = [
     {"resources": {"cpu": 0, "memory": ".5Gi", "ephemeralStorage": "1e9", "sharedMemory": None}},
     {"resources": {"cpu": 1.0, "memory": 9_007_199_254_740_991}, "terminationGracePeriodSeconds": 10_000_000},
     {"affinity": {}},
-    required_of_nodes({"matchFields": [{"key": "metadata.name", "operator": "NotIn", "values": ["node-1"]}]}),
-    required_of_nodes({"matchExpressions": [{"key": "a.b/c", "operator": "Gt", "values": ["1"]}]}),
-    {"affinity": {"podAffinity": {REQUIRED: [COMPANY], PREFERRED: [{"weight": 100, "podAffinityTerm": COMPANY}]}}},
+    required_node_affinity({"matchFields": [{"key": "metadata.name", "operator": "NotIn", "values": ["node-1"]}]}),
+    required_node_affinity({"matchExpressions": [{"key": "a.b/c", "operator": "Gt", "values": ["1"]}]}),
+    {
+        "affinity": {
+            "podAffinity": {
+                REQUIRED: [AFFINITY_TERM],
+                PREFERRED: [{"weight": 100, "podAffinityTerm": AFFINITY_TERM}],
+            }
+        }
+    },
     {"affinity": {"podAntiAffinity": {REQUIRED: [{"labelSelector": {}, "topologyKey": "zone"}], PREFERRED: []}}},
 ]
-BAD: list[Object] = [
+INVALID_TRAINER: list[Object] = [
     {"tolerations": [{}]},
     {"tolerations": [{"value": "x"}]},
     {"tolerations": [{"operator": "Equal"}]},
@@ -140,19 +147,19 @@ BAD: list[Object] = [
     {"resources": {"cpu": True}},
     {"runAsUser": "5"},
     {"affinity": {"nodeAffinity": {"required": {}}}},
-    {"affinity": {"podAffinity": {PREFERRED: [{"weight": 101, "podAffinityTerm": COMPANY}]}}},
-    {"affinity": {"podAffinity": {REQUIRED: [{**COMPANY, "namespaces": ["other"]}]}}},
+    {"affinity": {"podAffinity": {PREFERRED: [{"weight": 101, "podAffinityTerm": AFFINITY_TERM}]}}},
+    {"affinity": {"podAffinity": {REQUIRED: [{**AFFINITY_TERM, "namespaces": ["other"]}]}}},
     {"affinity": {"podAffinity": {REQUIRED: [{"topologyKey": "zone"}]}}},
-    {"affinity": {"podAntiAffinity": {PREFERRED: [COMPANY]}}},
-    required_of_nodes({}),
-    required_of_nodes({"matchExpressions": []}),
-    required_of_nodes({"matchExpressions": [{"key": "a", "operator": "In"}]}),
-    required_of_nodes({"matchExpressions": [{"key": "a", "operator": "Exists", "values": ["x"]}]}),
-    required_of_nodes({"matchExpressions": [{"key": "a", "operator": "Gt", "values": ["x"]}]}),
-    required_of_nodes({"matchExpressions": [{"key": "a", "operator": "Near"}]}),
-    required_of_nodes({"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["a", "b"]}]}),
+    {"affinity": {"podAntiAffinity": {PREFERRED: [AFFINITY_TERM]}}},
+    required_node_affinity({}),
+    required_node_affinity({"matchExpressions": []}),
+    required_node_affinity({"matchExpressions": [{"key": "a", "operator": "In"}]}),
+    required_node_affinity({"matchExpressions": [{"key": "a", "operator": "Exists", "values": ["x"]}]}),
+    required_node_affinity({"matchExpressions": [{"key": "a", "operator": "Gt", "values": ["x"]}]}),
+    required_node_affinity({"matchExpressions": [{"key": "a", "operator": "Near"}]}),
+    required_node_affinity({"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["a", "b"]}]}),
 ]
-BAD_ELSEWHERE: list[Object] = [
+INVALID_OTHER: list[Object] = [
     {"outputClaim": {"size": "20 GB"}},
     {"outputClaim": {"accessModes": ["RWO"]}},
     {"outputClaim": {"accessModes": []}},
@@ -163,26 +170,26 @@ BAD_ELSEWHERE: list[Object] = [
 ]
 
 
-@pytest.mark.parametrize("trainer", GOOD, ids=str)
-def test_what_helm_takes_the_operator_takes(chart: Chart, trainer: Object) -> None:
+@pytest.mark.parametrize("trainer", VALID_TRAINER, ids=str)
+def test_helm_and_operator_accept_valid_values(chart: Chart, trainer: Object) -> None:
     file = chart.scratch / "config.yaml"
     file.write_text(chart.render(trainer=trainer).config)
     config.load(file)
 
 
-@pytest.mark.parametrize("values", [*({"trainer": each} for each in BAD), *BAD_ELSEWHERE], ids=str)
-def test_what_the_operator_refuses_helm_refuses_before(chart: Chart, values: Object) -> None:
+@pytest.mark.parametrize("values", [*({"trainer": each} for each in INVALID_TRAINER), *INVALID_OTHER], ids=str)
+def test_helm_and_operator_reject_invalid_values(chart: Chart, values: Object) -> None:
     field = next(iter(values.get("trainer", values)))
-    assert field in chart.refusal(**values)
+    assert field in chart.render_error(**values)
     with pytest.raises(ValidationError, match=field):
         config.Config.model_validate(values)
 
 
-def test_two_releases_in_one_namespace_do_not_wait_for_each_other(chart: Chart) -> None:
+def test_lease_name_is_unique_per_release(chart: Chart) -> None:
     assert "--lease-name=finetune-finetune-operator" in chart.render().pod["containers"][0]["args"]
 
 
-def test_changed_settings_make_new_pods(chart: Chart) -> None:
+def test_configuration_change_changes_the_pod_template_checksum(chart: Chart) -> None:
     def checksum(**values: object) -> str:
         metadata = chart.render(**values).only("Deployment")["spec"]["template"]["metadata"]
         return str(metadata["annotations"]["finetune.dev/config-checksum"])
@@ -191,11 +198,11 @@ def test_changed_settings_make_new_pods(chart: Chart) -> None:
     assert checksum() != checksum(pollIntervalSeconds=7)
 
 
-# -- the pod ---------------------------------------------------------------------------------------------------------
+# -- pod -------------------------------------------------------------------------------------------------------------
 
 
-def test_scheduling_and_environment_reach_the_pod(chart: Chart) -> None:
-    wanted: Object = {
+def test_scheduling_and_environment_are_set_on_the_pod(chart: Chart) -> None:
+    settings: Object = {
         "nodeSelector": {"pool": "system"},
         "tolerations": [{"key": "system", "operator": "Exists"}],
         "affinity": {"nodeAffinity": {}},
@@ -204,17 +211,17 @@ def test_scheduling_and_environment_reach_the_pod(chart: Chart) -> None:
         "imagePullSecrets": [{"name": "registry"}],
     }
     proxy = {"name": "HTTPS_PROXY", "value": "http://proxy.example.com:3128"}
-    pod = chart.render(**wanted, env=[proxy]).pod
-    assert {key: pod[key] for key in wanted} == wanted
+    pod = chart.render(**settings, env=[proxy]).pod
+    assert {key: pod[key] for key in settings} == settings
     assert proxy in pod["containers"][0]["env"]
 
 
-def test_replicas_bring_a_disruption_budget(chart: Chart) -> None:
+def test_several_replicas_create_a_pod_disruption_budget(chart: Chart) -> None:
     assert chart.render().all("PodDisruptionBudget") == []
     assert chart.render(replicas=2).only("PodDisruptionBudget")["spec"]["minAvailable"] == 1
 
 
-def test_the_monitor_finds_the_service_and_the_service_the_pod(chart: Chart) -> None:
+def test_selectors_of_service_monitor_and_service_match(chart: Chart) -> None:
     rendered = chart.render(serviceMonitor={"enabled": True, "labels": {"release": "prometheus"}})
     monitor, service = rendered.only("ServiceMonitor"), rendered.only("Service")
     assert monitor["metadata"]["labels"]["release"] == "prometheus"
@@ -225,11 +232,11 @@ def test_the_monitor_finds_the_service_and_the_service_the_pod(chart: Chart) -> 
     assert port["targetPort"] in {each["name"] for each in template["spec"]["containers"][0]["ports"]}
 
 
-# -- mistakes --------------------------------------------------------------------------------------------------------
+# -- validation ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "fragments"),
     [
         ({"replica": 2}, ["replica", "not allowed"]),
         ({"trainer": {"resource": {"cpu": 1}}}, ["/trainer", "resource", "not allowed"]),
@@ -245,19 +252,19 @@ def test_the_monitor_finds_the_service_and_the_service_the_pod(chart: Chart) -> 
         ({"trainer": {"affinity": {"nodes": {}}}}, ["/trainer/affinity", "nodes"]),
     ],
 )
-def test_a_mistake_is_refused_by_name(chart: Chart, values: Object, words: list[str]) -> None:
-    refusal = chart.refusal(**values)
-    assert all(word in refusal for word in words), refusal
+def test_error_names_the_invalid_field(chart: Chart, values: Object, fragments: list[str]) -> None:
+    error = chart.render_error(**values)
+    assert all(fragment in error for fragment in fragments), error
 
 
-def test_every_value_is_in_the_readme(chart: Chart) -> None:
+def test_readme_documents_every_value(chart: Chart) -> None:
     readme = (chart.folder / "README.md").read_text()
     missing = [path for path in paths(chart.defaults()) if f"`{path}`" not in readme]
-    assert not missing, f"the table of values in the chart's README lacks {missing}"
+    assert not missing, f"values missing in the README of the chart: {missing}"
 
 
 def paths(values: Object, prefix: str = "") -> Iterator[str]:
-    """Every setting, as it is written after `--set`."""
+    """The paths of all values, in the syntax of `--set`."""
     for key, value in values.items():
         if isinstance(value, dict) and value and prefix + key != "resources":
             yield from paths(value, f"{prefix}{key}.")

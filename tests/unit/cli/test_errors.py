@@ -19,7 +19,7 @@ ERRORS = {
     "pattern with a typo": ('"bert.*"', '"brt.*"', "did you mean 'bert.*'"),
     "missing claim": ("pvc://tiny/model", "pvc://tny/model", "claim 'tny' not found"),
     "missing folder": ("pvc://tiny/train", "pvc://tiny/trian", "it contains model, train; did you mean 'train'?"),
-    "missing column": ("workers: 0", "columns: {text: txt}", "has no column 'txt'; did you mean 'text'"),
+    "missing column": ("workers: 0", "columns: {text: txt}", "has no column 'txt'; available: "),
     "module without optimizer": ("optimizer: {type: AdamW, learningRate: 5e-3}", "decayExclude: Nothing", "optimizer"),
     "schedule too long": ("steps: 2}", "steps: 200}", "modules[0] (body): schedule[0] lasts 200 steps"),
     "bad YAML": ("spec:", "spec: [", "not valid YAML"),

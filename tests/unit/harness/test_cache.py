@@ -1,4 +1,4 @@
-"""Costly results are made once, and an interrupted one is never taken for finished."""
+"""The cache of build results: location, locking, failed builds, digests and pruning."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,11 +9,11 @@ from harness import cache
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def temporary_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
 
 
-def test_it_is_outside_the_repository_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_default_root_is_in_the_user_cache_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("FINETUNE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache.root() == tmp_path / "finetune-operator"
@@ -22,31 +22,31 @@ def test_it_is_outside_the_repository_unless_told_otherwise(monkeypatch: pytest.
     assert cache.root() == tmp_path / "me" / ".cache" / "finetune-operator"
 
 
-def test_many_who_want_the_same_wait_for_one_who_makes_it() -> None:
-    made: list[Path] = []
+def test_concurrent_requests_create_a_result_once() -> None:
+    created: list[Path] = []
 
-    def make(folder: Path) -> None:
-        made.append(folder)
+    def create(folder: Path) -> None:
+        created.append(folder)
         (folder / "result").write_text("here")
 
     with ThreadPoolExecutor(8) as pool:
-        places = list(pool.map(lambda _: cache.obtain("thing", "key", make), range(8)))
-    assert len(made) == 1
-    assert {(place / "result").read_text() for place in places} == {"here"}
+        paths = list(pool.map(lambda _: cache.get_or_create("thing", "key", create), range(8)))
+    assert len(created) == 1
+    assert {(path / "result").read_text() for path in paths} == {"here"}
 
 
-def test_a_failure_leaves_nothing_and_can_be_repeated() -> None:
+def test_failed_creation_leaves_no_result_and_can_be_retried() -> None:
     def fail(folder: Path) -> None:
         (folder / "half").touch()
         raise RuntimeError("interrupted")
 
     with pytest.raises(RuntimeError):
-        cache.obtain("thing", "key", fail)
+        cache.get_or_create("thing", "key", fail)
     assert list((cache.root() / "thing").iterdir()) == []
-    assert cache.obtain("thing", "key", lambda folder: (folder / "whole").touch()).joinpath("whole").exists()
+    assert cache.get_or_create("thing", "key", lambda folder: (folder / "whole").touch()).joinpath("whole").exists()
 
 
-def test_a_digest_knows_where_one_part_ends(tmp_path: Path) -> None:
+def test_digest_depends_on_part_boundaries_and_file_content(tmp_path: Path) -> None:
     assert cache.digest("ab", "c") != cache.digest("a", "bc")
     file = tmp_path / "file"
     file.write_text("one")
@@ -55,8 +55,8 @@ def test_a_digest_knows_where_one_part_ends(tmp_path: Path) -> None:
     assert cache.digest(file) != before
 
 
-def test_only_the_newest_are_kept() -> None:
+def test_prune_keeps_the_newest_results() -> None:
     for key in "abc":
-        cache.obtain("thing", key, lambda folder: None)
-    cache.keep_newest("thing", 2)
+        cache.get_or_create("thing", key, lambda folder: None)
+    cache.prune("thing", 2)
     assert len(list((cache.root() / "thing").iterdir())) == 2

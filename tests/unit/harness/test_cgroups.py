@@ -1,4 +1,4 @@
-"""Control groups are found as the kernel shows them, in both versions."""
+"""Parsing of cgroup hierarchies from /proc/self/mountinfo."""
 
 from pathlib import Path
 
@@ -13,12 +13,12 @@ VERSION_1 = """\
 VERSION_2 = "30 25 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
 
 
-def test_version_1_has_a_hierarchy_for_each_controller() -> None:
+def test_parses_hierarchies_of_version_1() -> None:
     assert hierarchies(VERSION_1) == [
         Hierarchy(Path("/sys/fs/cgroup/cpuset"), unified=False),
         Hierarchy(Path("/sys/fs/cgroup/unified"), unified=True),
     ]
 
 
-def test_version_2_has_one() -> None:
+def test_parses_unified_hierarchy_of_version_2() -> None:
     assert hierarchies(VERSION_2) == [Hierarchy(Path("/sys/fs/cgroup"), unified=True)]

@@ -1,4 +1,4 @@
-"""The node's names: what the ranks of a Job ask for, and what they must not be told."""
+"""DNS records of Services and of the pods of headless Services."""
 
 from typing import Any, cast
 
@@ -44,40 +44,40 @@ responder = Responder(cast(Api, FakeApi()))
         ("ns.svc.cluster.local", []),
     ],
 )
-def test_names(name: str, addresses: list[str]) -> None:
+def test_lookup(name: str, addresses: list[str]) -> None:
     assert responder.lookup(name) == addresses
 
 
-def ask(name: str, kind: str = "A") -> DNSRecord:
-    """The reply as it goes over the wire."""
-    query = DNSRecord.question(name, kind)
-    reply = DNSRecord.parse(responder.resolve(DNSRecord.parse(query.pack()), cast(DNSHandler, None)).pack())
-    assert (reply.header.id, reply.q) == (query.header.id, query.q)
+def query(name: str, kind: str = "A") -> DNSRecord:
+    """Send a query through wire format and return the reply."""
+    question = DNSRecord.question(name, kind)
+    reply = DNSRecord.parse(responder.resolve(DNSRecord.parse(question.pack()), cast(DNSHandler, None)).pack())
+    assert (reply.header.id, reply.q) == (question.header.id, question.q)
     return reply
 
 
-def test_a_question_is_read_without_regard_to_case() -> None:
-    assert ask("Web.ns.svc.cluster.local").short() == "10.0.0.9"
+def test_names_are_case_insensitive() -> None:
+    assert query("Web.ns.svc.cluster.local").short() == "10.0.0.9"
 
 
-def test_an_answer_carries_the_address_and_the_question() -> None:
-    answer = ask("early.ns.svc.cluster.local")
+def test_reply_contains_all_addresses() -> None:
+    answer = query("early.ns.svc.cluster.local")
     assert (answer.header.rcode, answer.header.qr, answer.header.aa) == (RCODE.NOERROR, 1, 1)
     assert answer.short().split() == ["10.1.0.1", "10.1.0.2"]
 
 
-def test_a_name_without_an_ipv6_address_exists_all_the_same() -> None:
-    answer = ask("web.ns.svc.cluster.local", "AAAA")
+def test_aaaa_query_for_an_existing_name_returns_no_error_and_no_record() -> None:
+    answer = query("web.ns.svc.cluster.local", "AAAA")
     assert (answer.header.rcode, answer.rr) == (RCODE.NOERROR, [])
 
 
-def test_an_unknown_name_does_not_exist() -> None:
-    assert ask("example.com").header.rcode == RCODE.NXDOMAIN
+def test_unknown_name_returns_nxdomain() -> None:
+    assert query("example.com").header.rcode == RCODE.NXDOMAIN
 
 
-def test_an_api_server_that_does_not_answer_is_a_failure_and_no_unknown_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_api_server_returns_servfail(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: str, **__: str) -> None:
         raise httpx.ConnectError("refused")
 
     monkeypatch.setattr(FakeApi, "get", refuse)
-    assert ask("web.ns.svc.cluster.local").header.rcode == RCODE.SERVFAIL
+    assert query("web.ns.svc.cluster.local").header.rcode == RCODE.SERVFAIL

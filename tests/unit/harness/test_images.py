@@ -1,11 +1,11 @@
-"""An image is built again when what it copies changes, and hides nothing of its own under what is bound into it."""
+"""Inputs of image builds, settings of the base image, and mounts of the host image."""
 
 import sys
 from pathlib import Path
 
 import pytest
 
-from harness import baseimage, hostos, images
+from harness import base_image, host_image, images
 
 DOCKERFILE = """\
 ARG BASE_IMAGE
@@ -19,11 +19,11 @@ RUN true
 """
 
 
-def test_the_copied_paths_are_read_from_the_dockerfile() -> None:
-    assert images.copied(DOCKERFILE) == ["pyproject.toml", "uv.lock", "crds/api"]
+def test_parses_copied_paths_of_a_dockerfile() -> None:
+    assert images.copied_paths(DOCKERFILE) == ["pyproject.toml", "uv.lock", "crds/api"]
 
 
-def test_files_that_tools_leave_behind_do_not_matter(tmp_path: Path) -> None:
+def test_source_files_ignores_caches(tmp_path: Path) -> None:
     for name in ("b/code.py", "a.py", "__pycache__/a.pyc"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -32,17 +32,17 @@ def test_files_that_tools_leave_behind_do_not_matter(tmp_path: Path) -> None:
     assert list(images.source_files(tmp_path / "a.py")) == [tmp_path / "a.py"]
 
 
-def test_the_base_tells_pip_and_uv_of_the_package_index(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_base_image_sets_package_index_and_ca_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UV_DEFAULT_INDEX", "https://packages.example.com/simple")
-    settings = baseimage.environment()
+    settings = base_image.environment()
     assert settings["UV_DEFAULT_INDEX"] == "https://packages.example.com/simple"
-    assert settings["SSL_CERT_FILE"] == baseimage.AUTHORITIES
+    assert settings["SSL_CERT_FILE"] == base_image.CA_BUNDLE
 
 
-def test_the_machine_is_bound_beside_what_an_image_has(tmp_path: Path) -> None:
+def test_bind_mounts_do_not_cover_usr_of_other_images(tmp_path: Path) -> None:
     (tmp_path / "trainer").mkdir()
-    binds = {bind.source: bind.destination for bind in hostos.binds(tmp_path)}
-    assert binds[Path("/usr")] == hostos.USR
+    binds = {bind.source: bind.destination for bind in host_image.bind_mounts(tmp_path)}
+    assert binds[Path("/usr")] == host_image.HOST_USR
     assert binds[tmp_path / "trainer"] == tmp_path / "trainer"
     assert tmp_path / "operator" not in binds
     if not sys.prefix.startswith("/usr"):
@@ -50,7 +50,7 @@ def test_the_machine_is_bound_beside_what_an_image_has(tmp_path: Path) -> None:
     assert Path("/usr") not in binds.values()
 
 
-def test_a_checkout_that_a_pods_own_mounts_would_hide_is_known(tmp_path: Path) -> None:
+def test_is_shadowed_by_mounts_of_a_pod(tmp_path: Path) -> None:
     (tmp_path / "trainer").mkdir()
-    assert hostos.hidden_below(str(tmp_path), repository=tmp_path)
-    assert not hostos.hidden_below(str(tmp_path / "elsewhere"), repository=tmp_path)
+    assert host_image.is_shadowed(str(tmp_path), repository=tmp_path)
+    assert not host_image.is_shadowed(str(tmp_path / "elsewhere"), repository=tmp_path)

@@ -1,11 +1,11 @@
-"""Claims of the default StorageClass get a folder of this machine, and other claims do not."""
+"""PersistentVolumes for pending claims of the default StorageClass."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.provisioner import STORAGE_CLASS, volume_for, waits
+from harness.provisioner import STORAGE_CLASS, build_volume_for_claim, needs_volume
 
 
 def claim(**spec: Any) -> dict[str, Any]:
@@ -20,10 +20,10 @@ def claim(**spec: Any) -> dict[str, Any]:
     }
 
 
-def test_a_volume_is_reserved_for_its_claim() -> None:
-    made = volume_for(claim(), Path("/volumes"), "node-1")
-    assert made["metadata"]["name"] == "team-data-12345678"
-    spec = made["spec"]
+def test_volume_references_its_claim() -> None:
+    volume = build_volume_for_claim(claim(), Path("/volumes"), "node-1")
+    assert volume["metadata"]["name"] == "team-data-12345678"
+    spec = volume["spec"]
     assert spec["local"] == {"path": "/volumes/team-data-12345678"}
     assert spec["claimRef"] == {"namespace": "team", "name": "data", "uid": "12345678-aaaa"}
     assert (spec["capacity"], spec["accessModes"]) == ({"storage": "3Gi"}, ["ReadWriteMany"])
@@ -32,11 +32,11 @@ def test_a_volume_is_reserved_for_its_claim() -> None:
 @pytest.mark.parametrize(
     ("spec", "expected"), [({}, True), ({"storageClassName": "other"}, False), ({"volumeName": "v"}, False)]
 )
-def test_who_waits(spec: dict[str, str], expected: bool) -> None:
-    assert waits(claim(**spec)) is expected
+def test_needs_volume(spec: dict[str, str], expected: bool) -> None:
+    assert needs_volume(claim(**spec)) is expected
 
 
-def test_a_claim_that_is_being_deleted_waits_no_more() -> None:
-    going = claim()
-    going["metadata"]["deletionTimestamp"] = "now"
-    assert not waits(going)
+def test_claim_being_deleted_needs_no_volume() -> None:
+    deleted = claim()
+    deleted["metadata"]["deletionTimestamp"] = "now"
+    assert not needs_volume(deleted)

@@ -140,7 +140,9 @@ def test_unknown_split_is_rejected(folder: Path) -> None:
     write_csv(folder / "train.csv", ROWS)
     write_csv(folder / "test.csv", ROWS)
     message = load_error(folder, "text", split="tset")
-    assert "data.train.split: pvc://data/set has no split 'tset'; did you mean 'test'? It has train, test" in message
+    assert (
+        "data.train.split: pvc://data/set has no split 'tset'; available: train, test; did you mean 'test'?" in message
+    )
 
 
 @pytest.mark.parametrize(
@@ -152,7 +154,9 @@ def test_split_aliases_are_suggested(existing: str, requested: str, folder: Path
     (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{lines}---\n")
     for name in names:
         write_csv(folder / f"{name}.csv", ROWS)
-    assert f"has no split {requested!r}; did you mean {existing!r}?" in load_error(folder, "text", split=requested)
+    assert f"has no split {requested!r}; available: train, {existing}; did you mean {existing!r}?" in load_error(
+        folder, "text", split=requested
+    )
 
 
 def test_invalid_split_name_is_rejected(folder: Path) -> None:
@@ -179,8 +183,8 @@ def test_configurations_of_a_dataset_card(folder: Path, tmp_path: Path) -> None:
     assert len(load_dataset(tmp_path, "text", config="german", split="test")) == 2
     assert len(load_dataset(tmp_path, "text", config="english")) == 7
     message = load_error(folder, "text", config="germna")
-    assert "data.train.config: pvc://data/set has no configuration 'germna'; did you mean 'german'?" in message
-    assert "It has english, german" in message
+    assert "data.train.config: pvc://data/set has no configuration 'germna'; available: english, german" in message
+    assert message.endswith("did you mean 'german'?")
     assert "data.train.config: pvc://data/set has several configurations; select one of english, german" in load_error(
         folder, "text"
     )
@@ -531,7 +535,9 @@ def test_columns_of_the_first_alternative_that_exists() -> None:
         resolve(messages="mesages")
     with pytest.raises(UserError, match=r"data\.columns\.image: 'text': not used by this task"):
         resolve(image="text")
-    with pytest.raises(UserError, match="needs the columns messages, or prompt and completion, or text; it has other"):
+    with pytest.raises(
+        UserError, match="needs the columns messages, or prompt and completion, or text; available: other"
+    ):
         resolve_columns(["other"], Columns(), required, (), "data.train.source")
 
 

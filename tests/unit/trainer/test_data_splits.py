@@ -89,11 +89,11 @@ def test_folds_depend_on_the_seed(table: Table) -> None:
     [
         (
             {"groupBy": "pateint"},
-            "data.fold.groupBy: data.train.source has no column 'pateint'; did you mean",
+            "data.fold.groupBy: data.train.source has no column 'pateint'; available: text, patient",
         ),
         (
             {"stratifyBy": "klass"},
-            "data.fold.stratifyBy: data.train.source has no column 'klass'; it has text",
+            "data.fold.stratifyBy: data.train.source has no column 'klass'; available: text",
         ),
         ({"groupBy": "hole"}, "data.fold.groupBy: column 'hole' of"),
         (

@@ -239,9 +239,9 @@ def test_new_head_is_reported(claims: Path, out: Path, tmp_path: Path) -> None:
     recorder = Recorder()
     claim_paths = tiny.ClaimPaths(claims, {"data": tmp_path, "out": out})
     run(tiny.job("bert", "three"), RunOptions(claims=claim_paths), recorder)
-    reason = "the model's classes are others than the data's"
+    reason = "the classes of the model are not those of the data"
     assert recorder.has_message(f"newly initialized, because {reason}: classifier.bias, classifier.weight")
-    assert not recorder.has_message("does not hold them")
+    assert not recorder.has_message("does not contain them")
 
 
 def edited(claims: Path, folder: Path, **changes: Any) -> tiny.ClaimPaths:
@@ -258,8 +258,8 @@ CLASSES = {"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": {"a": 0, "b":
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vocab_size": 40}, r"bert\.embeddings\.word_embeddings\.weight has shape \[15, 16\] .* but \[40, 16\] by"),
-        (CLASSES, r"classifier\.bias has shape \[2\] .* but \[3\] by its config\.json \(and 1 more do not fit\)"),
+        ({"vocab_size": 40}, r"bert\.embeddings\.word_embeddings\.weight has shape \[15, 16\] .* but \[40, 16\] in"),
+        (CLASSES, r"classifier\.bias has shape \[2\] .* but \[3\] in its config\.json \(and 1 more do not fit\)"),
     ],
 )
 def test_weights_that_do_not_match_their_config_are_rejected(
@@ -307,7 +307,7 @@ def test_maximum_text_length_is_the_smaller_limit_of_model_and_tokenizer(tmp_pat
     assert max_tokens(tmp_path, long, None) == 131_072
     assert max_tokens(tmp_path, long, 200_000) == 131_072
     assert max_tokens(tmp_path, MambaConfig(), 200_000) == 200_000
-    with pytest.raises(UserError, match=r"data\.maxLength: 131073 is more than the 131072 tokens"):
+    with pytest.raises(UserError, match=r"data\.maxLength: 131073 is more than the model's maximum of 131072 tokens"):
         max_tokens(tmp_path, long, None, 131_073)
 
 

@@ -47,13 +47,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def prepared(pictures: Path, model: str, data: str) -> PreparedRun:
+def prepare_run(pictures: Path, model: str, data: str) -> PreparedRun:
     return prepare(tiny.job(model, data), tiny.claim_paths(pictures, pictures))
 
 
-def classes(found: PreparedRun) -> dict[Any, int]:
-    assert isinstance(found.task, Classification)
-    return dict(found.task.label2id)
+def label2id(prepared_run: PreparedRun) -> dict[Any, int]:
+    assert isinstance(prepared_run.task, Classification)
+    return dict(prepared_run.task.label2id)
 
 
 @pytest.mark.parametrize(
@@ -72,26 +72,26 @@ def classes(found: PreparedRun) -> dict[Any, int]:
 def test_pretrained_head_is_kept_if_its_classes_match(
     model: str, data: str, expected: dict[Any, int], names: list[str], new_head: bool, pictures: Path
 ) -> None:
-    found = prepared(pictures, model, data)
-    assert classes(found) == expected
-    assert list(found.config.id2label.values()) == names
-    assert found.config.label2id == {name: number for number, name in enumerate(names)}
-    assert found.task.new_head is new_head
+    prepared_run = prepare_run(pictures, model, data)
+    assert label2id(prepared_run) == expected
+    assert list(prepared_run.config.id2label.values()) == names
+    assert prepared_run.config.label2id == {name: number for number, name in enumerate(names)}
+    assert prepared_run.task.new_head is new_head
 
 
 def test_pretrained_head_keeps_its_class_order(pictures: Path, tmp_path: Path) -> None:
     tiny.write_image_classifier(tmp_path / "models" / "other", ["blue", "green", "red"])
     claim_paths = tiny.ClaimPaths(pictures, {"models": tmp_path / "models", "out": tmp_path})
-    found = prepare(tiny.job("other", "declared"), claim_paths)
-    assert classes(found) == {0: 2, 1: 1, 2: 0}, "numbered red, green, blue in the data"
-    assert list(found.config.id2label.values()) == ["blue", "green", "red"]
+    prepared_run = prepare(tiny.job("other", "declared"), claim_paths)
+    assert label2id(prepared_run) == {0: 2, 1: 1, 2: 0}, "numbered red, green, blue in the data"
+    assert list(prepared_run.config.id2label.values()) == ["blue", "green", "red"]
 
 
 def heads(pictures: Path, model: str, data: str) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-    """The head's weights on disk, those that training begins with, and what is reported as new."""
-    found = prepared(pictures, model, data)
+    """The weights of the head on disk and at the start of training, and the names reported as new."""
+    prepared_run = prepare_run(pictures, model, data)
     torch.manual_seed(1)
-    loaded, new = model_loader.load_model(found.pretrained, found.task, found.config)
+    loaded, new = model_loader.load_model(prepared_run.pretrained, prepared_run.task, prepared_run.config)
     disk = AutoModelForImageClassification.from_pretrained(pictures / "models" / model)
     return (
         disk.classifier.weight.detach(),
@@ -128,11 +128,11 @@ def test_run_learns_and_its_output_classifies_images(data: str, pictures: Path, 
     assert report.reason == "Succeeded"
     assert callback.evaluations[-1].metrics["eval/loss"] < callback.evaluations[0].metrics["eval/loss"] / 4
     assert callback.evaluations[-1].metrics["eval/accuracy"] == 1.0
-    reason = "the model's classes are others than the data's"
+    reason = "the classes of the model are not those of the data"
     assert callback.has_message(f"newly initialized, because {reason}: classifier.bias, classifier.weight")
     model = AutoModelForImageClassification.from_pretrained(out / "result")
     processor = AutoImageProcessor.from_pretrained(out / "result")
-    image = Rows.__getitem__(prepared(pictures, "animals", "numbered").train, 1)["image"]
+    image = Rows.__getitem__(prepare_run(pictures, "animals", "numbered").train, 1)["image"]
     answer = int(model(**processor(image, return_tensors="pt")).logits.argmax())
     assert model.config.id2label[answer] == ("1" if data == "numbered" else "green")
     assert not list((out / "result").glob("tokenizer*"))
@@ -140,7 +140,7 @@ def test_run_learns_and_its_output_classifies_images(data: str, pictures: Path, 
 
 def test_max_length_is_rejected_for_images(pictures: Path, out: Path) -> None:
     job = tiny.job("nameless", "numbered", data={"maxLength": 64})
-    with pytest.raises(UserError, match=r"data\.maxLength: 64: task ImageClassification reads no text; leave it out"):
+    with pytest.raises(UserError, match=r"data\.maxLength: 64: task ImageClassification reads no text; remove it"):
         run(job, RunOptions(claims=tiny.claim_paths(pictures, out)), tiny.Recorder())
 
 
@@ -193,7 +193,7 @@ def test_minus_one_is_an_unknown_class(pictures: Path, tmp_path: Path) -> None:
 
 
 def test_task_is_inferred_from_the_model(pictures: Path) -> None:
-    assert isinstance(prepared(pictures, "nameless", "numbered").task, ImageClassification)
+    assert isinstance(prepare_run(pictures, "nameless", "numbered").task, ImageClassification)
 
 
 def test_language_model_as_classifier_finds_the_last_token(tmp_path: Path, out: Path) -> None:
@@ -203,6 +203,6 @@ def test_language_model_as_classifier_finds_the_last_token(tmp_path: Path, out: 
     callback = tiny.Recorder()
     run(tiny.job("llama", "reviews", **changes), RunOptions(claims=tiny.claim_paths(tmp_path, out)), callback)
     assert callback.evaluations[-1].metrics["eval/accuracy"] == 1.0
-    assert callback.has_message("newly initialized, because the model does not hold them: score.weight")
+    assert callback.has_message("newly initialized, because the checkpoint does not contain them: score.weight")
     config = AutoConfig.from_pretrained(out / "result")
     assert config.pad_token_id == tiny.byte_tokenizer().eos_token_id, "its tokenizer has no other to pad with"

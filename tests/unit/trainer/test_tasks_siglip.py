@@ -28,9 +28,11 @@ def siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def prepared(siglip: Path) -> tuple[PreparedRun, Processors]:
-    found = prepare(tiny.job("siglip", "colours"), tiny.claim_paths(siglip, siglip))
-    return found, model_loader.load_processors(found.pretrained, found.task, found.config, None)
+def prepare_run(siglip: Path) -> tuple[PreparedRun, Processors]:
+    prepared_run = prepare(tiny.job("siglip", "colours"), tiny.claim_paths(siglip, siglip))
+    return prepared_run, model_loader.load_processors(
+        prepared_run.pretrained, prepared_run.task, prepared_run.config, None
+    )
 
 
 def test_run_learns(siglip: Path, out: Path) -> None:
@@ -43,10 +45,10 @@ def test_run_learns(siglip: Path, out: Path) -> None:
 
 
 def test_embedding_does_not_depend_on_the_other_texts_of_a_batch(siglip: Path) -> None:
-    found, made = prepared(siglip)
-    model, _ = model_loader.load_model(found.pretrained, found.task, found.config)
+    prepared_run, processors = prepare_run(siglip)
+    model, _ = model_loader.load_model(prepared_run.pretrained, prepared_run.task, prepared_run.config)
     short, long = "the red", "a photo of something good the film of something blue"
-    alone, beside = made.tokenize([short]), made.tokenize([short, long])
+    alone, beside = processors.tokenize([short]), processors.tokenize([short, long])
     assert alone["input_ids"].shape[1] == beside["input_ids"].shape[1] == 16
     for inputs in (alone, beside):
         inputs.pop("token_type_ids", None)
@@ -56,10 +58,10 @@ def test_embedding_does_not_depend_on_the_other_texts_of_a_batch(siglip: Path) -
 
 
 def test_softmax_loss_does_not_depend_on_the_logit_bias(siglip: Path) -> None:
-    found, made = prepared(siglip)
-    model, _ = model_loader.load_model(found.pretrained, found.task, found.config)
-    batch = found.task.collate([found.train[index] for index in range(6)], made)
-    found.task.loss(model.eval(), batch).backward()
+    prepared_run, processors = prepare_run(siglip)
+    model, _ = model_loader.load_model(prepared_run.pretrained, prepared_run.task, prepared_run.config)
+    batch = prepared_run.task.collate([prepared_run.train[index] for index in range(6)], processors)
+    prepared_run.task.loss(model.eval(), batch).backward()
     bias, scale = model.logit_bias.grad, model.logit_scale.grad
     assert bias is not None
     assert scale is not None

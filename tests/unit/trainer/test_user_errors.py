@@ -52,13 +52,13 @@ def test_pattern_with_a_typo(claims: Path, out: Path) -> None:
 def test_missing_claim(claims: Path, out: Path) -> None:
     job = tiny.contrastive_job(data={"train": {"source": "pvc://dta/colours"}})
     message = run_error(job, tiny.claim_paths(claims, out))
-    assert f"data.train.source: pvc://dta/colours: no claim 'dta': {claims / 'dta'} is not a folder" in message
-    assert "did you mean 'data'? Claims there are: data, models, out" in message
+    assert f"data.train.source: pvc://dta/colours: claim 'dta' not found: {claims / 'dta'} is not a folder" in message
+    assert "available claims: data, models, out; did you mean 'data'?" in message
 
 
 def test_missing_claims_folder(tmp_path: Path) -> None:
     message = run_error(tiny.contrastive_job(), tiny.ClaimPaths(tmp_path / "none", {"out": tmp_path}))
-    assert "no claim 'models'" in message
+    assert "claim 'models' not found" in message
     assert "--claim models=DIR" in message
 
 
@@ -66,12 +66,12 @@ def test_missing_folder(claims: Path, out: Path) -> None:
     message = run_error(
         tiny.contrastive_job(data={"train": {"source": "pvc://data/colors"}}), tiny.claim_paths(claims, out)
     )
-    assert "claim 'data' has no colors; it holds colours, more-colours, reviews" in message
+    assert "claim 'data' has no colors; it contains colours, more-colours, reviews" in message
 
 
 def test_folder_without_a_model(claims: Path, out: Path) -> None:
     message = run_error(tiny.contrastive_job(model={"source": "pvc://data/colours"}), tiny.claim_paths(claims, out))
-    assert "holds no model: it has no config.json" in message
+    assert "contains no model: there is no config.json" in message
 
 
 def test_model_without_weights(claims: Path, out: Path, tmp_path: Path) -> None:
@@ -155,14 +155,14 @@ def test_data_set_without_rows(claims: Path, out: Path, tmp_path: Path) -> None:
 def test_missing_column(claims: Path, out: Path) -> None:
     message = run_error(tiny.contrastive_job(data={"columns": {"text": "txt"}}), tiny.claim_paths(claims, out))
     assert (
-        "data.columns.text: data.train.source has no column 'txt'; did you mean 'text'? It has image, text, label"
+        "data.columns.text: data.train.source has no column 'txt'; available: image, text, label; did you mean 'text'?"
         in message
     )
 
 
 def test_missing_optional_column_that_is_mapped(claims: Path, out: Path) -> None:
     message = run_error(tiny.contrastive_job(data={"columns": {"label": "klass"}}), tiny.claim_paths(claims, out))
-    assert "data.columns.label: data.train.source has no column 'klass'; it has image, text, label" in message
+    assert "data.columns.label: data.train.source has no column 'klass'; available: image, text, label" in message
 
 
 def test_validation_set_without_the_columns(claims: Path, out: Path) -> None:
@@ -247,7 +247,7 @@ def test_missing_text(data_error: Callable[[Rows], str]) -> None:
 
 def test_training_set_smaller_than_a_batch(claims: Path, out: Path) -> None:
     message = run_error(tiny.contrastive_job(training={"batchSize": 64}), tiny.claim_paths(claims, out))
-    assert "training.batchSize is 64, but the training set has only 21 samples" in message
+    assert "training.batchSize: 64 is more than the 21 samples of the training set" in message
 
 
 def test_class_missing_in_the_training_set(claims: Path, out: Path, tmp_path: Path) -> None:

@@ -120,17 +120,17 @@ def byte_tokenizer(chat_template: str | None = CHATML) -> PreTrainedTokenizerFas
 
 def write_language_model(folder: Path, chat_template: str | None = CHATML, *, tied: bool = False) -> Path:
     torch.manual_seed(0)
-    words = byte_tokenizer(chat_template)
+    tokenizer = byte_tokenizer(chat_template)
     config = LlamaConfig(
         **{**SMALL, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
-        vocab_size=len(words),
+        vocab_size=len(tokenizer),
         max_position_embeddings=64,
         bos_token_id=None,
-        eos_token_id=words.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
         tie_word_embeddings=tied,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
-    words.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -1,1 +1,1 @@
-"""The `finetune` command: what a user types and what a terminal shows."""
+"""The `finetune` command: arguments, terminal and log output, plots."""

@@ -67,7 +67,7 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="PATH=VALUE",
-        help="Set a field, e.g. training.epochs=1 or modules.visual.optimizer.learningRate=1e-4; repeatable.",
+        help="Set a field, e.g. training.epochs=1; repeatable.",
     ),
 ]
 ClaimOption = Annotated[
@@ -142,7 +142,7 @@ def run(
         print_summary(job, claim_paths, report, display)
 
 
-@app.command(epilog="Example: [bold]finetune plan job.yaml --output yaml > effective.yaml[/]")
+@app.command(epilog="Example: [bold]finetune plan job.yaml --set modules.visual.optimizer.learningRate=1e-4[/]")
 def plan(
     job_file: JobArgument,
     *,

@@ -26,7 +26,7 @@ PLOT = "training.png"
 
 def print_summary(job: FineTuneJob, claim_paths: ClaimPaths, report: Report, display: Display) -> None:
     """Print the results of a run and where they are, and save its plot."""
-    folder = claim_paths.destination(job.destination)
+    folder = claim_paths.create_destination(job.destination)
     document = json.loads((folder / RUN_FILE).read_text())
     metric = document["spec"]["evaluation"]["metric"]
     before, after = document["metrics"]["first"], document["metrics"]["last"]

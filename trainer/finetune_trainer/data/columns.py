@@ -60,7 +60,7 @@ def _no_alternative(
         role = next(role for role in candidates[0] if mapped.get(role, role) not in available)
         return _missing_column(role, mapped.get(role, role), available, field_path)
     choices = ", or ".join(" and ".join(mapped.get(role, role) for role in roles) for roles in candidates)
-    return UserError(f"data.columns: {field_path} needs the columns {choices}; it has {', '.join(available)}")
+    return UserError(f"data.columns: {field_path} needs the columns {choices}; available: {', '.join(available)}")
 
 
 def _missing_column(role: str, column: str, available: Collection[str], field_path: str) -> UserError:

@@ -74,9 +74,10 @@ def check_no_overlap(data_files: DataFiles, train: DataFiles) -> None:
 
 
 def describe_choices(word: str, choices: Sequence[str]) -> str:
-    """What exists instead of `word`, with the closest match first if there is one."""
+    """What exists instead of `word`, and the closest match if there is one, as the end of an error message."""
     closest = closest_match(word, choices)
-    return f"did you mean {closest!r}? It has {', '.join(choices)}" if closest else f"it has {', '.join(choices)}"
+    hint = f"; did you mean {closest!r}?" if closest else ""
+    return f"available: {', '.join(choices)}{hint}"
 
 
 def _real_paths(files: Sequence[Path]) -> list[str]:

@@ -56,7 +56,7 @@ def resolve_files(source: DataSource | Validation, field: str, claim_paths: Clai
         folder = download_repository(source, field, patterns)
         root = Path(constants.HF_HUB_CACHE).resolve()
     else:
-        folder = claim_paths.existing(source.source, f"{field}.source")
+        folder = claim_paths.resolve(source.source, f"{field}.source")
         root = claim_paths.folder(locate(source.source).name).resolve()
         _check_inside([folder, *(folder / name for name in DESCRIPTION_FILES)], root, source, field)
         configs = None if folder.is_file() else read_configs(folder, source, field)

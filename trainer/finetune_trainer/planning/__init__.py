@@ -1,1 +1,1 @@
-"""Everything that is decided before the first step: which module owns which parameter, from names and sizes alone."""
+"""Plans a run before its first step: parameters and modules, steps and schedules, data checks and previews."""

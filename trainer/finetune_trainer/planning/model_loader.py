@@ -86,7 +86,7 @@ def resolve_model(model: ModelSource, claim_paths: ClaimPaths) -> PretrainedSour
     location = locate(model.source)
     if location.scheme == "hf":
         return PretrainedSource(model.source, location.name, model.revision)
-    folder = claim_paths.existing(model.source, "model.source")
+    folder = claim_paths.resolve(model.source, "model.source")
     if not (folder / "config.json").is_file():
         raise UserError(f"model.source: {model.source}: {folder} contains no model: there is no config.json")
     return PretrainedSource(model.source, str(folder), None)

@@ -324,7 +324,7 @@ def _unavailable(source: str, field_path: str, claim_paths: ClaimPaths) -> str |
     if location.scheme != "pvc" or claim_paths.folder(location.name).is_dir():
         return None
     try:
-        claim_paths.existing(source, field_path)
+        claim_paths.resolve(source, field_path)
     except UserError as error:
         return str(error)
     return None

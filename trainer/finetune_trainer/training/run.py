@@ -73,7 +73,7 @@ def run(job: FineTuneJob, options: RunOptions, callback: Callback) -> Report:
     callbacks = CallbackList((tracker, callback))
     try:
         with stop_on_signals() as stop, serve_metrics(tracker, options.metrics_port):
-            destination = options.claims.destination(job.destination)
+            destination = options.claims.create_destination(job.destination)
             checkpoints = CheckpointManager.for_job(job, destination, options.attempt)
             report = _execute(_RunContext(job, options, callbacks, tracker, stop, destination, checkpoints))
     except BaseException as error:

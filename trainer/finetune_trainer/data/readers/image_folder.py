@@ -44,7 +44,7 @@ def read_image_metadata(data_files: DataFiles, read_metadata: Callable[[DataFile
     shown = data_files.display_path(data_files.files[0])
     if "file_name" not in table.columns:
         columns = ", ".join(table.columns)
-        raise data_files.error(f"{shown} has no column 'file_name' with the paths of the images; it has {columns}")
+        raise data_files.error(f"{shown} has no column 'file_name' with the paths of the images; available: {columns}")
     names = table.data.column("file_name").to_pylist()
     folders = [file.parent.relative_to(data_files.folder) for file in table.row_locations.file_of_each_row()]
     if len(folders) != len(names):

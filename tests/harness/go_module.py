@@ -1,7 +1,7 @@
-"""The Go module of the cluster's programs, written from the versions in `versions.py`.
+"""The Go module that builds the Kubernetes binaries, generated from the versions in `versions.py`.
 
-Kubernetes refers to its own libraries (`k8s.io/api` and its siblings) by relative paths that exist only in its
-source tree; a module that imports it has to name a released version of each. The list is read from Kubernetes.
+The go.mod of Kubernetes replaces its staging modules (`k8s.io/api` and others) with relative paths of its source tree.
+A module that imports Kubernetes has to replace each of them with a released version.
 """
 
 import json
@@ -15,16 +15,20 @@ from harness.versions import HELM, KUBERNETES
 
 MODULE = Path(__file__).parent / "kubernetes"
 PACKAGES = ("./hyperkube", "./pause", "helm.sh/helm/v4/cmd/helm")
-# Another CGO_ENABLED makes Go compile everything again.
+# A different CGO_ENABLED invalidates the build cache of Go.
 ENVIRONMENT = {"CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false"}
 
 
 def go() -> str:
-    """The Go compiler."""
+    """The path of the `go` command.
+
+    Raises:
+        HarnessError: it is not on PATH.
+    """
     if found := shutil.which("go"):
         return found
     raise HarnessError(
-        "the cluster's programs have to be compiled once, and there is no `go` on PATH",
+        "the Kubernetes binaries are not built, and `go` is not on PATH",
         "install Go 1.25 or newer (https://go.dev/dl), "
         "or set KUBEBUILDER_ASSETS, or FINETUNE_TEST_KUBECONFIG and FINETUNE_TEST_CONTEXT",
     )
@@ -39,8 +43,8 @@ def lock() -> None:
 
 
 def render(upstream: str, kubernetes: str, helm: str) -> str:
-    """A go.mod that `go mod tidy` completes; `upstream` is Kubernetes' own."""
-    go_version = _only(r"^go (\S+)$", upstream)
+    """Generate a go.mod for `go mod tidy` from `upstream`, the go.mod of Kubernetes."""
+    go_version = _match(r"^go (\S+)$", upstream)
     libraries = re.findall(r"^\s+(k8s\.io/\S+) => \./staging/", upstream, flags=re.MULTILINE)
     replacements = "\n".join(f"\t{name} => {name} v0.{kubernetes.partition('.')[2]}" for name in libraries)
     return (
@@ -51,20 +55,20 @@ def render(upstream: str, kubernetes: str, helm: str) -> str:
 
 
 def flags() -> list[str]:
-    """What `go build` is told, besides the packages."""
+    """The flags of `go build`."""
     major, minor, _ = KUBERNETES.split(".")
     version = {"gitVersion": f"v{KUBERNETES}", "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
-    stamps = [f"-X k8s.io/component-base/version.{name}={value}" for name, value in version.items()]
-    return ["-trimpath", f"-ldflags={' '.join(['-s', '-w', *stamps])}"]
+    variables = [f"-X k8s.io/component-base/version.{name}={value}" for name, value in version.items()]
+    return ["-trimpath", f"-ldflags={' '.join(['-s', '-w', *variables])}"]
 
 
 def inputs() -> list[Path]:
-    """The files the programs are made from."""
+    """The source files of the module."""
     return [MODULE / "go.mod", MODULE / "go.sum", *sorted(MODULE.glob("*/*.go"))]
 
 
-def _only(pattern: str, text: str) -> str:
+def _match(pattern: str, text: str) -> str:
     match = re.search(pattern, text, flags=re.MULTILINE)
     if match is None:
-        raise HarnessError(f"Kubernetes' go.mod has no line like `{pattern}`")
+        raise HarnessError(f"no line in the go.mod of Kubernetes matches `{pattern}`")
     return match[1]

@@ -1,4 +1,4 @@
-"""OCI image archives written directly, for images that are too small to need a Dockerfile."""
+"""Writes OCI image archives directly, for images that need no Dockerfile."""
 
 import hashlib
 import io
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-MEDIA = "application/vnd.oci.image"
+MEDIA_TYPE = "application/vnd.oci.image"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file (with content), a symlink (with a target) or else a folder of an image."""
+    """An entry of an image layer: a file if it has content, a symlink if it has a target, otherwise a directory."""
 
     path: str
     mode: int = 0o755
@@ -32,7 +32,7 @@ def write(
     command: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
 ) -> None:
-    """Write an image of one layer; `name` is its full reference, such as `localhost/pause:1`."""
+    """Write an image with a single layer; `name` is its full reference, such as `localhost/pause:1`."""
     layer = _layer(entries)
     config = {
         "architecture": ARCHITECTURES[platform.machine()],
@@ -43,13 +43,13 @@ def write(
     with tarfile.open(archive, "w") as tar:
         manifest = {
             "schemaVersion": 2,
-            "mediaType": f"{MEDIA}.manifest.v1+json",
-            "config": _blob(tar, f"{MEDIA}.config.v1+json", _json(config)),
-            "layers": [_blob(tar, f"{MEDIA}.layer.v1.tar", layer)],
+            "mediaType": f"{MEDIA_TYPE}.manifest.v1+json",
+            "config": _blob(tar, f"{MEDIA_TYPE}.config.v1+json", _json(config)),
+            "layers": [_blob(tar, f"{MEDIA_TYPE}.layer.v1.tar", layer)],
         }
-        described = _blob(tar, f"{MEDIA}.manifest.v1+json", _json(manifest))
-        described["annotations"] = {"io.containerd.image.name": name}
-        _add(tar, "index.json", _json({"schemaVersion": 2, "manifests": [described]}))
+        descriptor = _blob(tar, f"{MEDIA_TYPE}.manifest.v1+json", _json(manifest))
+        descriptor["annotations"] = {"io.containerd.image.name": name}
+        _add(tar, "index.json", _json({"schemaVersion": 2, "manifests": [descriptor]}))
         _add(tar, "oci-layout", _json({"imageLayoutVersion": "1.0.0"}))
 
 
@@ -69,10 +69,10 @@ def _layer(entries: Iterable[Entry]) -> bytes:
     return buffer.getvalue()
 
 
-def _blob(tar: tarfile.TarFile, media: str, content: bytes) -> dict[str, Any]:
+def _blob(tar: tarfile.TarFile, media_type: str, content: bytes) -> dict[str, Any]:
     digest = _digest(content)
     _add(tar, f"blobs/{digest.replace(':', '/')}", content)
-    return {"mediaType": media, "digest": digest, "size": len(content)}
+    return {"mediaType": media_type, "digest": digest, "size": len(content)}
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

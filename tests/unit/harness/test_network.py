@@ -1,4 +1,4 @@
-"""Nodes take addresses that nobody on this machine uses, and divide them without overlap."""
+"""Allocation of node subnets: no overlap with routes of the host or with each other."""
 
 import random
 from ipaddress import IPv4Network
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import HarnessError
-from harness.network import PRIVATE, Subnets, free_block
+from harness.network import PRIVATE_RANGES, Subnets, find_free_block
 
 prefixes = st.builds(
     lambda address, prefix: IPv4Network((address, prefix), strict=False),
@@ -18,24 +18,24 @@ prefixes = st.builds(
 
 
 @given(st.lists(prefixes, max_size=20), st.integers())
-def test_a_free_block_overlaps_no_route(taken: list[IPv4Network], seed: int) -> None:
-    block = free_block(taken, random.Random(seed))
+def test_free_block_overlaps_no_used_network(used: list[IPv4Network], seed: int) -> None:
+    block = find_free_block(used, random.Random(seed))
     assert block.prefixlen == 16
-    assert not any(block.overlaps(network) for network in taken)
+    assert not any(block.overlaps(network) for network in used)
 
 
-def test_a_route_over_one_private_range_leaves_the_others() -> None:
-    block = free_block([IPv4Network("10.0.0.0/8")], random.Random(0))
+def test_skips_a_private_range_that_is_used_entirely() -> None:
+    block = find_free_block([IPv4Network("10.0.0.0/8")], random.Random(0))
     assert not block.overlaps(IPv4Network("10.0.0.0/8"))
 
 
-def test_no_private_range_left_is_said() -> None:
+def test_raises_if_every_private_range_is_used() -> None:
     with pytest.raises(HarnessError, match="every private network is in use"):
-        free_block([IPv4Network(name) for name in PRIVATE], random.Random(0))
+        find_free_block([IPv4Network(name) for name in PRIVATE_RANGES], random.Random(0))
 
 
-def test_the_parts_of_a_block_do_not_overlap() -> None:
-    subnets = Subnets.of("10.200.0.0/16")
+def test_subnets_of_a_block_do_not_overlap() -> None:
+    subnets = Subnets.from_block("10.200.0.0/16")
     parts = [subnets.pods, subnets.services, subnets.link]
     assert all(part.subnet_of(subnets.block) for part in parts)
     assert not any(one.overlaps(other) for one in parts for other in parts if one is not other)

@@ -1,4 +1,4 @@
-"""What a test on the node does as a user would: apply, look, wait; and reads what it then sees."""
+"""Helpers of end-to-end tests: kubectl in the namespace of the tests, and access to fields of a FineTuneJob."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Job = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class World:
-    """A namespace with the operator watching it."""
+class Namespace:
+    """kubectl in the namespace of the tests."""
 
     node: Node
 
@@ -35,8 +35,8 @@ class World:
     def apply(self, manifest: Job) -> None:
         self.kubectl("apply", "-f", "-", input=json.dumps(manifest))
 
-    def claim(self, name: str) -> None:
-        """A claim of the default StorageClass."""
+    def create_claim(self, name: str) -> None:
+        """Create a PersistentVolumeClaim of the default StorageClass."""
         spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
         self.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec})
 
@@ -49,25 +49,28 @@ class World:
         return found
 
     def attempts(self, name: str) -> list[str]:
-        """Names of the Kubernetes Jobs of a FineTuneJob."""
+        """The names of the Jobs of a FineTuneJob, one per attempt."""
         return sorted(
             job["metadata"]["name"] for job in self.get("jobs", f"--selector=finetune.dev/job={name}")["items"]
         )
 
-    def wait(self, name: str, wanted: Callable[[Job], bool], what: str, timeout: float) -> Job:
-        """Look at a FineTuneJob until it is as wanted; fail with what it says."""
+    def wait(self, name: str, predicate: Callable[[Job], bool], what: str, timeout: float) -> Job:
+        """Poll a FineTuneJob until the predicate is true.
+
+        Raises:
+            AssertionError: the job has ended or the timeout (in seconds) has expired; shows its status and logs.
+        """
         deadline = time.monotonic() + timeout
         while True:
             job = self.job(name)
-            if wanted(job):
+            if predicate(job):
                 return job
             if time.monotonic() > deadline or state(job) in TERMINAL:
                 log = self.node.try_kubectl(
                     f"--namespace={NAMESPACE}", "logs", f"--selector=finetune.dev/job={name}", "--tail=30"
                 )
-                raise AssertionError(
-                    f"{name}: no {what} in {timeout:.0f} s\n{json.dumps(job['status'], indent=1)}\n{log.stdout}"
-                )
+                status = json.dumps(job["status"], indent=1)
+                raise AssertionError(f"{name} did not reach {what} in {timeout:.0f} s\n{status}\n{log.stdout}")
             time.sleep(0.5)
 
     def wait_for_state(self, name: str, *states: str, timeout: float = 120) -> Job:
@@ -92,7 +95,7 @@ def step(job: Job) -> int:
 
 
 def variant(example: Job, name: str, **spec: Any) -> Job:
-    """The example under another name, shorter, with some of its spec replaced."""
+    """A copy of the example with another name, fewer steps, and the given fields of the spec replaced."""
     job = copy.deepcopy(example)
     job["metadata"]["name"] = name
     job["spec"]["output"] = {"destination": f"pvc://models/{name}"}

@@ -1,26 +1,26 @@
-"""Archives that the harness writes itself have to be what container runtimes read."""
+"""OCI image archives: digests, manifest, config and layer."""
 
 import hashlib
 import json
 import tarfile
 from pathlib import Path
 
-from harness import archive
-from harness.archive import Entry
+from harness import oci_archive
+from harness.oci_archive import Entry
 
 
-def test_every_blob_is_named_by_its_digest_and_the_layer_holds_the_entries(tmp_path: Path) -> None:
+def test_blobs_are_content_addressed_and_layer_contains_entries(tmp_path: Path) -> None:
     path = tmp_path / "image.tar"
     entries = [Entry("etc"), Entry("etc/name", 0o644, b"me"), Entry("bin", target="usr/bin")]
-    archive.write(path, "localhost/x:1", entries, command=["/x"], env={"A": "b"})
+    oci_archive.write(path, "localhost/x:1", entries, command=["/x"], env={"A": "b"})
     with tarfile.open(path) as tar:
         content = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
         for name, blob in content.items():
             if name.startswith("blobs/"):
                 assert name == f"blobs/sha256/{hashlib.sha256(blob).hexdigest()}"
-    (described,) = json.loads(content["index.json"])["manifests"]
-    assert described["annotations"] == {"io.containerd.image.name": "localhost/x:1"}
-    manifest = json.loads(content[f"blobs/{described['digest'].replace(':', '/')}"])
+    (descriptor,) = json.loads(content["index.json"])["manifests"]
+    assert descriptor["annotations"] == {"io.containerd.image.name": "localhost/x:1"}
+    manifest = json.loads(content[f"blobs/{descriptor['digest'].replace(':', '/')}"])
     config = json.loads(content[f"blobs/{manifest['config']['digest'].replace(':', '/')}"])
     assert config["config"] == {"Entrypoint": ["/x"], "Env": ["A=b"]}
     (tmp_path / "layer.tar").write_bytes(content[f"blobs/{manifest['layers'][0]['digest'].replace(':', '/')}"])
@@ -32,7 +32,7 @@ def test_every_blob_is_named_by_its_digest_and_the_layer_holds_the_entries(tmp_p
         ]
 
 
-def test_the_same_image_is_the_same_archive_content(tmp_path: Path) -> None:
+def test_archive_is_reproducible(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        archive.write(tmp_path / name, "localhost/x:1", [Entry("etc")])
+        oci_archive.write(tmp_path / name, "localhost/x:1", [Entry("etc")])
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
