@@ -65,7 +65,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 # pyarrow's allocator starts its thread again in a fork.
 SURVIVES_FORK = "jemalloc_bg_thd"
 LARGEST_REQUEST = 1 << 20
-IMPORTING = 120.0
+IMPORTING = 600.0
 
 
 class ForkServer:
