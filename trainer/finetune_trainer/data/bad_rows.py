@@ -33,7 +33,7 @@ class BadRowPolicy:
 
         Args:
             field_path: field of the manifest that names the data set.
-            problem: complete message that names the row and says why it is bad.
+            problem: complete message that names the row and the reason.
 
         Raises:
             UserError: bad rows are not skipped, or there are more than the limit.

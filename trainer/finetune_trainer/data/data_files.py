@@ -73,9 +73,9 @@ def check_no_overlap(data_files: DataFiles, train: DataFiles) -> None:
             )
 
 
-def describe_choices(word: str, choices: Sequence[str]) -> str:
-    """What exists instead of `word`, and the closest match if there is one, as the end of an error message."""
-    closest = closest_match(word, choices)
+def describe_choices(name: str, choices: Sequence[str]) -> str:
+    """The valid choices instead of `name`, and the closest one if there is any, as the end of an error message."""
+    closest = closest_match(name, choices)
     hint = f"; did you mean {closest!r}?" if closest else ""
     return f"available: {', '.join(choices)}{hint}"
 

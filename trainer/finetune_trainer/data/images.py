@@ -16,7 +16,7 @@ UNREADABLE = "cannot decode the image"
 
 
 class UnreadableImageError(Exception):
-    """A value that is not an image, or an image that cannot be decoded. The message says why."""
+    """A value that is not an image, or an image that cannot be decoded. The message gives the reason."""
 
 
 def decode_image(value: Any, folder: Path, root: Path) -> Image.Image:

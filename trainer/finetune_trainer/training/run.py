@@ -67,7 +67,7 @@ def run(job: FineTuneJob, options: RunOptions, callback: Callback) -> Report:
         callback: receives all events, including the end with success or failure, and is closed.
 
     Raises:
-        RunError: the run failed or was interrupted; `exit_code` and `reason` say how.
+        RunError: the run failed or was interrupted; see its `exit_code` and `reason`.
     """
     tracker = StatusTracker()
     callbacks = CallbackList((tracker, callback))

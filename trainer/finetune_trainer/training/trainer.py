@@ -235,7 +235,7 @@ class Trainer:
 
     def _compute_metrics(self, dataset: Dataset) -> dict[str, float]:
         context = self.context
-        context.model.train(False)
+        context.model.eval()
         with torch.no_grad(), context.device.autocast():
             metrics = context.task.evaluate(context.model, self._evaluation_batches(dataset))
         set_train_mode(context.model)
