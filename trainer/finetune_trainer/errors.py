@@ -21,7 +21,7 @@ class RunError(Exception):
 
 
 class UserError(RunError):
-    """An invalid spec, model or data set.
+    """An invalid spec, model or dataset.
 
     The message names the field or file, the value, what was expected, and the nearest valid choice.
     """
