@@ -15,6 +15,7 @@ import pytest
 from finetune_api import FineTuneJob
 from finetune_trainer.callbacks import StepRecord
 from finetune_trainer.errors import Interrupted, RunError, UserError
+from finetune_trainer.training.checkpoint import write_manifest
 from finetune_trainer.training.run import RunOptions, run
 from harness import forkserver
 from unit.trainer import tiny
@@ -249,6 +250,18 @@ def test_corrupt_checkpoint_is_reported_and_the_previous_one_is_used(
     assert resumed.has_message(f"checkpoint {last} is corrupt")
     assert resumed.resumed_step == 2
     assert (digest(resumed), metrics(out)) == uninterrupted
+
+
+def test_checkpoint_of_another_version_is_rejected(claims: Path, out: Path) -> None:
+    with pytest.raises(CrashError):
+        go(job(), claims, out, InterruptAfter(5, crash))
+    (last,) = out.glob("result/.checkpoints/*/step-00000004")
+    state = json.loads((last / "state.json").read_text())
+    (last / "state.json").write_text(json.dumps({**state, "field_of_another_version": 1}))
+    (last / "manifest.json").unlink()
+    write_manifest(last)
+    with pytest.raises(UserError, match="step-00000004 was written by another version of the trainer"):
+        go(job(), claims, out)
 
 
 def test_fresh_starts_over(claims: Path, out: Path, uninterrupted: tuple[str, Any]) -> None:
