@@ -277,7 +277,7 @@ class AttemptReconciler:
         elapsed = active_deadline.elapsed_seconds(self.job.status, attempt_job, attempt, self.now)
         if elapsed >= limit:  # case 5.2
             end_time = attempt_job.suspended_at or self.now
-            attempt = termination.finalize(attempt, end_time, termination.DEADLINE_EXCEEDED)
+            attempt = termination.record_end(attempt, end_time, termination.DEADLINE_EXCEEDED)
             return self._fail_on_deadline(attempt, limit).deleting(attempt_job)
         actions = self._reconcile_pods(attempt_job, attempt)
         return actions.requeue_within(limit - elapsed) if active_deadline.is_active(attempt_job, attempt) else actions
@@ -330,7 +330,7 @@ class AttemptReconciler:
         if remaining > 0:  # case 5.5
             return self._update_status("Pending", message, attempt, reason="ImagePullFailing").requeue_within(remaining)
         attempt = update_attempt(attempt, message=message[: termination.MAX_MESSAGE_LENGTH])
-        attempt = termination.finalize(attempt, self.now, termination.IMAGE_PULL_FAILED)
+        attempt = termination.record_end(attempt, self.now, termination.IMAGE_PULL_FAILED)
         message = f"{message}; check spec.runtime.image, and that the cluster can reach its registry"
         return self._fail(attempt, message).deleting(attempt_job)  # case 5.6
 
@@ -351,7 +351,7 @@ class AttemptReconciler:
     def _succeed(self, attempt: AttemptStatus) -> Actions:
         report = termination.final_report(self.pods)
         attempt = update_attempt(attempt, reason=SUCCEEDED.reason)
-        attempt = termination.finalize(attempt, self._end_time(attempt), SUCCEEDED)
+        attempt = termination.record_end(attempt, self._end_time(attempt), SUCCEEDED)
         message = report.message if report else f"model written to {self.parsed.destination}"
         changes = self._reported_fields()
         changes["completion_time"] = attempt.end_time
@@ -367,7 +367,7 @@ class AttemptReconciler:
         if attempt.end_time is None and self.attempt_job is None and self.children.missing_references is None:
             return Actions(lookup=self._required_references())  # case 7.3
         default = termination.SUSPENDED if stopped_by_user else termination.DELETED
-        attempt = termination.finalize(attempt, self._end_time(attempt), default)
+        attempt = termination.record_end(attempt, self._end_time(attempt), default)
         if self.attempt_job is None and stopped_by_user and termination.outcome_of(attempt).retryable:
             attempt = update_attempt(attempt, reason=termination.SUSPENDED.reason)
         return self._restart_or_finish(attempt)

@@ -70,7 +70,8 @@ class Relister:
                     raise
                 errors.append(error)
                 existing |= {it for it in known if it.namespace == namespace}
-                logger.warning("skipping namespace %s: %s", namespace, error)
+                where = f"namespace {namespace}" if namespace else "all namespaces"
+                logger.warning("cannot list %s in %s: %s", resource, where, error)
         if len(errors) == len(self._namespaces):
             raise errors[0]
         return existing

@@ -81,16 +81,16 @@ class Checkpoint:
 
     @classmethod
     def load(cls, folder: Path) -> Checkpoint:
-        """Read a checkpoint from its folder.
+        """Read a checkpoint.
 
         Raises:
-            UserError: its fields are those of another version.
+            UserError: another version wrote it, with other fields.
         """
         state = json.loads((folder / STATE_FILE).read_text())
         if different := sorted(state.keys() ^ {item.name for item in fields(cls)}):
             raise UserError(
-                f"checkpoint {folder} was written by another version of finetune (different fields: "
-                f"{', '.join(different)}): resume with that version, or start over with --fresh (on a cluster: "
+                f"checkpoint {folder} was written by another version of the trainer (different fields: "
+                f"{', '.join(different)}): resume with that version, delete it, or start over with --fresh (on a cluster: "
                 "recreate the job)"
             )
         state["history"] = tuple(HistoryEntry(**entry) for entry in state["history"])
