@@ -90,8 +90,8 @@ class Checkpoint:
         if different := sorted(state.keys() ^ {item.name for item in fields(cls)}):
             raise UserError(
                 f"checkpoint {folder} was written by another version of the trainer (different fields: "
-                f"{', '.join(different)}): resume with that version, delete it, or start over with --fresh (on a cluster: "
-                "recreate the job)"
+                f"{', '.join(different)}): resume with that version, delete it, or start over with --fresh "
+                "(on a cluster: recreate the job)"
             )
         state["history"] = tuple(HistoryEntry(**entry) for entry in state["history"])
         state["loss_scale"] = tuple(state["loss_scale"])
