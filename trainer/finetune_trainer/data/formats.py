@@ -20,7 +20,7 @@ DATA_PATTERNS = [f"*{suffix}" for suffix in (*TABLE_FORMATS, *IMAGE_SUFFIXES, *m
 SUPPORTED_FORMATS = "parquet, jsonl, json, csv, or a folder of images"
 
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-"""Tables beside images; their column `file_name` names the image of each row."""
+"""Tables next to images; their column `file_name` names the image of each row."""
 
 DESCRIPTION_FILES = (
     "dataset_info.json",

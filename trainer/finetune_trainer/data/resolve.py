@@ -113,7 +113,7 @@ def _from_file_names(folder: Path, root: Path, source: DataSource | Validation, 
 
 def _infer_splits(folder: Path) -> dict[str, list[Path]]:
     """All files by split, inferred from the names of files and folders."""
-    os.scandir(folder).close()  # raises for an unreadable folder, which datasets takes for an empty one
+    os.scandir(folder).close()  # raises for an unreadable folder, which datasets treats as empty
     resolved_folder = folder.resolve()
     try:
         resolved = resolve_splits(resolved_folder)

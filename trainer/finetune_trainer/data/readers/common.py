@@ -65,7 +65,7 @@ def build(data_files: DataFiles, copies: Sequence[Path] = ()) -> tuple[pa.Table,
 
 
 def try_build(data_files: DataFiles, copies: Sequence[Path] = ()) -> tuple[pa.Table, datasets.Features]:
-    """As `build`, without a search for the file that is at fault.
+    """As `build`, without a search for the malformed file.
 
     Raises:
         UnreadableFilesError: at least one file is malformed, or has other columns than the rest.
