@@ -112,7 +112,7 @@ class Workspace:
 @pytest.fixture
 def work(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.chdir(tmp_path)
-    # As in a pipe: whoever starts the tests may have told how wide a terminal is.
+    # As in a pipe, whatever COLUMNS is where the tests are started.
     monkeypatch.delenv("COLUMNS", raising=False)
     return Workspace(tmp_path, tiny)
 
