@@ -114,12 +114,12 @@ def _merge(copies: Sequence[Sequence[Entry]]) -> list[Entry]:
     return [(same[0][0], tuple(it for _, found in same for it in found)) for same in zip(*copies, strict=True)]
 
 
-# What is expanded ------------------------------------------------------------------------------------------------
+# Expansion -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Expansion:
-    """How deep a tree is expanded.
+    """The depth to which a tree is expanded.
 
     Args:
         split: depth for subtrees that several modules own.

@@ -40,12 +40,12 @@ def resolve_files(source: DataSource | Validation, field: str, claim_paths: Clai
     """The files of the selected split.
 
     Args:
-        source: the data set, its configuration, revision and split.
+        source: the dataset, its configuration, revision and split.
         field: path of the field that names it, such as `data.train`.
         claim_paths: folders of the claims.
 
     Raises:
-        UserError: there is no such data set, configuration, revision or split, or it has no readable files.
+        UserError: there is no such dataset, configuration, revision or split, or it has no readable files.
         RunError: the Hugging Face Hub is unreachable.
     """
     assert source.source is not None, "validation by fraction has no source"

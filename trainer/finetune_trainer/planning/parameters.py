@@ -80,7 +80,7 @@ def assign_parameters(
 
 
 def matching_modules(modules: Sequence[Module], parameters: Sequence[ParameterInfo]) -> dict[str, list[str]]:
-    """Names of the modules that match each parameter: exactly one, unless the manifest is wrong."""
+    """Names of the modules that match each parameter: exactly one, unless the manifest is invalid."""
     return {parameter.name: [m.name for m in modules if _selects(m, parameter)] for parameter in parameters}
 
 

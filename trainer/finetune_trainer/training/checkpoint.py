@@ -87,10 +87,11 @@ class Checkpoint:
             UserError: another version wrote it, with other fields.
         """
         state = json.loads((folder / STATE_FILE).read_text())
-        if state.keys() != {it.name for it in fields(cls)}:
+        if different := sorted(state.keys() ^ {item.name for item in fields(cls)}):
             raise UserError(
-                f"checkpoint {folder} was written by another version of the trainer and cannot be resumed; "
-                "delete it, or start over with --fresh"
+                f"checkpoint {folder} was written by another version of the trainer (different fields: "
+                f"{', '.join(different)}): resume with that version, delete it, or start over with --fresh "
+                "(on a cluster: recreate the job)"
             )
         state["history"] = tuple(HistoryEntry(**entry) for entry in state["history"])
         state["loss_scale"] = tuple(state["loss_scale"])
