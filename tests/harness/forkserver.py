@@ -8,6 +8,7 @@ session and exit status, it receives signals directly, and its interpreter ends 
   Hugging Face Hub: each program imports those that do by itself.
 - torch uses one thread.
 - All programs have the same hash seed.
+- What is written to standard error after the exit handlers is lost.
 - The command line that `ps` shows is the server's; `Process.members` finds the program and its children.
 
 One server serves a whole test run, whose processes find it by an environment variable. It imports nothing before the
@@ -264,10 +265,17 @@ def _preload() -> None:
     assert not early, f"{early} would read the server's environment, not the program's"
     threads = [task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
     assert threads.count(SURVIVES_FORK) == len(threads) - 1, f"a fork would lack threads of the server's: {threads}"
-    # What no collection touches stays shared with the forks.
+    # Memory that garbage collection does not touch stays shared with the forks, and exits take a second less.
     gc.collect()
     gc.freeze()
-    atexit.register(gc.unfreeze)
+    atexit.register(_silence_leak_report)
+
+
+def _silence_leak_report() -> None:
+    """Close standard error as the last exit handler: triton's bindings report frozen objects as leaked after it."""
+    sys.stderr.flush()
+    with Path(os.devnull).open("w") as nothing:
+        os.dup2(nothing.fileno(), 2)
 
 
 def _attend(connection: socket.socket) -> list[str]:
