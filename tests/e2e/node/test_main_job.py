@@ -21,7 +21,8 @@ def test_main_example_trains_and_reports(namespace: Namespace, example: dict[str
     name = example["metadata"]["name"]
     namespace.apply(example)
 
-    running = namespace.wait(name, lambda job: step(job) > 0, "a first step", timeout=180)
+    # In step 1 the warmup factor is 0, so the learning rate is 0.
+    running = namespace.wait(name, lambda job: step(job) > 1, "a second step", timeout=240)
     assert state(running) == "Running"
     assert condition(running, "Reconciling")["status"] == "True"
     assert running["status"]["progress"]["plannedSteps"] > step(running)
