@@ -3,7 +3,7 @@
     python benchmarks/imports.py
 
 `plan` has to import torch and transformers.modeling_utils, `validate` and `--help` neither. Every command runs in a new
-process, in turns, so that other load on the machine affects all of them alike. Compare the ratios of the medians.
+process, in turns, so that other load on the machine affects all of them equally. Compare the ratios of the medians.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def write_inputs(claims: Path) -> None:
-    """Write a model with about a million parameters, and a text data set."""
+    """Write a model with about a million parameters, and a text dataset."""
     torch.manual_seed(0)
     size = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512}
     BertForSequenceClassification(tiny.text_config(num_labels=2, **size)).save_pretrained(claims / "models" / "bert")

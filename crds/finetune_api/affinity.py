@@ -1,4 +1,4 @@
-"""Affinity of the trainer pods: `core/v1.Affinity` with its wording.
+"""Affinity of the trainer pods: the fields of `core/v1.Affinity`, in core/v1 wording.
 
 `namespaces` and `namespaceSelector` are omitted: a job cannot refer to pods of other namespaces.
 """

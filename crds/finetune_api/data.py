@@ -20,16 +20,16 @@ from finetune_api.sources import REVISION_REQUIRES_HUB, Source
 
 
 class DataSource(Model):
-    """Location of a data set."""
+    """Location of a dataset."""
 
     rules = (REVISION_REQUIRES_HUB,)
 
     source: Source
-    """Location of the data set: `hf://org/repo` for a repository on the Hugging Face Hub, or `pvc://claim/path` for a
+    """Location of the dataset: `hf://org/repo` for a repository on the Hugging Face Hub, or `pvc://claim/path` for a
     file or a directory on a PersistentVolumeClaim. Formats: Parquet, JSON Lines, CSV, Arrow, or directories of
     images."""
     config: ShortString | None = None
-    """Name of the configuration, for data sets with several. Defaults to the default configuration of the data set."""
+    """Name of the configuration, for datasets with several. Defaults to the default configuration of the dataset."""
     split: ShortString | None = None
     """Name of the split."""
     revision: ShortString | None = None
@@ -40,14 +40,14 @@ class TrainingSet(DataSource):
     """Location of the training set."""
 
     split: ShortString | None = None
-    """Name of the split. Defaults to train, or to the only split of the data set."""
+    """Name of the split. Defaults to train, or to the only split of the dataset."""
 
 
 class TestSet(DataSource):
     """Location of the test set."""
 
     split: ShortString | None = None
-    """Name of the split. Defaults to test, or to the only split of the data set."""
+    """Name of the split. Defaults to test, or to the only split of the dataset."""
 
 
 def _requires_source(field: str) -> Rule:
@@ -60,7 +60,7 @@ def _requires_source(field: str) -> Rule:
 
 
 class Validation(Model):
-    """Validation set: a fraction of the training set, or a separate data set. Exactly one of fraction and source is
+    """Validation set: a fraction of the training set, or a separate dataset. Exactly one of fraction and source is
     set."""
 
     rules = (
@@ -73,12 +73,12 @@ class Validation(Model):
     """Fraction of the training set that is held out for validation, chosen at random with `data.splitSeed`. Mutually
     exclusive with source."""
     source: Source | None = None
-    """Location of a separate data set: `hf://org/repo` for a repository on the Hugging Face Hub, or `pvc://claim/path`
+    """Location of a separate dataset: `hf://org/repo` for a repository on the Hugging Face Hub, or `pvc://claim/path`
     for a file or a directory on a PersistentVolumeClaim. Mutually exclusive with fraction."""
     config: ShortString | None = None
-    """Name of the configuration, for data sets with several. Defaults to the default configuration of the data set."""
+    """Name of the configuration, for datasets with several. Defaults to the default configuration of the dataset."""
     split: ShortString | None = None
-    """Name of the split. Defaults to validation, or to the only split of the data set."""
+    """Name of the split. Defaults to validation, or to the only split of the dataset."""
     revision: ShortString | None = None
     """Branch, tag or commit of the Hugging Face Hub repository. Defaults to main."""
 
@@ -157,7 +157,7 @@ class Data(Model):
     """What to do with a row that cannot be used, such as an empty text or an image that cannot be decoded. Fail: the
     run fails. Skip: the row is dropped, and the number of dropped rows is logged."""
     max_bad_rows: Annotated[int, Field(ge=0, le=1_000_000_000)] = 100
-    """Maximum number of rows per data set that `onBadRow: Skip` drops. The run fails if there are more."""
+    """Maximum number of rows per dataset that `onBadRow: Skip` drops. The run fails if there are more."""
     workers: Annotated[int, Field(ge=0, le=64)] = 2
     """Number of worker processes that load batches (`num_workers` of torch's DataLoader). With 0, batches are loaded in
     the main process."""

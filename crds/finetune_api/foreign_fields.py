@@ -1,8 +1,8 @@
 """Where the settings of other projects are in a FineTuneJob: their `numTrainEpochs` is `training.epochs` here.
 
 The names are those of Hugging Face TrainingArguments, PEFT, Axolotl, LLaMA-Factory, torchtune, PyTorch Lightning,
-Kubeflow Trainer, KAITO and Katib, and fields of ours that are often put in the wrong place. They are compared without
-case and separators, so snake_case spellings need no entries of their own.
+Kubeflow Trainer, KAITO and Katib, and fields of this API that are often put in the wrong place. Case and separators are
+ignored, so snake_case spellings need no entries of their own.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ FOREIGN_FIELDS = (
     _entry(
         "maxSteps numSteps maxTrainSteps numTrainingSteps trainSteps trainIters maxIters",
         "training.steps",
-        "in place of epochs",
+        "instead of epochs",
     ),
     _entry(
         "batchSize trainBatchSize globalBatchSize totalBatchSize",
@@ -155,7 +155,7 @@ FOREIGN_FIELDS = (
         "checkpoint.everySteps checkpoint.everyEpochs",
     ),
     _entry("saveTotalLimit keepLast maxCheckpoints", "checkpoint.keep"),
-    _entry("resume resumeFromCheckpoint autoResume ckptPath", "", "a run resumes from its last checkpoint by itself"),
+    _entry("resume resumeFromCheckpoint autoResume ckptPath", "", "runs resume automatically from the last checkpoint"),
     _entry("outputDir outputPath saveDir savePath checkpointDir defaultRootDir", "output.destination"),
     _entry("overwriteOutputDir", "output.ifExists", "ifExists: Overwrite"),
     _entry("loggingSteps loggingStrategy logEveryNSteps", "", "every step is logged to metrics.jsonl"),
@@ -218,7 +218,7 @@ FOREIGN_FIELDS = (
         "one process per GPU",
     ),
     _entry("accelerator useCpu noCuda cpuOnly", "resources.device"),
-    _entry("strategy deepspeed fsdp fsdpConfig ddpBackend", "", "the trainer chooses how devices share the work"),
+    _entry("strategy deepspeed fsdp fsdpConfig ddpBackend", "", "the trainer chooses the parallelism strategy"),
     _entry("resourcesPerNode resourcesPerWorker limits requests", "resources", "per pod"),
     _entry("cpu", "resources.cpu"),
     _entry("memory", "resources.memory"),
@@ -226,7 +226,7 @@ FOREIGN_FIELDS = (
     _entry(
         "trainer runtimeRef template podTemplate podTemplateOverrides pytorchReplicaSpecs",
         "runtime resources",
-        "there is no free pod template",
+        "arbitrary pod templates are not supported",
     ),
     _entry("image trainerImage containerImage", "runtime.image"),
     _entry("env environment", "runtime.env"),

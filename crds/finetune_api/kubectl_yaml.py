@@ -1,8 +1,8 @@
 """Parses YAML as kubectl does, keeps field positions, and reports values that other parsers read differently.
 
 kubectl, Helm, Argo CD and Flux share one Go library, whose plain scalars follow neither YAML 1.1 nor 1.2: `y` is true,
-`010` is 8, `1e3` is the integer 1000. A manifest means what that library reads. A scalar that YAML 1.2 reads
-differently has to be quoted, so that a manifest means the same to every tool.
+`010` is 8, `1e3` is the integer 1000. The value of a field is what that library reads. A scalar that YAML 1.2 reads
+differently must be quoted, so that every tool reads the same value.
 """
 
 from __future__ import annotations
@@ -156,11 +156,11 @@ def _ambiguity(text: str) -> str | None:
     """A message for a plain scalar that kubectl and YAML 1.2 read differently; None for any other."""
     if _NOT_FINITE.fullmatch(text):
         return f"kubectl cannot read {text}; expected a finite number"
-    ours, theirs = parse_kubectl_scalar(text), parse_yaml_1_2_scalar(text)
-    if (ours, type(ours)) == (theirs, type(theirs)):
+    kubectl, yaml_1_2 = parse_kubectl_scalar(text), parse_yaml_1_2_scalar(text)
+    if (kubectl, type(kubectl)) == (yaml_1_2, type(yaml_1_2)):
         return None
-    literal = "" if isinstance(ours, str) else f"write {json.dumps(ours)}, or "
-    readings = f"kubectl reads {truncate(text)} as {_describe(ours)}, YAML 1.2 as {_describe(theirs)}"
+    literal = "" if isinstance(kubectl, str) else f"write {json.dumps(kubectl)}, or "
+    readings = f"kubectl reads {truncate(text)} as {_describe(kubectl)}, YAML 1.2 as {_describe(yaml_1_2)}"
     return f"{readings}; {literal}quote it: {truncate(repr(text))}"
 
 

@@ -31,7 +31,7 @@ class Issue:
         suggestion: the nearest valid choice.
         file: name of the file.
         line, column: counted from 1; None when unknown.
-        override: the `--set` that causes it, in place of a position in the file.
+        override: the `--set` that causes it, instead of a position in the file.
     """
 
     path: str
@@ -51,7 +51,7 @@ class Issue:
 
 
 class ManifestError(ValueError):
-    """A file that holds no valid FineTuneJob."""
+    """A file without a valid FineTuneJob."""
 
     def __init__(self, issues: Sequence[Issue]) -> None:
         super().__init__("\n".join(str(issue) for issue in issues))
@@ -77,7 +77,7 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> FineTuneJob:
         overrides: `path=value` settings, applied before the manifest is validated.
 
     Raises:
-        ManifestError: the file cannot be read, it holds no FineTuneJob or several, or the job is invalid.
+        ManifestError: the file cannot be read, it has no FineTuneJob or several, or the job is invalid.
     """
     file = str(path)
     documents = list(_split_documents(_read_text(path), file))

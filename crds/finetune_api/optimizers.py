@@ -1,5 +1,7 @@
 """Optimizers of a module, with the parameter names of torch in camelCase and the defaults of torch.
 
+Three names are spelled out: `lr` is `learningRate`, `eps` is `epsilon`, and `betas` are `beta1` and `beta2`.
+
 The trainer chooses `fused` and `foreach`. To add one: add a class here, and a line to the table in the trainer.
 """
 

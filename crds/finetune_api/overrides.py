@@ -26,7 +26,7 @@ def apply_override(manifest: dict[str, Any], override: str) -> FieldPath:
         The path of the field that was set.
 
     Raises:
-        OverrideError: it is not of the form `path=value`, or its path leads nowhere.
+        OverrideError: it is not of the form `path=value`, or its path does not exist.
     """
     text, equals, value = override.partition("=")
     try:

@@ -63,8 +63,8 @@ class Retry(Model):
     """Retries of failed attempts. A retry is a new attempt that resumes from the last checkpoint."""
 
     limit: Annotated[int, Field(ge=0, le=100)] = 3
-    """Number of retries before the job is marked as failed. Crashes and stalls count; interruptions such as eviction,
-    preemption and suspension do not."""
+    """Number of retries before the job is marked as failed. Crashes, stalls and evictions for exceeding a storage limit
+    count. Suspension and disruptions, such as preemption, node drain and node-pressure eviction, do not."""
     backoff_seconds: Annotated[int, Field(ge=1, le=86_400)] = 10
     """Delay in seconds before the first retry. It doubles with every further attempt that ends within 10 minutes, up to
     300 seconds or backoffSeconds, whichever is longer."""

@@ -1,4 +1,4 @@
-"""Image, environment, volumes and scheduling of the trainer pods: an allow-list of core/v1 fields, with its wording.
+"""Image, environment, volumes and scheduling of the trainer pods: an allow-list of core/v1 fields in core/v1 wording.
 
 A job cannot patch the pod freely, and no reference has a namespace. The Helm chart may set the same fields for all
 jobs; the description of each field says how the two are combined.

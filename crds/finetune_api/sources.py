@@ -1,6 +1,6 @@
-"""URIs of models, data sets and outputs: `hf://org/repo` (Hugging Face Hub) and `pvc://claim/path`.
+"""URIs of models, datasets and outputs: `hf://org/repo` (Hugging Face Hub) and `pvc://claim/path`.
 
-On a cluster a claim is a PersistentVolumeClaim mounted into the trainer; on a workstation it is a directory. The URI is
+On a cluster a claim is a PersistentVolumeClaim mounted into the trainer; on a laptop it is a directory. The URI is
 the same in both cases, so that the same manifest runs in both.
 """
 

@@ -163,7 +163,9 @@ class AttemptStatus(StatusModel):
     end_time: datetime | None = None
     """Time at which the attempt ended."""
     reason: Reason | None = None
-    """Programmatic identifier in CamelCase of how the attempt ended."""
+    """Programmatic identifier in CamelCase of how the attempt ended: Succeeded, Crashed, InvalidJob, Interrupted,
+    Stalled, OutOfMemory, OutOfGPUMemory, Disrupted, Evicted, Suspended, Deleted, ImagePullFailed or
+    DeadlineExceeded."""
     exit_code: Number | None = None
     """Exit code of the trainer container."""
     oom_killed: bool | None = None

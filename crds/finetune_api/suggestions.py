@@ -1,8 +1,8 @@
 """Nearest valid choice for a misspelled word: `did you mean 'momentum'?`.
 
 One function for the whole code base, with one bound: a wrong guess is worse than none. A word is a misspelling of a
-choice when it differs only in case or separators, begins the choice, or is a few edits away. Similarity ratios, such as
-those of difflib, accept words that share a long ending (`TokenClassification`, `ImageClassification`).
+choice when it differs only in case or separators, is a prefix of the choice, or is a few edits away. Similarity ratios,
+such as those of difflib, accept words that share a long ending (`TokenClassification`, `ImageClassification`).
 """
 
 from __future__ import annotations

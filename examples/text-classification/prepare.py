@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 SEED = 17
 PER_CLASS = 260
-TEST_PART = 0.2
+TEST_FRACTION = 0.2
 
 LIBRARIES = {
     "numpy": ("numpy", "numpy.linalg", "numpy.fft", "numpy.random", "numpy.polynomial.polynomial"),
@@ -100,7 +100,7 @@ def prepare(
     for file in (folder / "model").iterdir():
         file.chmod(0o644)  # safetensors writes mode 0600; the trainer pod runs as another user
     labeled = labeled_sentences()
-    held_out = round(TEST_PART * len(labeled))
+    held_out = round(TEST_FRACTION * len(labeled))
     write(folder / "train.jsonl", labeled[held_out:])
     write(folder / "test.jsonl", labeled[:held_out])
     typer.echo(f"{folder}: a text encoder, {len(labeled) - held_out} training and {held_out} test sentences")

@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 SEED = 17
 CONVERSATIONS = 4000
-HELD_OUT = 0.05
+VALIDATION_FRACTION = 0.05
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
@@ -63,9 +63,9 @@ def conversations() -> tuple[list[dict[str, list[Message]]], list[dict[str, list
     rng = random.Random(SEED)
     pairs = [(a, b) for a in range(10, 100) for b in range(10, 100) if a != b]
     chosen = rng.sample(pairs, CONVERSATIONS)
-    held_out = round(HELD_OUT * len(chosen))
-    whole = [conversation(pair, rng) for pair in chosen]
-    return whole[held_out:], whole[:held_out]
+    held_out = round(VALIDATION_FRACTION * len(chosen))
+    rows = [conversation(pair, rng) for pair in chosen]
+    return rows[held_out:], rows[:held_out]
 
 
 def contents(rows: list[dict[str, list[Message]]]) -> Iterator[str]:
@@ -76,18 +76,18 @@ def contents(rows: list[dict[str, list[Message]]]) -> Iterator[str]:
 
 def train_tokenizer(rows: list[dict[str, list[Message]]]) -> PreTrainedTokenizerFast:
     """Byte-level BPE; each digit is one token."""
-    learned = Tokenizer(models.BPE())
-    learned.pre_tokenizer = pre_tokenizers.Sequence(
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    learned.decoder = ByteLevel()
+    tokenizer.decoder = ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=400, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
     )
-    learned.train_from_iterator(contents(rows), trainer)
+    tokenizer.train_from_iterator(contents(rows), trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=learned,
+        tokenizer_object=tokenizer,
         pad_token=SPECIAL[0],
         eos_token=SPECIAL[1],
         additional_special_tokens=SPECIAL[2:],

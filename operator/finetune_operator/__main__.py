@@ -12,7 +12,7 @@ from finetune_operator.client.kube_client import ApiError, KubeconfigError
 from finetune_operator.client.lease import LeaseLostError
 from finetune_operator.config import ConfigError, load
 from finetune_operator.logs import LogFormat, configure_logging
-from finetune_operator.runtime.service import Options, run_operator
+from finetune_operator.runtime.manager import Options, run_operator
 
 OWN_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -24,7 +24,7 @@ def run(  # noqa: PLR0917 typer calls it by name
     config: Annotated[Path | None, typer.Option(help="Path to the configuration file (YAML).")] = None,
     namespace: Annotated[
         list[str] | None,
-        typer.Option(help="Namespace to watch; can be repeated. Default: watchNamespaces, or else all namespaces."),
+        typer.Option(help="Namespace to watch; can be repeated. Default: watchNamespaces of --config, or all."),
     ] = None,
     log_format: Annotated[LogFormat, typer.Option(help="Format of log lines.")] = LogFormat.PLAIN,
     leader_elect: Annotated[bool, typer.Option(help="Be active only while holding the Lease.")] = True,
@@ -32,7 +32,7 @@ def run(  # noqa: PLR0917 typer calls it by name
         str | None, typer.Option(envvar="POD_NAMESPACE", help="Namespace of the Lease. Default: the pod's own.")
     ] = None,
     lease_name: Annotated[
-        str, typer.Option(help="Name of the Lease; of operators with the same Lease, one is active.")
+        str, typer.Option(help="Name of the Lease. Only one of the operators that share it is active.")
     ] = "finetune-operator",
     metrics_port: Annotated[int, typer.Option(help="Port of /metrics.")] = 8080,
     health_port: Annotated[int, typer.Option(help="Port of /healthz and /readyz.")] = 8081,

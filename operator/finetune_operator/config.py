@@ -99,7 +99,7 @@ class Config(ConfigModel):
     """Namespaces to watch; empty means all."""
     progress_interval_seconds: Annotated[float, Field(gt=0)] = 15
     """Minimum interval between two status updates of a job that only change its progress."""
-    poll_interval_seconds: Annotated[float, Field(gt=0)] = 5
+    scrape_interval_seconds: Annotated[float, Field(gt=0)] = 5
     """Interval between two scrapes of a trainer."""
     recheck_interval_seconds: Annotated[float, Field(gt=0)] = 10
     """Interval at which a job that waits for missing objects, or for old pods to terminate, is reconciled."""

@@ -66,7 +66,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logging(log_format: LogFormat, *, debug: bool) -> None:
-    """Log to standard error; of libraries, which log every event and request, only warnings and errors."""
+    """Log to standard error. Libraries log every event and request, so only their warnings and errors are kept."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format is LogFormat.JSON else PlainFormatter())
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler], force=True)

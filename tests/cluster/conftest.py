@@ -16,7 +16,7 @@ CONFIG = """
 trainer: {image: trainer:test, imagePullDeadlineSeconds: 3, env: [{name: FROM_ADMIN, value: "yes"}]}
 outputClaim: {size: 1Gi}
 progressIntervalSeconds: 0.2
-pollIntervalSeconds: 0.2
+scrapeIntervalSeconds: 0.2
 recheckIntervalSeconds: 0.5
 """
 NUMBERS = itertools.count()

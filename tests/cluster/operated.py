@@ -30,7 +30,7 @@ from harness import api as harness_api
 
 CRD = Path(__file__).parents[2] / "crds" / "finetunejobs.finetune.dev.yaml"
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["finetune_operator.runtime.service"])
+FORKS.set_forkserver_preload(["finetune_operator.runtime.manager"])
 
 Object = dict[str, Any]
 

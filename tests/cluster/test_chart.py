@@ -142,7 +142,7 @@ def test_watch_namespaces_restricts_permissions(cluster: Cluster, release: Relea
 
 def test_upgrade_with_other_values_changes_the_pod_template(release: Release) -> None:
     before = template_annotations(release.cluster)
-    release.upgrade("pollIntervalSeconds=7", "replicas=2")
+    release.upgrade("scrapeIntervalSeconds=7", "replicas=2")
     assert template_annotations(release.cluster) != before
     budget = release.cluster.get("poddisruptionbudget", OPERATOR, f"--namespace={NAMESPACE}")
     assert budget["spec"]["minAvailable"] == 1

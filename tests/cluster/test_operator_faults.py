@@ -150,7 +150,7 @@ def test_forbidden_namespace_is_skipped(
         namespace.create_job()
         namespace.terminate(namespace.pod(), 0)
         namespace.wait_for_state("Succeeded")
-        assert operator.process.is_alive() and "skipping namespace gone" in operator.log.read_text()
+        assert operator.process.is_alive() and "in namespace gone: " in operator.log.read_text()
     finally:
         operator.kill()
         print(operator.log.read_text()[-10_000:])

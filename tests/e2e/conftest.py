@@ -16,6 +16,7 @@ from ruamel.yaml import YAML
 from e2e.namespace import NAMESPACE, ROOT, SYSTEM, Namespace
 from finetune_api.names import POD_DIRS
 from harness import cache, forkserver, host_image, images, preflight
+from harness.api import Api
 from harness.node import Node
 
 OPERATOR_IMAGE = "localhost/finetune-operator:e2e"
@@ -59,7 +60,7 @@ def installed(node: Node, helm: Path, operator_image: str, trainer_image: str) -
         "trainer": {"image": image(trainer_image), "imagePullDeadlineSeconds": 20},
         "resources": {"requests": {"cpu": "0"}},  # on two cores a job wants both
         "progressIntervalSeconds": 3,
-        "pollIntervalSeconds": 1,
+        "scrapeIntervalSeconds": 1,
     }
     target = [f"--namespace={SYSTEM}", "--create-namespace", "--values=-", "--wait", "--timeout=3m"]
     subprocess.run(
@@ -93,7 +94,7 @@ def namespace(node: Node, installed: None, inputs: Path) -> Namespace:
     """A namespace under restricted Pod Security, with the claims `digits` (the example's inputs) and `models`."""
     node.kubectl("create", "namespace", NAMESPACE)
     node.kubectl("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")
-    namespace = Namespace(node)
+    namespace = Namespace(node, Api(node.kubeconfig))
     namespace.create_claim("digits")
     namespace.create_claim("models")
     folder = node.claim_path(NAMESPACE, "digits")

@@ -1,4 +1,4 @@
-"""Models and data sets of the hub: downloaded once, pinned, from the cache without a network, and gated.
+"""Models and datasets of the hub: downloaded once, pinned, from the cache without a network, and gated.
 
 Each run is a process of its own, with a cache of its own: the hub's client reads the environment once, at its import.
 """

@@ -1,4 +1,4 @@
-"""A local Hugging Face Hub server with repositories of models and data sets, for tests without network access.
+"""A local Hugging Face Hub server with repositories of models and datasets, for tests without network access.
 
 It implements the endpoints that `huggingface_hub` requests (repository, tree, paths-info, files with ETag, commit and
 range), so that tests exercise the download and the cache of the library. A gated repository requires a bearer token.

@@ -14,14 +14,14 @@ from finetune_api.exit_codes import ExitCode
 
 
 class RunError(Exception):
-    """A run that cannot continue. The message is one sentence that says what to do."""
+    """A run that cannot continue. The message is one sentence with the cause and the remedy."""
 
     exit_code = ExitCode.FAILED
     reason = "Failed"
 
 
 class UserError(RunError):
-    """An invalid spec, model or data set.
+    """An invalid spec, model or dataset.
 
     The message names the field or file, the value, what was expected, and the nearest valid choice.
     """
@@ -38,7 +38,7 @@ class Interrupted(RunError):  # noqa: N818 - not an error: the next attempt resu
 
 
 class OutOfGPUMemory(RunError):  # noqa: N818
-    """The run does not fit into GPU memory. The message says which settings need less."""
+    """The run does not fit into GPU memory. The message names the settings that need less."""
 
     exit_code = ExitCode.OUT_OF_GPU_MEMORY
     reason = "OutOfGPUMemory"

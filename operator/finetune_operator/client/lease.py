@@ -1,4 +1,4 @@
-"""Leader election: of several operators only the one that holds the Lease is active.
+"""Leader election: of several operators, only the one that holds the Lease is active.
 
 Written by hand because kubernetes.aio.leaderelection never releases the Lease, so that each rollout would pause for the
 whole lease duration, and sets no timeout on its requests, so that a leader whose renewal hangs would stay active after
@@ -52,7 +52,7 @@ class LeaderElector:
             try:
                 holder = await self._try_acquire_or_renew()
             except (ApiError, TimeoutError) as error:
-                logger.warning("cannot read %s: %s", self._display_name, error or "request timed out")
+                logger.warning("cannot acquire %s: %s", self._display_name, error or "request timed out")
                 holder = reported
             if holder == self._identity:
                 logger.info("acquired %s as %s", self._display_name, holder)
@@ -93,7 +93,7 @@ class LeaderElector:
             logger.warning("cannot release %s: %s", self._display_name, error)
 
     async def _try_acquire_or_renew(self) -> str:
-        """Acquire or renew the Lease if possible; the identity of the holder."""
+        """Acquire or renew the Lease if possible. Returns the identity of the holder."""
         async with asyncio.timeout(RENEW_DEADLINE_SECONDS / 2):
             try:
                 lease = await self._client.get(self._path)
@@ -113,7 +113,7 @@ class LeaderElector:
         return time.monotonic() - self._observed_at > float(spec.get("leaseDurationSeconds") or LEASE_DURATION_SECONDS)
 
     async def _hold(self, existing: JsonObject | None) -> str:
-        """Write this process as the holder; on a conflict, another candidate was faster."""
+        """Write this process as the holder. Returns the holder, which is another candidate after a conflict."""
         metadata = {"name": self._name, "namespace": self._namespace}
         new: JsonObject = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": {}}
         lease = existing or new

@@ -28,7 +28,7 @@ class LookupResult:
     leftover_config_maps: tuple[LeftoverConfigMap, ...]
 
 
-async def resolve_references(lookup: Lookup, key: NamespacedName, client: KubeClient) -> LookupResult:
+async def look_up(lookup: Lookup, key: NamespacedName, client: KubeClient) -> LookupResult:
     """Read everything that a Lookup asks for, concurrently."""
     jobs, pods, missing, config_maps = await asyncio.gather(
         _list_labeled("jobs", key, client),

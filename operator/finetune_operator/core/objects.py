@@ -1,4 +1,4 @@
-"""What all Kubernetes objects have in common: they are JSON, have a namespace and a name, and may have a controller."""
+"""Fields that Kubernetes objects have in common: namespace and name, controller, conditions, times."""
 
 from __future__ import annotations
 

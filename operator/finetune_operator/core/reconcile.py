@@ -2,7 +2,7 @@
 
 Each attempt is announced (its number is in status), created (its Job exists), active, and ended (its Job failed or is
 gone, and so are all its pods); then the next attempt is announced, or the job is finished. Each step is one write and
-is recognized by what that write left in the client, so an operator that dies before or after any write resumes there.
+is recognized by what that write left in the cluster, so an operator that dies before or after any write resumes there.
 
 The cases, in the order in which they are checked; comments below and the table test refer to these numbers:
 
@@ -21,7 +21,7 @@ The cases, in the order in which they are checked; comments below and the table 
  4    No Job of the current attempt has existed
  4.1    spec.suspend                                Suspended
  4.2    references are unknown                      look them up
- 4.3    Jobs or pods of an earlier run are active   Pending
+ 4.3    Jobs or pods of an earlier run remain       Pending
  4.4    referenced objects are missing              Stalled (MissingReference)
  4.5    the attempt is not announced                Pending; set attempt, restarts and specHash
  4.6    otherwise                                   create the claim, the ConfigMap and the Job
@@ -253,7 +253,7 @@ class AttemptReconciler:
     def _report_missing_references(self, references: tuple[str, ...]) -> Actions:
         more = len(references) - MAX_MISSING_NAMED
         named = "; ".join(references[:MAX_MISSING_NAMED]) + (f"; and {more} more" if more > 0 else "")
-        message = f"{named}; the attempt starts once they exist in namespace {self.job.key.namespace}"
+        message = f"{named}; the attempt starts once all references exist in namespace {self.job.key.namespace}"
         actions = self._update_status("Stalled", message, reason="MissingReference")
         return actions.requeue_within(self.config.recheck_interval_seconds)
 
@@ -271,12 +271,13 @@ class AttemptReconciler:
             actions = self._update_status("Suspending", "stopping: the trainer is writing a checkpoint", attempt)
             return actions.deleting(attempt_job)
         limit = self.spec.active_deadline_seconds
+        # An attempt that ended in time has not exceeded the deadline, although its Job may not be finished yet.
         if limit is None or attempt.end_time is not None:
             return self._reconcile_pods(attempt_job, attempt)
         elapsed = active_deadline.elapsed_seconds(self.job.status, attempt_job, attempt, self.now)
         if elapsed >= limit:  # case 5.2
             end_time = attempt_job.suspended_at or self.now
-            attempt = termination.finalize(attempt, end_time, termination.DEADLINE_EXCEEDED)
+            attempt = termination.record_end(attempt, end_time, termination.DEADLINE_EXCEEDED)
             return self._fail_on_deadline(attempt, limit).deleting(attempt_job)
         actions = self._reconcile_pods(attempt_job, attempt)
         return actions.requeue_within(limit - elapsed) if active_deadline.is_active(attempt_job, attempt) else actions
@@ -320,7 +321,7 @@ class AttemptReconciler:
     def _handle_image_pull_error(
         self, attempt_job: AttemptJob, pod: TrainerPod, waiting: ReasonMessage, attempt: AttemptStatus
     ) -> Actions:
-        """Reported at once; the attempt fails after a deadline only, for a registry may come back."""
+        """Reported at once; the attempt fails only after a deadline, because a registry may recover."""
         # ErrImagePull and ImagePullBackOff alternate; both contain the cause, and a message of it alone is stable.
         cause = waiting.message.rpartition("ErrImagePull: ")[2] or waiting.reason
         message = f"cannot pull image {pod.image}: {cause}"
@@ -329,7 +330,7 @@ class AttemptReconciler:
         if remaining > 0:  # case 5.5
             return self._update_status("Pending", message, attempt, reason="ImagePullFailing").requeue_within(remaining)
         attempt = update_attempt(attempt, message=message[: termination.MAX_MESSAGE_LENGTH])
-        attempt = termination.finalize(attempt, self.now, termination.IMAGE_PULL_FAILED)
+        attempt = termination.record_end(attempt, self.now, termination.IMAGE_PULL_FAILED)
         message = f"{message}; check spec.runtime.image, and that the cluster can reach its registry"
         return self._fail(attempt, message).deleting(attempt_job)  # case 5.6
 
@@ -350,7 +351,7 @@ class AttemptReconciler:
     def _succeed(self, attempt: AttemptStatus) -> Actions:
         report = termination.final_report(self.pods)
         attempt = update_attempt(attempt, reason=SUCCEEDED.reason)
-        attempt = termination.finalize(attempt, self._end_time(attempt), SUCCEEDED)
+        attempt = termination.record_end(attempt, self._end_time(attempt), SUCCEEDED)
         message = report.message if report else f"model written to {self.parsed.destination}"
         changes = self._reported_fields()
         changes["completion_time"] = attempt.end_time
@@ -366,7 +367,7 @@ class AttemptReconciler:
         if attempt.end_time is None and self.attempt_job is None and self.children.missing_references is None:
             return Actions(lookup=self._required_references())  # case 7.3
         default = termination.SUSPENDED if stopped_by_user else termination.DELETED
-        attempt = termination.finalize(attempt, self._end_time(attempt), default)
+        attempt = termination.record_end(attempt, self._end_time(attempt), default)
         if self.attempt_job is None and stopped_by_user and termination.outcome_of(attempt).retryable:
             attempt = update_attempt(attempt, reason=termination.SUSPENDED.reason)
         return self._restart_or_finish(attempt)

@@ -63,7 +63,7 @@ def reopen(attempt: AttemptStatus) -> AttemptStatus:
     )
 
 
-def finalize(attempt: AttemptStatus, end_time: datetime, default: Outcome) -> AttemptStatus:
+def record_end(attempt: AttemptStatus, end_time: datetime, default: Outcome) -> AttemptStatus:
     """The attempt with this end time and reason, unless they are recorded already."""
     return update_attempt(
         attempt,

@@ -31,7 +31,7 @@ class Cache:
         self._pods: dict[NamespacedName, dict[str, TrainerPod]] = {}
 
     def put(self, resource: str, obj: JsonObject) -> NamespacedName | None:
-        """Store an object unless a newer version of it is stored; the FineTuneJob to reconcile."""
+        """Store an object unless a newer version is stored. Returns the FineTuneJob to reconcile."""
         try:
             if resource == JOB_PLURAL:
                 return self._put_job(ObservedJob.from_object(obj))

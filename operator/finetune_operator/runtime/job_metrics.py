@@ -33,7 +33,7 @@ class JobCollector(Collector):
         yield _states(jobs)
         yield _info(jobs)
         yield _conditions(jobs)
-        # A job that was cleaned up has left nothing that its training metrics could be compared with.
+        # Series of finished jobs end with the cleanup after the TTL.
         yield from _training(job for job in jobs if job.status.cleanup_time is None)
 
 
@@ -53,7 +53,7 @@ def _info(jobs: list[ObservedJob]) -> GaugeMetricFamily:
 
 
 def _conditions(jobs: list[ObservedJob]) -> GaugeMetricFamily:
-    family = _per_job("finetune_job_condition", "Status of each condition; always 1.", "condition", "status")
+    family = _per_job("finetune_job_condition", "Current status of each condition; always 1.", "condition", "status")
     for job in jobs:
         for condition in job.status.conditions:
             family.add_metric([*job.key, condition.type, condition.status], 1)

@@ -42,7 +42,7 @@ class WorkQueue:
             self._not_empty.set()
 
     def add_after(self, key: NamespacedName, seconds: float) -> None:
-        """Queue a key after a delay; of several delays the one that ends first counts."""
+        """Queue a key after a delay. A key has one timer: the earliest of several is kept."""
         loop = asyncio.get_running_loop()
         timer = self._timers.get(key)
         if timer is not None and timer.when() <= loop.time() + seconds:

@@ -19,7 +19,7 @@ import kopf
 from finetune_api.names import GROUP, JOB_LABEL, JOB_PLURAL, VERSION
 from finetune_operator.runtime.cache import Cache
 from finetune_operator.runtime.queue import WorkQueue
-from finetune_operator.runtime.resync import RESOURCES
+from finetune_operator.runtime.relist import RESOURCES
 
 _GROUP_VERSIONS = {"pods": ("", "v1"), "jobs": ("batch", "v1"), JOB_PLURAL: (GROUP, VERSION)}
 

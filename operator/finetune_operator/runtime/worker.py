@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from finetune_api.names import JOB_PLURAL
 from finetune_operator.client.apply import AlreadyExistsError, ApplyError, ConflictError, RejectedError, apply
 from finetune_operator.client.kube_client import ApiError, KubeClient, job_path
-from finetune_operator.client.lookup import resolve_references
+from finetune_operator.client.lookup import look_up
 from finetune_operator.config import Config
 from finetune_operator.core.actions import Actions
 from finetune_operator.core.objects import NamespacedName
@@ -39,39 +39,41 @@ class Worker:
             key = await self._queue.get()
             started = time.monotonic()
             try:
-                await self._reconcile(key)
-                RECONCILE_TOTAL.labels("success").inc()
+                RECONCILE_TOTAL.labels(await self._reconcile(key)).inc()
             except Exception as error:  # noqa: BLE001 one job must never stop the others
                 self._handle_error(key, error)
             finally:
                 RECONCILE_SECONDS.observe(time.monotonic() - started)
                 self._queue.done(key)
 
-    async def _reconcile(self, key: NamespacedName) -> None:
+    async def _reconcile(self, key: NamespacedName) -> str:
+        """Reconcile a job once. Returns the result for `finetune_reconcile_total`."""
         job = self._cache.jobs.get(key)
         if job is None:
-            return
+            return "success"
         actions = await self._decide(job)
         try:
             await apply(actions, job, self._client, self._cache.put)
         except RejectedError as error:
             await self._report_rejection(job, error)
+            return "rejected"
         except AlreadyExistsError as error:
             self._logger(key).info("%s", error)
             self._queue.add_rate_limited(key)
+            return "conflict"
         except ConflictError:
-            RECONCILE_TOTAL.labels("conflict").inc()
             await self._refresh(key)
-        else:
-            self._queue.forget(key)
-            self._requeue(key, actions)
+            return "conflict"
+        self._queue.forget(key)
+        self._requeue(key, actions)
+        return "success"
 
     async def _decide(self, job: ObservedJob) -> Actions:
         now = datetime.now(UTC)
         actions = reconcile(job, self._cache.children(job.key), now, self._config)
         if actions.lookup is None:
             return actions
-        result = await resolve_references(actions.lookup, job.key, self._client)
+        result = await look_up(actions.lookup, job.key, self._client)
         self._cache.replace_children(job.key, result.jobs, result.pods)
         children = replace(
             self._cache.children(job.key),

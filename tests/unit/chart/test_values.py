@@ -165,8 +165,8 @@ INVALID_OTHER: list[Object] = [
     {"outputClaim": {"accessModes": []}},
     {"watchNamespaces": ["Team_A"]},
     {"watchNamespaces": "team-a"},
-    {"pollIntervalSeconds": 0},
-    {"pollIntervalSeconds": "5"},
+    {"scrapeIntervalSeconds": 0},
+    {"scrapeIntervalSeconds": "5"},
 ]
 
 
@@ -195,7 +195,7 @@ def test_configuration_change_changes_the_pod_template_checksum(chart: Chart) ->
         return str(metadata["annotations"]["finetune.dev/config-checksum"])
 
     assert checksum() == checksum(replicas=2)
-    assert checksum() != checksum(pollIntervalSeconds=7)
+    assert checksum() != checksum(scrapeIntervalSeconds=7)
 
 
 # -- pod -------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A job small enough to run in seconds: a BERT of a few thousand weights learns to tell two kinds of words apart."""
+"""A job small enough to run in seconds: a BERT of a few thousand weights classifies words into two classes."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,7 +47,7 @@ spec:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The claim that holds model and data."""
+    """The claim with model and data."""
     claim: Path = tmp_path_factory.mktemp("tiny")
     _write_model(claim / "model")
     _write_data(claim / "train")
@@ -84,8 +84,8 @@ def empty_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-class Workplace:
-    """A folder with a manifest in it, and the command to use on it."""
+class Workspace:
+    """A folder with a manifest, and the command to run on it."""
 
     def __init__(self, folder: Path, claim: Path) -> None:
         self.folder, self.claim = folder, claim
@@ -110,18 +110,18 @@ class Workplace:
 
 
 @pytest.fixture
-def work(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
+def work(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.chdir(tmp_path)
-    # As in a pipe: whoever starts the tests may have told how wide a terminal is.
+    # As in a pipe, whatever COLUMNS is where the tests are started.
     monkeypatch.delenv("COLUMNS", raising=False)
-    return Workplace(tmp_path, tiny)
+    return Workspace(tmp_path, tiny)
 
 
 @pytest.fixture
-def changed(work: Workplace) -> Callable[[str, str], Workplace]:
-    """The workplace with one thing in its manifest replaced by another."""
+def changed(work: Workspace) -> Callable[[str, str], Workspace]:
+    """The workspace with a part of its manifest replaced."""
 
-    def change(old: str, new: str) -> Workplace:
+    def change(old: str, new: str) -> Workspace:
         assert old in JOB
         work.write(JOB.replace(old, new))
         return work

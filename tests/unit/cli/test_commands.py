@@ -56,7 +56,7 @@ def test_run_trains_and_prints_where_the_results_are(work: Any) -> None:
         assert str(path) in result.output
         assert path.exists()
     assert count_colors(out / "training.png") > 50
-    assert re.search(r"body +\d+(\.\d)?K? .* SGD .* 0.01 +warm-up 2 steps, then cosine ×2 +from epoch 1", result.output)
+    assert re.search(r"body +\d+(\.\d)?K? .* SGD .* 0.01 +warmup 2 steps, then cosine ×2 +from epoch 1", result.output)
     assert re.search(r"eval/accuracy +0\.\d{4} +[01]\.\d{4} +[+-]\d\.\d{4}", result.output)
     assert len(re.findall(r"^\d{4}-.*Z  evaluation at step", result.output, re.M)) == 3
 
@@ -120,8 +120,8 @@ def test_plan_shows_the_owner_of_each_parameter(work: Any) -> None:
 def test_plan_without_the_claims_reports_what_is_missing(work: Any) -> None:
     result = work.on_job("plan", claims=False)
     assert result.exit_code == 0, result.output
-    assert "not known: which parameters each module owns (model.source: pvc://tiny/model" in result.output
-    assert "not known: the number of steps (data.train.source" in result.output
+    assert "unknown: which parameters each module owns (model.source: pvc://tiny/model" in result.output
+    assert "unknown: the number of steps (data.train.source" in result.output
     assert re.search(r"head +\? +AdamW", result.output)
 
 

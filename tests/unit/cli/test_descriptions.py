@@ -71,9 +71,9 @@ def test_schedule_description_is_one_line_with_every_phase(documents: list[dict[
     [
         (
             [{"type": "Warmup", "steps": 20}, {"type": "CosineAnnealing", "cycles": 3}],
-            "warm-up 20 steps, then cosine ×3",
+            "warmup 20 steps, then cosine ×3",
         ),
-        ([{"type": "Warmup", "fraction": 0.03, "startFactor": 0.1}], "warm-up 3% from 10%"),
+        ([{"type": "Warmup", "fraction": 0.03, "startFactor": 0.1}], "warmup 3% from 10%"),
         (
             [{"type": "Constant", "epochs": 1.0}, {"type": "TimeDecay", "rate": 0.5}],
             "constant for 1 epoch, then time decay 0.5 per epoch",

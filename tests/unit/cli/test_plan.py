@@ -253,4 +253,4 @@ def test_hub_model_is_planned_offline_from_the_cache(
     result = plan(None, MODULES, "--set", "data.train.source=pvc://elsewhere/train", source="hf://some/bert")
     assert result.exit_code == 0, result.output
     assert re.search(r"── bert +39 .* body\n", result.stdout)
-    assert "not known: the number of steps" in result.stdout
+    assert "unknown: the number of steps" in result.stdout

@@ -172,7 +172,7 @@ def _(sim: Simulation) -> None:
     "4.4: references missing",
     "Stalled (MissingReference); requeue 10",
     "PersistentVolumeClaim a not found; ConfigMap b has no key c; "
-    "the attempt starts once they exist in namespace default",
+    "the attempt starts once all references exist in namespace default",
 )
 def _(sim: Simulation) -> None:
     sim.missing = ("PersistentVolumeClaim a not found", "ConfigMap b has no key c")

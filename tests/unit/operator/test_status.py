@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from finetune_api.status import AttemptStatus, JobStatus, Metric, Progress
+from finetune_operator.core import termination
 from finetune_operator.core.changes import AttemptChanges, StatusChanges, update_attempt, update_status
 from finetune_operator.core.status import (
     ConditionUpdate,
@@ -108,3 +110,9 @@ def test_invalid_status_change_is_an_error(changes: dict[str, Any], error: type[
 def test_none_clears_a_field_and_other_fields_stay() -> None:
     attempt = AttemptStatus(number=1, job="job-a1", reason="Crashed", exit_code=1)
     assert update_attempt(attempt, reason=None) == AttemptStatus(number=1, job="job-a1", exit_code=1)
+
+
+def test_description_of_the_attempt_reason_lists_every_outcome() -> None:
+    description = AttemptStatus.model_fields["reason"].description or ""
+    listed = set(re.findall(r"[A-Z]\w+", description.partition(":")[2]))
+    assert listed == set(termination._OUTCOMES)

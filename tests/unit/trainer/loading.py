@@ -1,4 +1,4 @@
-"""Loads the data set `pvc://data/set` the way a run does."""
+"""Loads the dataset `pvc://data/set` the way a run does."""
 
 from pathlib import Path
 from typing import Any

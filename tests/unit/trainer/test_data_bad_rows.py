@@ -17,7 +17,7 @@ from unit.trainer.tiny import Recorder
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Folder of the data set `pvc://data/set`."""
+    """Folder of the dataset `pvc://data/set`."""
     folder = tmp_path / "data" / "set"
     folder.mkdir(parents=True)
     return folder

@@ -1,4 +1,4 @@
-"""A data set cannot read files outside its folder, whatever paths and links it contains."""
+"""A dataset cannot read files outside its folder, whatever paths and links it contains."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from unit.trainer.loading import data_spec, load_dataset
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Folder of the data set `pvc://data/set`, with an image beside it and one outside the claim."""
+    """Folder of the dataset `pvc://data/set`, with an image beside it and one outside the claim."""
     folder = tmp_path / "data" / "set"
     folder.mkdir(parents=True)
     for name in ("data/beside.png", "secret.png", "data/set/mine.png"):
@@ -47,7 +47,7 @@ WRITERS = [write_paths, write_structs, write_metadata]
     [
         (
             "../beside.png",
-            "'../beside.png' is outside the data set's folder: expected a path relative to the data set's folder",
+            "'../beside.png' is outside the dataset's folder: expected a path relative to the dataset's folder",
         ),
         ("{tmp}/secret.png", "secret.png' is an absolute path: expected a path relative to"),
         ("file://{tmp}/secret.png", "is a URL: expected a path relative to"),
@@ -107,13 +107,13 @@ def card(*lines: str) -> str:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["data_files: ../../secret.csv"], "'../../secret.csv' is outside the data set's folder"),
+        (["data_files: ../../secret.csv"], "'../../secret.csv' is outside the dataset's folder"),
         (["data_files: '{tmp}/secret.csv'"], "secret.csv' is an absolute path"),
-        (["data_files: ['a.csv', 'deeper/../../../secret.csv']"], "is outside the data set's folder"),
+        (["data_files: ['a.csv', 'deeper/../../../secret.csv']"], "is outside the dataset's folder"),
         (["data_files: 'https://example.org/a.csv'"], "'https://example.org/a.csv' is a URL"),
         (["data_files: 'zip://a.csv::b.zip'"], "'zip://a.csv::b.zip' is a URL"),
-        (["data_files:", "- split: train", "  path: ['../*.csv']"], "'../*.csv' is outside the data set's folder"),
-        (["data_dir: ../.."], "'../..' is outside the data set's folder"),
+        (["data_files:", "- split: train", "  path: ['../*.csv']"], "'../*.csv' is outside the dataset's folder"),
+        (["data_dir: ../.."], "'../..' is outside the dataset's folder"),
         (["data_dir: '{tmp}'"], "is an absolute path"),
         (["data_files: 'link/*.csv'"], "'link/*.csv' is a symbolic link to a target outside the claim"),
     ],

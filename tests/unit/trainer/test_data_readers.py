@@ -61,7 +61,7 @@ WRITERS: dict[str, Callable[[Path, Rows], None]] = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Folder of the data set `pvc://data/set`."""
+    """Folder of the dataset `pvc://data/set`."""
     folder = tmp_path / "data" / "set"
     folder.mkdir(parents=True)
     return folder
@@ -257,7 +257,7 @@ def test_data_set_without_rows_is_rejected(kind: str, emptiness: str, folder: Pa
     if emptiness != "no bytes":
         write_without_rows(kind, folder / f"b.{kind}")
     message = load_error(folder, "text")
-    assert message.startswith(f"data.train.source: pvc://data/set: the data set is empty: no rows in {folder}/")
+    assert message.startswith(f"data.train.source: pvc://data/set: the dataset is empty: no rows in {folder}/")
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -279,7 +279,7 @@ def test_rows_without_line_numbers_are_located_by_index(folder: Path, tmp_path: 
 
 def test_objects_without_columns_are_an_empty_data_set(folder: Path) -> None:
     (folder / "a.jsonl").write_text("{}\n{}\n")
-    assert "the data set is empty" in load_error(folder, "text")
+    assert "the dataset is empty" in load_error(folder, "text")
 
 
 def test_objects_over_several_lines(folder: Path, tmp_path: Path) -> None:
@@ -320,7 +320,7 @@ def test_different_column_name_is_reported(kind: str, folder: Path) -> None:
         f"data.train.source: pvc://data/set: {folder}/b.{kind} has no column 'label' and an extra column 'labl'"
         in message
     )
-    assert f"unlike {folder}/a.{kind}: all files of a data set must have the same columns" in message
+    assert f"unlike {folder}/a.{kind}: all files of a dataset must have the same columns" in message
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "arrow"])

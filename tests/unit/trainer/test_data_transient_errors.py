@@ -25,7 +25,7 @@ from unit.trainer.test_data_readers import ROWS, WRITERS
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Folder of the data set `pvc://data/set`."""
+    """Folder of the dataset `pvc://data/set`."""
     folder = tmp_path / "data" / "set"
     folder.mkdir(parents=True)
     return folder

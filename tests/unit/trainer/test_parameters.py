@@ -48,6 +48,7 @@ def test_patterns_are_case_sensitive() -> None:
         ("vision_model.layer.*", "'vision_model.layers.*'"),
         ("logit_scales", "did you mean 'logit_scale'"),
         ("vision_model.layers.0.wieght", "'vision_model.layers.0.weight'"),
+        ("vision_model.{q,k}.*", "the model has vision_model.embeddings.*, vision_model.layers.*"),
         (
             "encoder.*",
             "the model has vision_model.*, visual_projection.*, text_model.*, text_projection.*, logit_scale",

@@ -15,6 +15,7 @@ import pytest
 from finetune_api import FineTuneJob
 from finetune_trainer.callbacks import StepRecord
 from finetune_trainer.errors import Interrupted, RunError, UserError
+from finetune_trainer.training.checkpoint import write_manifest
 from finetune_trainer.training.run import RunOptions, run
 from harness import forkserver
 from unit.trainer import tiny
@@ -249,6 +250,20 @@ def test_corrupt_checkpoint_is_reported_and_the_previous_one_is_used(
     assert resumed.has_message(f"checkpoint {last} is corrupt")
     assert resumed.resumed_step == 2
     assert (digest(resumed), metrics(out)) == uninterrupted
+
+
+def test_checkpoint_of_another_version_is_rejected(claims: Path, out: Path) -> None:
+    with pytest.raises(CrashError):
+        go(job(), claims, out, InterruptAfter(5, crash))
+    (last,) = out.glob("result/.checkpoints/*/step-00000004")
+    state = json.loads((last / "state.json").read_text())
+    state["random"] = state.pop("rng_state")
+    (last / "state.json").write_text(json.dumps(state))
+    (last / "manifest.json").unlink()
+    write_manifest(last)
+    with pytest.raises(UserError, match=r"step-00000004 was written by another version .*: random, rng_state\)"):
+        go(job(), claims, out)
+    assert go(job(), claims, out, fresh=True).resumed_step == 0
 
 
 def test_fresh_starts_over(claims: Path, out: Path, uninterrupted: tuple[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Classes of a data set, whether a pretrained head has them, and runs that learn them."""
+"""Classes of a dataset, whether a pretrained head has them, and runs that learn them."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -149,7 +149,7 @@ def test_data_set_without_rows(claims: Path, out: Path, tmp_path: Path) -> None:
     (tmp_path / "data" / "colours").mkdir(parents=True)
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "data" / "colours" / "a.parquet")
     message = run_error(tiny.contrastive_job(), tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out}))
-    assert "data.train.source: pvc://data/colours: the data set is empty: no rows in" in message
+    assert "data.train.source: pvc://data/colours: the dataset is empty: no rows in" in message
 
 
 def test_missing_column(claims: Path, out: Path) -> None:

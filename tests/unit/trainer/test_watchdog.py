@@ -77,7 +77,7 @@ options = run_module.RunOptions(
 )
 run_module.run(job, options, HangAfterStepTwo())
 """
-"""The data set hangs after two steps. Preparation takes longer than the timeout, which does not apply to it."""
+"""The dataset hangs after two steps. Preparation takes longer than the timeout, which does not apply to it."""
 
 
 def job(**changes: Any) -> FineTuneJob:

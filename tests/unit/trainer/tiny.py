@@ -1,4 +1,4 @@
-"""Real models and data sets, so small that a complete run takes about a second."""
+"""Real models and datasets, so small that a complete run takes about a second."""
 
 import io
 import random

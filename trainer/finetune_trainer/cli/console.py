@@ -200,7 +200,7 @@ class PlainDisplay(Display):
         self.print_line(text)
 
     def on_train_begin(self, plan: RunPlan, resumed_step: int) -> None:
-        self.print_line("the plan:")
+        self.print_line("plan:")
         self.print_view(render_plan(plan))
 
     def on_step_end(self, record: StepRecord) -> None:

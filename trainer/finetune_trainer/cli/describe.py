@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def describe_schedule(phases: Sequence[Phase]) -> str:
-    """A schedule in one line: `warm-up 20 steps, then cosine ×3 to 1%`."""
+    """A schedule in one line: `warmup 20 steps, then cosine ×3 to 1%`."""
     return ", then ".join(_describe_phase(phase) for phase in phases)
 
 
@@ -26,7 +26,7 @@ def _describe_phase(phase: Phase) -> str:
     length = _describe_length(phase)
     if phase.type == "Warmup":
         start = f" from {format_percent(phase.start_factor)}" if phase.start_factor else ""
-        return f"warm-up{length and ' ' + length}{start}"
+        return f"warmup{length and ' ' + length}{start}"
     return _describe_shape(phase) + (length and f" for {length}")
 
 

@@ -107,7 +107,9 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete the checkpoints of this job and start over.")] = False,
     plain: Annotated[
         bool | None,
-        typer.Option("--plain/--no-plain", help="Log lines, or a live display.", show_default="live on a terminal"),
+        typer.Option(
+            "--plain/--no-plain", help="Print log lines instead of a live display.", show_default="live on a terminal"
+        ),
     ] = None,
     attempt: Annotated[
         int, typer.Option(min=1, envvar="FINETUNE_ATTEMPT", help="Number of the attempt; set by the operator.")
@@ -156,7 +158,7 @@ def plan(
 
     Reads the model's config, not its weights.
 
-    What is not available on this machine, such as a claim in the cluster, is reported; the rest is shown.
+    Inputs that are not available on this machine, such as a claim in the cluster, are reported; the rest is shown.
     """
     with handle_errors(debug):
         job = _load_job(job_file, overrides)
@@ -174,7 +176,7 @@ def plan(
         elif preview.error is None:
             typer.echo(manifest_yaml(preview.job), nl=False)
             for gap in preview.unknown:
-                typer.echo(f"not known: {gap}", err=True)
+                typer.echo(f"unknown: {gap}", err=True)
         if preview.error is not None:
             raise preview.error
 
@@ -195,7 +197,7 @@ def plot(
         typer.Option(min=1, metavar="N", help="Number of training samples, if the data is not on this machine."),
     ] = None,
     steps_per_epoch: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Number of steps per epoch, in place of --samples.")
+        int | None, typer.Option(min=1, metavar="N", help="Number of steps per epoch, instead of --samples.")
     ] = None,
     debug: DebugOption = False,
 ) -> None:

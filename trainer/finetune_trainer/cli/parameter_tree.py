@@ -114,24 +114,25 @@ def _merge(copies: Sequence[Sequence[Entry]]) -> list[Entry]:
     return [(same[0][0], tuple(it for _, found in same for it in found)) for same in zip(*copies, strict=True)]
 
 
-# What is expanded ------------------------------------------------------------------------------------------------
+# Expansion -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Expansion:
-    """How deep a tree is expanded.
+    """The depth to which a tree is expanded.
 
     Args:
-        split: depth for subtrees that several modules own.
-        whole: depth for subtrees that one module owns.
+        shared_depth: depth for subtrees that several modules own.
+        single_owner_depth: depth for subtrees that one module owns.
     """
 
-    split: int
-    whole: int = 1
+    shared_depth: int
+    single_owner_depth: int = 1
 
     def children(self, node: TreeNode, depth: int) -> tuple[TreeNode, ...]:
         """The visible children of a node."""
-        return node.children if depth < (self.split if len(node.owners) > 1 else self.whole) else ()
+        max_depth = self.shared_depth if len(node.owners) > 1 else self.single_owner_depth
+        return node.children if depth < max_depth else ()
 
     def count_lines(self, node: TreeNode, depth: int = 0) -> int:
         return 1 + sum(self.count_lines(child, depth + 1) for child in self.children(node, depth))
@@ -139,10 +140,10 @@ class Expansion:
 
 def choose_expansion(root: TreeNode, *, overview: bool) -> Expansion:
     """The deepest expansion within the limits; an overview expands subtrees that one module owns, too."""
-    split = _deepest(root, MAX_LINES, Expansion)
+    deepest = _deepest(root, MAX_LINES, Expansion)
     if not overview:
-        return split
-    return _deepest(root, OVERVIEW_LINES, lambda depth: Expansion(max(depth, split.split), depth))
+        return deepest
+    return _deepest(root, OVERVIEW_LINES, lambda depth: Expansion(max(depth, deepest.shared_depth), depth))
 
 
 def _deepest(root: TreeNode, max_lines: int, expansion: Callable[[int], Expansion]) -> Expansion:

@@ -1,4 +1,4 @@
-"""The output of `finetune plan`: the effective job, its modules, the parameter tree, and what is not known.
+"""The output of `finetune plan`: the effective job, its modules, the parameter tree, and what is unknown.
 
 The same content as text and as JSON. Pure functions of a `RunPreview`; nothing is printed or looked up here.
 """
@@ -35,7 +35,7 @@ def render_plan(plan: RunPlan) -> RenderableType:
 
 
 def render_preview(preview: RunPreview) -> RenderableType:
-    """The effective job, the plan, the owner of each parameter, proposed modules, and what is not known."""
+    """The effective job, the plan, the owner of each parameter, proposed modules, and what is unknown."""
     length = preview.length
     steps = describe_steps(length.planned_steps, length.steps_per_epoch) if length else ""
     facts = describe_run(preview.plan) if preview.plan else describe_job(preview.job, steps)
@@ -44,7 +44,7 @@ def render_preview(preview: RunPreview) -> RenderableType:
         parts += ["", _render_parameters(preview, preview.model)]
     if preview.proposal:
         parts += ["", _render_proposal(preview.proposal)]
-    parts += [Text.assemble("\n", ("not known: ", "bold yellow"), gap) for gap in preview.unknown]
+    parts += [Text.assemble("\n", ("unknown: ", "bold yellow"), gap) for gap in preview.unknown]
     return Group(*parts)
 
 

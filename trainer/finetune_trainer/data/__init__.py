@@ -1,4 +1,4 @@
-"""Data sets: resolves files, reads rows, checks and splits them, and loads batches.
+"""Datasets: resolves files, reads rows, checks and splits them, and loads batches.
 
 In order: `resolve` finds the files of a split, `readers` read them into a `table`, `columns` and `labels` map the table
 to roles and classes, `bad_rows` and `splits` select rows of the `dataset`, `sampler` orders them, and `loader` makes

@@ -16,7 +16,7 @@ class BadRowPolicy:
 
     Args:
         skip: skip bad rows instead of failing.
-        limit: maximum number of bad rows per data set.
+        limit: maximum number of bad rows per dataset.
     """
 
     skip: bool
@@ -32,8 +32,8 @@ class BadRowPolicy:
         """Report a bad row.
 
         Args:
-            field_path: field of the manifest that names the data set.
-            problem: complete message that names the row and says why it is bad.
+            field_path: field of the manifest that names the dataset.
+            problem: complete message that names the row and the reason.
 
         Raises:
             UserError: bad rows are not skipped, or there are more than the limit.
@@ -49,7 +49,7 @@ class BadRowPolicy:
             )
 
     def drop_rows(self, dataset: Dataset, problems: Iterable[RowProblem]) -> Dataset:
-        """The data set without the rows that have a problem.
+        """The dataset without the rows that have a problem.
 
         Raises:
             UserError: bad rows are not skipped, there are more than the limit, or no rows are left.
@@ -64,7 +64,7 @@ class BadRowPolicy:
         return dataset.drop_rows(dropped) if dropped else dataset
 
     def notes(self) -> Iterator[str]:
-        """How many rows were skipped, for each data set with bad rows."""
+        """How many rows were skipped, for each dataset with bad rows."""
         for field_path, count in self._counts.items():
             rows = "1 bad row" if count == 1 else f"{count:,} bad rows"
             yield f"skipping {rows} (data.onBadRow: Skip); the first: {self._examples[field_path]}"

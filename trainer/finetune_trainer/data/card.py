@@ -18,7 +18,7 @@ from finetune_trainer.errors import RunError, UserError
 
 
 def read_configs(folder: Path, source: DataSource | Validation, field: str) -> MetadataConfigs | None:
-    """The configurations that the card of a data set describes; None if it names no files.
+    """The configurations that the card of a dataset describes; None if it names no files.
 
     Raises:
         UserError: the card is malformed.
@@ -58,7 +58,7 @@ def config_files(
         Files by split, and the columns that the card declares.
 
     Raises:
-        UserError: there is no such configuration, or it names files outside the data set's folder, or none.
+        UserError: there is no such configuration, or it names files outside the dataset's folder, or none.
     """
     name = _select_config(configs, source, field)
     config, resolved_folder = configs[name], folder.resolve()

@@ -1,4 +1,4 @@
-"""Maps the roles that a task uses to the columns of a data set."""
+"""Maps the roles that a task uses to the columns of a dataset."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def resolve_columns(
     """Column by role, for the first alternative whose columns all exist, and for the optional roles that have one.
 
     Args:
-        available: the columns of the data set.
+        available: the columns of the dataset.
         columns: `data.columns` of the manifest.
         required: alternative sets of roles.
         optional: roles that are used if they have a column.
-        field_path: field of the manifest that names the data set.
+        field_path: field of the manifest that names the dataset.
 
     Raises:
         UserError: a column does not exist, or the task does not use its role.

@@ -1,4 +1,4 @@
-"""The files of one split of a data set."""
+"""The files of one split of a dataset."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from finetune_trainer.errors import RunError, UserError
 
 @dataclass(frozen=True)
 class DataFiles:
-    """The files of one split of a data set.
+    """The files of one split of a dataset.
 
     Args:
-        field: path of the field that names the data set, such as `data.train`.
+        field: path of the field that names the dataset, such as `data.train`.
         source: `hf://org/repo` or `pvc://claim/path`.
         folder: folder that relative paths start from.
         root: folder that symbolic links must not leave: the claim, or the cache of the Hugging Face Hub, in which files
@@ -73,9 +73,9 @@ def check_no_overlap(data_files: DataFiles, train: DataFiles) -> None:
             )
 
 
-def describe_choices(word: str, choices: Sequence[str]) -> str:
-    """What exists instead of `word`, and the closest match if there is one, as the end of an error message."""
-    closest = closest_match(word, choices)
+def describe_choices(name: str, choices: Sequence[str]) -> str:
+    """The valid choices instead of `name`, and the closest one if there is any, as the end of an error message."""
+    closest = closest_match(name, choices)
     hint = f"; did you mean {closest!r}?" if closest else ""
     return f"available: {', '.join(choices)}{hint}"
 

@@ -1,4 +1,4 @@
-"""The rows of a data set with the columns that a task uses, independent of the file format."""
+"""The rows of a dataset with the columns that a task uses, independent of the file format."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Sample = Mapping[str, Any]
 """One decoded row: values by role."""
 
 MAX_VERIFIED_IMAGES = 10_000
-"""In larger data sets, not all images are decoded before the first step; a corrupt one is reported when it is read."""
+"""In larger datasets, not all images are decoded before the first step; a corrupt one is reported when it is read."""
 
 CHUNK_ROWS = 1024
 """Rows converted to Python at once: a whole column may exceed memory, or the 2 GiB limit of an Arrow string array."""
@@ -32,7 +32,7 @@ class RowOrigin:
     """Where rows come from, for error messages and for relative image paths.
 
     Args:
-        field_path: field of the manifest that names the data set, such as `data.train.source`.
+        field_path: field of the manifest that names the dataset, such as `data.train.source`.
         folder: folder that image paths are relative to.
         root: folder that symbolic links must not leave.
         locate: file and line of the row with this number.
@@ -46,7 +46,7 @@ class RowOrigin:
 
 @dataclass(frozen=True)
 class RowProblem:
-    """Why one value of a data set cannot be used.
+    """Why one value of a dataset cannot be used.
 
     Args:
         index: index of the row in its Dataset.
@@ -123,7 +123,7 @@ class Dataset:
         return f"{self.origin.field_path}: column {column!r} of {self.locate(problem.index)}: {problem.text}"
 
     def drop_rows(self, indices: Iterable[int]) -> Dataset:
-        """The data set without the rows at these indices."""
+        """The dataset without the rows at these indices."""
         return replace(self, rows=np.delete(self.rows, sorted(set(indices))))
 
     # Validation
@@ -142,7 +142,7 @@ class Dataset:
                 yield RowProblem(index, role, problem)
 
     def invalid_images(self) -> Iterator[RowProblem]:
-        """Images that are null or cannot be decoded; in a large data set only the former, see `MAX_VERIFIED_IMAGES`."""
+        """Images that are null or cannot be decoded; in a large dataset only the former, see `MAX_VERIFIED_IMAGES`."""
         return merge_problems(self.missing_values("image"), self._unreadable_images())
 
     def _unreadable_images(self) -> Iterator[RowProblem]:

@@ -1,4 +1,4 @@
-"""The file formats of data sets, by file name extension."""
+"""The file formats of datasets, by file name extension."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DATA_PATTERNS = [f"*{suffix}" for suffix in (*TABLE_FORMATS, *IMAGE_SUFFIXES, *m
 SUPPORTED_FORMATS = "parquet, jsonl, json, csv, or a folder of images"
 
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-"""Tables beside images; their column `file_name` names the image of each row."""
+"""Tables next to images; their column `file_name` names the image of each row."""
 
 DESCRIPTION_FILES = (
     "dataset_info.json",
@@ -30,11 +30,11 @@ DESCRIPTION_FILES = (
     "README.md",
     ".huggingface.yaml",
 )
-"""Files that describe a data set and contain no rows."""
+"""Files that describe a dataset and contain no rows."""
 
 
 def detect_format(files: Sequence[Path]) -> str | None:
-    """The format of a data set: the most common one of its tables, else images; None without data files.
+    """The format of a dataset: the most common one of its tables, else images; None without data files.
 
     Tables take precedence over images, because a table can refer to images but not the other way round.
     """

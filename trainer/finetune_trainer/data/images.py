@@ -1,4 +1,4 @@
-"""Decodes the images of a data set."""
+"""Decodes the images of a dataset."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNREADABLE = "cannot decode the image"
 
 
 class UnreadableImageError(Exception):
-    """A value that is not an image, or an image that cannot be decoded. The message says why."""
+    """A value that is not an image, or an image that cannot be decoded. The message gives the reason."""
 
 
 def decode_image(value: Any, folder: Path, root: Path) -> Image.Image:
@@ -24,11 +24,11 @@ def decode_image(value: Any, folder: Path, root: Path) -> Image.Image:
 
     Args:
         value: bytes, a path relative to `folder`, or the struct {bytes, path} that `datasets` writes.
-        folder: folder of the data set.
+        folder: folder of the dataset.
         root: folder that symbolic links must not leave.
 
     Raises:
-        UnreadableImageError: the image cannot be decoded, or the path is outside the data set's folder.
+        UnreadableImageError: the image cannot be decoded, or the path is outside the dataset's folder.
         OSError: the disk or the machine failed; a retry can help.
     """
     if isinstance(value, Mapping):

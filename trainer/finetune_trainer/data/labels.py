@@ -1,4 +1,4 @@
-"""Makes labels comparable between data sets: each file may number its classes, or write its labels, differently."""
+"""Makes labels comparable between datasets: each file may number its classes, or write its labels, differently."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INTEGER = "[+-]?[0-9]{1,18}"
 
 
 def align_labels(dataset: Dataset, train: Dataset) -> Dataset:
-    """Give the classes of a data set the types and numbers that they have in the training set.
+    """Give the classes of a dataset the types and numbers that they have in the training set.
 
     Classes that the training set does not have are numbered after its own.
     """

@@ -61,7 +61,7 @@ def load_batches(
         pin_memory=pin_memory,
         generator=torch.Generator(),  # so that the global random state does not depend on where a run was resumed
         worker_init_fn=_init_worker,
-        multiprocessing_context="fork" if num_workers else None,  # shares the data set with the workers
+        multiprocessing_context="fork" if num_workers else None,  # shares the dataset with the workers
     )
     try:
         for batch in loader:

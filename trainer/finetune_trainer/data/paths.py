@@ -1,19 +1,19 @@
-"""Keeps a data set inside its own folder: its author is not trusted to name other files of the machine."""
+"""Keeps a dataset inside its own folder: its author is not trusted to name other files of the machine."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path, PurePosixPath
 
-EXPECTED = "expected a path relative to the data set's folder, without '..'"
+EXPECTED = "expected a path relative to the dataset's folder, without '..'"
 
 
 def check_path(path: str, folder: Path, root: Path) -> str | None:
-    """Check a path that a data set names.
+    """Check a path that a dataset names.
 
     Args:
-        path: as the data set names it.
-        folder: folder of the data set.
+        path: as the dataset names it.
+        folder: folder of the dataset.
         root: folder that symbolic links must not leave, as in `DataFiles.root`.
 
     Returns:
@@ -24,7 +24,7 @@ def check_path(path: str, folder: Path, root: Path) -> str | None:
     if PurePosixPath(path).is_absolute():
         return f"{path!r} is an absolute path: {EXPECTED}"
     if ".." in PurePosixPath(path).parts:
-        return f"{path!r} is outside the data set's folder: {EXPECTED}"
+        return f"{path!r} is outside the dataset's folder: {EXPECTED}"
     if not is_inside(folder / path, root):
         return f"{path!r} is a symbolic link to a target outside the claim: replace the link with the file"
     return None

@@ -40,12 +40,12 @@ def resolve_files(source: DataSource | Validation, field: str, claim_paths: Clai
     """The files of the selected split.
 
     Args:
-        source: the data set, its configuration, revision and split.
+        source: the dataset, its configuration, revision and split.
         field: path of the field that names it, such as `data.train`.
         claim_paths: folders of the claims.
 
     Raises:
-        UserError: there is no such data set, configuration, revision or split, or it has no readable files.
+        UserError: there is no such dataset, configuration, revision or split, or it has no readable files.
         RunError: the Hugging Face Hub is unreachable.
     """
     assert source.source is not None, "validation by fraction has no source"
@@ -113,7 +113,7 @@ def _from_file_names(folder: Path, root: Path, source: DataSource | Validation, 
 
 def _infer_splits(folder: Path) -> dict[str, list[Path]]:
     """All files by split, inferred from the names of files and folders."""
-    os.scandir(folder).close()  # raises for an unreadable folder, which datasets takes for an empty one
+    os.scandir(folder).close()  # raises for an unreadable folder, which datasets treats as empty
     resolved_folder = folder.resolve()
     try:
         resolved = resolve_splits(resolved_folder)

@@ -48,7 +48,7 @@ class TrainBatchSampler:
 def evaluation_batches(num_samples: int, batch_size: int, seed: int) -> list[list[int]]:
     """All samples in batches of indices; the last one may be smaller.
 
-    They are shuffled, always in the same order: in a data set sorted by class, a batch would have a single class, which
+    They are shuffled, always in the same order: in a dataset sorted by class, a batch would have a single class, which
     changes metrics that compare the samples of a batch.
     """
     order = np.random.default_rng(seed).permutation(num_samples)

@@ -83,7 +83,7 @@ def _make_splitter(fold: Fold) -> Any:
 
 
 def _column_values(dataset: Dataset, table: Table, name: str | None, field: str) -> list[str] | None:
-    """The values of a column for the rows of the data set, as text: they are only compared for equality."""
+    """The values of a column for the rows of the dataset, as text: they are only compared for equality."""
     if name is None:
         return None
     if name not in table.columns:

@@ -26,7 +26,7 @@ class RowLocations:
     Args:
         data_files: the files.
         line_numbers: for each file, the line or row number of each of its rows; computed only for an error message.
-        unit: what is numbered, `row` or `line`.
+        unit: unit of the numbers, `row` or `line`.
     """
 
     data_files: DataFiles

@@ -177,7 +177,7 @@ def load_model(
 
 
 def configure_model(model: PreTrainedModel, task: Task, processors: Processors, activation_checkpointing: bool) -> None:
-    """Set what is not part of the weights.
+    """Set the padding token and activation checkpointing, which are not part of the weights.
 
     Raises:
         UserError: the model does not support activation checkpointing.

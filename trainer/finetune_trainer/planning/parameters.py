@@ -80,7 +80,7 @@ def assign_parameters(
 
 
 def matching_modules(modules: Sequence[Module], parameters: Sequence[ParameterInfo]) -> dict[str, list[str]]:
-    """Names of the modules that match each parameter: exactly one, unless the manifest is wrong."""
+    """Names of the modules that match each parameter: exactly one, unless the manifest is invalid."""
     return {parameter.name: [m.name for m in modules if _selects(m, parameter)] for parameter in parameters}
 
 
@@ -103,8 +103,19 @@ def _pattern_hint(pattern: str, names: Sequence[str]) -> str:
     candidates = [*globs, *names] if pattern.endswith("*") else [*names, *globs]
     if near := closest_matches(pattern, candidates, limit=2):
         return f"did you mean {' or '.join(map(repr, near))}?"
-    top_level = list(dict.fromkeys(f"{name.split('.')[0]}.*" if "." in name else name for name in names))
-    return f"the model has {join_some(top_level)}"
+    return f"the model has {join_some(_parts_below(_common_prefix(pattern, names), names))}"
+
+
+def _common_prefix(pattern: str, names: Sequence[str]) -> str:
+    """The longest prefix of the pattern, up to a dot, that is a prefix of names; empty if there is none."""
+    prefixes = [f"{prefix}." for prefix in _prefixes(pattern)]
+    return next((it for it in reversed(prefixes) if any(name.startswith(it) for name in names)), "")
+
+
+def _parts_below(prefix: str, names: Sequence[str]) -> list[str]:
+    """Patterns for the parts of the model directly below a prefix: `encoder.layers.*`, `encoder.scale`."""
+    rests = (name.removeprefix(prefix).partition(".") for name in names if name.startswith(prefix))
+    return list(dict.fromkeys(f"{prefix}{part}{'.*' if dot else ''}" for part, dot, _ in rests))
 
 
 def _check_single_owner(owners: Mapping[str, Sequence[str]]) -> None:

@@ -27,7 +27,7 @@ def match_any(names: Iterable[str], patterns: Iterable[str]) -> bool:
 
 @cache
 def expand_braces(pattern: str) -> tuple[str, ...]:
-    """The globs that a pattern stands for.
+    """The globs that a pattern expands to.
 
     >>> expand_braces("layer.{0..2}.{w,b}")
     ('layer.0.w', 'layer.0.b', 'layer.1.w', 'layer.1.b', 'layer.2.w', 'layer.2.b')

@@ -61,8 +61,8 @@ def prepare(job: FineTuneJob, claim_paths: ClaimPaths) -> PreparedRun:
     job = with_defaults(job, task_name)
     spec = job.spec
     bad_rows = BadRowPolicy.from_spec(spec.data)
-    whole, train, validation, test = _open_data(job, task_class, claim_paths, bad_rows)
-    task = task_class.build(config, whole)
+    all_rows, train, validation, test = _open_data(job, task_class, claim_paths, bad_rows)
+    task = task_class.build(config, all_rows)
     check_metric(spec.evaluation.metric, task.metric_names)
     if bad_rows.skip:  # before samples are counted; with onBadRow: Fail, a run checks the rows once it has processors
         processors = model_loader.load_processors(pretrained, task, config, spec.data.max_length)
@@ -96,10 +96,10 @@ def _open_data(
     table = data.read_table(data_files, bad_rows)
     roles = task_class.required_roles, task_class.optional_roles
     names = data.resolve_columns(table.columns, spec.columns, *roles, table.data_files.field_path)
-    whole = _drop_incomplete_rows(table, names, bad_rows)
-    train, validation = data.train_validation_split(whole, spec, table)
+    all_rows = _drop_incomplete_rows(table, names, bad_rows)
+    train, validation = data.train_validation_split(all_rows, spec, table)
 
-    def other(source: DataSource | Validation | None, field_path: str) -> Dataset | None:
+    def open_eval_set(source: DataSource | Validation | None, field_path: str) -> Dataset | None:
         if source is None or source.source is None:
             return None
         found = data.resolve_files(source, field_path, claim_paths)
@@ -108,7 +108,8 @@ def _open_data(
         named = data.resolve_columns(table.columns, Columns(**names), [list(names)], (), table.data_files.field_path)
         return data.align_labels(_drop_incomplete_rows(table, named, bad_rows), train)
 
-    return whole, train, validation or other(spec.validation, "data.validation"), other(spec.test, "data.test")
+    validation = validation or open_eval_set(spec.validation, "data.validation")
+    return all_rows, train, validation, open_eval_set(spec.test, "data.test")
 
 
 def _drop_incomplete_rows(table: data.Table, columns: Mapping[str, str], bad_rows: BadRowPolicy) -> Dataset:

@@ -1,6 +1,6 @@
 """Proposes modules for a job without any: presets for well-known architectures, and a split by name for all others.
 
-A proposal passes the same `assign_parameters` as a run, so what is proposed can be pasted and run.
+A proposal passes the same `assign_parameters` as a run, so it can be pasted and run.
 """
 
 from __future__ import annotations

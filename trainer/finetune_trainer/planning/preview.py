@@ -1,7 +1,7 @@
-"""What can be known of a run before it starts: what `finetune plan` prints and `finetune plot` draws.
+"""Previews of a run before it starts, for `finetune plan` and `finetune plot`.
 
-With model and data at hand that is the run's own plan. On a laptop whose claims are in the cluster it is less: each gap
-is named, and the rest is computed by the functions that plan a run.
+If model and data are available, the preview is the plan of the run. On a laptop whose claims are in the cluster, some
+of it is unknown: each gap is reported, and the rest is computed by the functions that plan a run.
 
 The heavy libraries are imported by the functions that read model or data. Schedules need neither, so `finetune plot`
 takes a second or two instead of ten.
@@ -38,7 +38,7 @@ TRAIN, VALIDATION, TEST = "data.train.source", "data.validation.source", "data.t
 
 @dataclass(frozen=True)
 class ModulePreview:
-    """One module; what is not known is None.
+    """One module; unknown values are None.
 
     Args:
         module: as in the effective job.
@@ -60,7 +60,7 @@ class ModulePreview:
 
 @dataclass(frozen=True)
 class MatchedParameter:
-    """A parameter of the model, and the names of the modules that match it: exactly one, unless the job is wrong."""
+    """A parameter of the model, and the names of the modules that match it: exactly one, unless the job is invalid."""
 
     info: ParameterInfo
     modules: tuple[str, ...]
@@ -94,7 +94,7 @@ class RunPreview:
         model: the model's parameters and their owners; None if the model is not available.
         plan: the whole plan; None unless model and data are available.
         length: None if the data is not available.
-        unknown: what is not known, and why.
+        unknown: unknown parts of the plan, each with the reason.
         proposal: modules for a job without any.
         error: why a run would reject the job.
     """
@@ -122,7 +122,7 @@ def preview_modules(plan: RunPlan) -> list[ModulePreview]:
 
 
 def preview_run(job: FineTuneJob, claim_paths: ClaimPaths) -> RunPreview:
-    """Everything that can be known of a run on this machine.
+    """The preview of a run, as far as its inputs are available on this machine.
 
     An error that would end the run is part of the result, next to the information that helps to correct it.
 
@@ -179,7 +179,7 @@ def count_samples(job: FineTuneJob, claim_paths: ClaimPaths) -> int:
 
 
 def _full_preview(inputs: _Inputs, config: PretrainedConfig, task: str | None) -> RunPreview:
-    """The run's own plan: model and data are available."""
+    """The preview with the plan of the run: model and data are available."""
     from finetune_trainer.planning.model_loader import build_meta_model
     from finetune_trainer.planning.prepare import prepare
 
@@ -197,7 +197,7 @@ def _full_preview(inputs: _Inputs, config: PretrainedConfig, task: str | None) -
 def _preview_from_config(
     inputs: _Inputs, config: PretrainedConfig, task: str | None, error: UserError | None
 ) -> RunPreview:
-    """What is known from the model's config, without the data or for a job that a run would reject."""
+    """The preview from the model's config, without the data or for a job that a run would reject."""
     job = with_defaults(inputs.job, None if task in UNSUPPORTED_TASKS else task)
     model = _match_parameters(job, _build_model(config, task))
     error = error or _assignment_error(job, model)
@@ -288,7 +288,7 @@ def _propose(job: FineTuneJob, config: PretrainedConfig, model: ModelParameters)
     return propose_modules(config.model_type, model.model_class, model.infos)
 
 
-# What is available on this machine -------------------------------------------------------------------------------
+# Availability of the inputs on this machine ----------------------------------------------------------------------
 
 
 def _load_config(job: FineTuneJob, claim_paths: ClaimPaths) -> tuple[PretrainedConfig | None, str | None]:

@@ -1,6 +1,6 @@
 """`metrics.jsonl`: one JSON object per line for each step, each evaluation and the test.
 
-Records are written by a thread of their own, so that a slow disk does not block training. A resumed run truncates the
+Records are written by a background thread, so that a slow disk does not block training. A resumed run truncates the
 file to its checkpoint: the file then has the same rows as one of a run without interruption.
 """
 
@@ -25,7 +25,7 @@ ROW_TYPES = {StepRecord: "step", EvaluationRecord: "evaluation", TestRecord: "te
 
 
 class MetricsWriter(Callback):
-    """Appends records to a file, in a thread of its own."""
+    """Appends records to a file, in a background thread."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

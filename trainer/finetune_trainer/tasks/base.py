@@ -82,14 +82,14 @@ class Task(ABC):
     @classmethod
     @abstractmethod
     def build(cls, config: PretrainedConfig, data: Dataset) -> Self:
-        """The task for a model and a data set.
+        """The task for a model and a dataset.
 
         Args:
-            config: the model's config; updated where the data set determines the architecture, such as its classes.
+            config: the model's config; updated where the dataset determines the architecture, such as its classes.
             data: all rows of `data.train`, including held-out ones: a rare class may occur only there.
 
         Raises:
-            UserError: the model or the data set does not fit the task.
+            UserError: the model or the dataset does not fit the task.
         """
 
     @classmethod  # noqa: B027 - most tasks accept any sizes
@@ -131,4 +131,4 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        """All metrics over a whole data set, by name."""
+        """All metrics over a whole dataset, by name."""

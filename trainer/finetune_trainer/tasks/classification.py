@@ -1,4 +1,4 @@
-"""Common parts of text and image classification: the classes of a data set, and whether a pretrained head has them."""
+"""Common parts of text and image classification: the classes of a dataset, and whether a pretrained head has them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Classification(Task):
     """Single-label classification with cross-entropy.
 
     Args:
-        label2id: class number by label, as in the data set.
+        label2id: class number by label, as in the dataset.
         new_head: the model has no classification head, or one for other classes.
     """
 
@@ -117,7 +117,7 @@ def _enumerate_classes(labels: Sequence[Label], class_names: Sequence[str] | Non
 def _match_head(
     config: PretrainedConfig, labels: Sequence[Label], class_names: Sequence[str] | None
 ) -> dict[Label, int] | None:
-    """Class numbers of the pretrained head, if it has the classes of the data set; else None."""
+    """Class numbers of the pretrained head, if it has the classes of the dataset; else None."""
     label2id = {str(name): int(number) for name, number in (config.label2id or {}).items()}
     numbers = range(len(config.id2label or ()))
     if class_names:

@@ -12,7 +12,7 @@ from finetune_trainer.errors import UserError
 
 
 class UntrainableRowError(Exception):
-    """A row from which no training text can be made. The message says why."""
+    """A row that cannot be trained on. The message gives the reason."""
 
 
 @dataclass(frozen=True)

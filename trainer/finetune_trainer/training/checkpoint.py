@@ -13,7 +13,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from finetune_api.job import FineTuneJob
 from finetune_api.names import CHECKPOINTS_FOLDER
 from finetune_trainer.callbacks import CheckpointRecord
-from finetune_trainer.errors import RunError
+from finetune_trainer.errors import RunError, UserError
 from finetune_trainer.training.evaluation import HistoryEntry
 
 MANIFEST_FILE, STATE_FILE = "manifest.json", "state.json"
@@ -81,7 +81,18 @@ class Checkpoint:
 
     @classmethod
     def load(cls, folder: Path) -> Checkpoint:
+        """Read a checkpoint.
+
+        Raises:
+            UserError: another version wrote it, with other fields.
+        """
         state = json.loads((folder / STATE_FILE).read_text())
+        if different := sorted(state.keys() ^ {item.name for item in fields(cls)}):
+            raise UserError(
+                f"checkpoint {folder} was written by another version of the trainer (different fields: "
+                f"{', '.join(different)}): resume with that version, delete it, or start over with --fresh "
+                "(on a cluster: recreate the job)"
+            )
         state["history"] = tuple(HistoryEntry(**entry) for entry in state["history"])
         state["loss_scale"] = tuple(state["loss_scale"])
         tensors = {"weights": load_file(folder / WEIGHTS_FILE), "optimizer": load_file(folder / OPTIMIZER_FILE)}

@@ -43,7 +43,7 @@ def find_existing_output(job: FineTuneJob, destination: Path, run_folder: Path) 
         The output; None if the job has to be run.
 
     Raises:
-        UserError: the destination has another model, and `output.ifExists` does not allow to overwrite it.
+        UserError: the destination has another model, and `output.ifExists` does not allow overwriting it.
     """
     run = _read_run_file(destination)
     if run is None and ((run_folder / STAGING_FOLDER).exists() or not (destination / "config.json").exists()):
@@ -92,7 +92,7 @@ def export_model(
     files = sorted(path.name for path in staging.iterdir())
     (staging / RUN_FILE).write_text(json.dumps({**run_metadata, "digest": digest, "files": files}, indent=2) + "\n")
     for path in staging.rglob("*"):
-        # safetensors creates files for their owner only, but other users of the claim read them too.
+        # safetensors creates files with mode 0600, but other users of the claim read them too.
         path.chmod(0o755 if path.is_dir() else 0o644)
     checkpoints.check_owner()
     _replace_output(destination, staging, [*files, RUN_FILE])
@@ -147,7 +147,7 @@ def package_versions() -> dict[str, str]:
 
 
 def _to_json(entry: HistoryEntry | TestRecord | None) -> dict[str, Any] | None:
-    """Step and metrics; NaN and infinity become null, which JSON has instead."""
+    """Step and metrics; NaN and infinity become null: JSON has no other value for them."""
     if entry is None:
         return None
     finite = {name: value if math.isfinite(value) else None for name, value in entry.metrics.items()}

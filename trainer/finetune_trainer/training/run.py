@@ -67,7 +67,7 @@ def run(job: FineTuneJob, options: RunOptions, callback: Callback) -> Report:
         callback: receives all events, including the end with success or failure, and is closed.
 
     Raises:
-        RunError: the run failed or was interrupted; `exit_code` and `reason` say how.
+        RunError: the run failed or was interrupted; see its `exit_code` and `reason`.
     """
     tracker = StatusTracker()
     callbacks = CallbackList((tracker, callback))
@@ -133,7 +133,7 @@ def _execute(run: _RunContext) -> Report:
 def _build_context(prepared: PreparedRun, callback: Callback) -> TrainingContext:
     """Load the weights, and build everything that the trainer needs."""
     spec, task = prepared.plan.job.spec, prepared.task
-    device = select_device(spec)
+    device_config = select_device(spec)
     set_determinism(spec.training.deterministic)
     processors = model_loader.load_processors(prepared.pretrained, task, prepared.config, spec.data.max_length)
     if spec.data.on_bad_row == "Fail":
@@ -146,7 +146,7 @@ def _build_context(prepared: PreparedRun, callback: Callback) -> TrainingContext
     for message in (*_data_messages(prepared, processors), *_new_weight_messages(new_weights)):
         callback.on_message(message)
     model.requires_grad_(False)
-    model.to(device.device)  # type: ignore[arg-type]
+    model.to(device_config.device)  # type: ignore[arg-type]
     parameters = dict(model.named_parameters())
     plans = [module for module in prepared.plan.modules if module.window.length]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # data workers run in parallel already
@@ -159,7 +159,7 @@ def _build_context(prepared: PreparedRun, callback: Callback) -> TrainingContext
         validation=prepared.validation,
         modules=tuple(TrainableModule(plan, [parameters[name] for name in plan.parameters]) for plan in plans),
         optimizers=build_optimizers(plans, parameters),
-        device=device,
+        device_config=device_config,
         test=prepared.test,
     )
 
@@ -184,7 +184,7 @@ def _new_weight_messages(by_reason: Mapping[str, Sequence[str]]) -> Iterator[str
 def _restore(run: _RunContext, context: TrainingContext) -> TrainState:
     """Acquire the checkpoint folder, and restore the latest checkpoint, if there is one."""
     run.checkpoints.acquire()
-    state = TrainState(LossScale.for_device(context.device))
+    state = TrainState(LossScale.for_device(context.device_config))
     if run.options.fresh:
         run.checkpoints.clear()
     checkpoint = run.checkpoints.load_latest(run.callback.on_message)

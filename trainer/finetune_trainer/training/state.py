@@ -47,7 +47,7 @@ class TrainingContext:
         validation: the validation set, if there is one.
         modules: the modules that are trainable at some step.
         optimizers: one per optimizer type.
-        device: device and precision.
+        device_config: device and precision.
         test: the test set, if there is one.
     """
 
@@ -59,7 +59,7 @@ class TrainingContext:
     validation: Dataset | None
     modules: tuple[TrainableModule, ...]
     optimizers: list[Optimizer]
-    device: DeviceConfig
+    device_config: DeviceConfig
     test: Dataset | None = None
 
 

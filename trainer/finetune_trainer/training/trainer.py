@@ -99,7 +99,7 @@ class Trainer:
         loss = self._forward_backward(micro_batches)
         unscale_grads(self.trainable, self.state.loss_scale.scale)
         add_regularization(self.trainable)
-        norms = get_grad_norms(self.trainable, context.device.device)
+        norms = get_grad_norms(self.trainable, context.device_config.device)
         clip_grads(self.trainable, norms, self.spec.training.clip_grad_norm)
         values: list[float] = torch.cat([loss.reshape(1), norms]).tolist()
         is_finite = all(map(math.isfinite, values))
@@ -118,10 +118,10 @@ class Trainer:
         """
         context = self.context
         num_items = max(1, sum(map(context.task.num_items, micro_batches)))  # a batch without items has loss 0
-        total = torch.zeros((), device=context.device.device)
+        total = torch.zeros((), device=context.device_config.device)
         for batch in micro_batches:
-            with context.device.autocast():
-                loss = context.task.loss(context.model, context.device.move(batch)) / num_items
+            with context.device_config.autocast():
+                loss = context.task.loss(context.model, context.device_config.move(batch)) / num_items
             torch.autograd.backward(loss * self.state.loss_scale.scale)
             total += loss.detach()
         return total
@@ -197,7 +197,7 @@ class Trainer:
             batch_indices,
             lambda samples: task.collate(samples, processors),
             num_workers=self.spec.data.workers,
-            pin_memory=self.context.device.is_cuda,
+            pin_memory=self.context.device_config.is_cuda,
         )
 
     # Evaluation
@@ -235,8 +235,8 @@ class Trainer:
 
     def _compute_metrics(self, dataset: Dataset) -> dict[str, float]:
         context = self.context
-        context.model.train(False)
-        with torch.no_grad(), context.device.autocast():
+        context.model.eval()  # type: ignore[no-untyped-call]
+        with torch.no_grad(), context.device_config.autocast():
             metrics = context.task.evaluate(context.model, self._evaluation_batches(dataset))
         set_train_mode(context.model)
         return metrics
@@ -250,7 +250,7 @@ class Trainer:
                 if self.stop.requested:
                     self._interrupt()
                 self.callback.on_prediction_step(done, len(batch_indices))
-                yield self.context.device.move(batch)
+                yield self.context.device_config.move(batch)
         self.callback.on_prediction_step(len(batch_indices), len(batch_indices))
 
     def _best_step(self) -> int | None:

@@ -1,7 +1,7 @@
 """Terminates a run that makes no progress, so that the next attempt resumes from its last checkpoint.
 
 A data loader, a file system or a GPU that hangs raises no exception, and the run would occupy its node forever. The
-watchdog runs in a thread of its own, because the main thread may hang in C code, where Python handles no signals. It
+watchdog runs in a separate thread, because the main thread may hang in C code, where Python handles no signals. It
 covers training, evaluation and export; loading and downloading before them may take any time. It is our own because
 faulthandler alone, which it uses too, can neither write a report nor stop data workers.
 """
@@ -118,7 +118,7 @@ def _watch(heartbeat: Heartbeat, timeout: float, stopped: threading.Event, on_st
 def _arm_faulthandler(timeout: float) -> None:
     """Have faulthandler exit the process with code 1 if there is no further check.
 
-    C code that never releases the GIL stops this thread too. faulthandler knows only the time: it may also exit a
+    C code that never releases the GIL stops this thread too. faulthandler only measures time: it may also exit a
     process that was suspended for longer than the timeout (SIGSTOP, a paused container) when it continues, and the next
     attempt resumes. Not on a terminal, where the user may have pressed Ctrl-Z.
     """
@@ -149,7 +149,7 @@ def _dump_stacks() -> None:
 
 
 def _exit() -> None:
-    """Kill the workers last: one that hangs would be left behind, and one that is gone makes the data loader raise."""
+    """Kill the workers last: a hanging one would outlive the process, and a dead one makes the data loader raise."""
     with suppress(Exception):
         for worker in multiprocessing.active_children():
             worker.kill()

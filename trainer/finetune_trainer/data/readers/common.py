@@ -28,7 +28,7 @@ class UnreadableFilesError(Exception):
 
 @contextmanager
 def os_errors(data_files: DataFiles) -> Iterator[None]:
-    """Report an OSError as one of the data set."""
+    """Report an OSError as one of the dataset."""
     try:
         yield
     except OSError as error:
@@ -37,11 +37,11 @@ def os_errors(data_files: DataFiles) -> Iterator[None]:
 
 def empty_error(data_files: DataFiles) -> RunError:
     files = ", ".join(map(data_files.display_path, data_files.files[:3]))
-    return data_files.error(f"the data set is empty: no rows in {files}")
+    return data_files.error(f"the dataset is empty: no rows in {files}")
 
 
 def without_empty_files(data_files: DataFiles) -> DataFiles:
-    """The files that are not blank: readers fail on blank ones, but empty shards of a data set are common.
+    """The files that are not blank: readers fail on blank ones, but empty shards of a dataset are common.
 
     Raises:
         UserError: all of them are blank.
@@ -65,7 +65,7 @@ def build(data_files: DataFiles, copies: Sequence[Path] = ()) -> tuple[pa.Table,
 
 
 def try_build(data_files: DataFiles, copies: Sequence[Path] = ()) -> tuple[pa.Table, datasets.Features]:
-    """As `build`, without a search for the file that is at fault.
+    """As `build`, without a search for the malformed file.
 
     Raises:
         UnreadableFilesError: at least one file is malformed, or has other columns than the rest.
@@ -124,9 +124,7 @@ def compare_columns(
             *(f"no column {name!r}" for name in missing[:1]),
             *(f"an extra column {name!r}" for name in extra[:1]),
         )
-        return (
-            f"has {' and '.join(differences)}, unlike {reference}: all files of a data set must have the same columns"
-        )
+        return f"has {' and '.join(differences)}, unlike {reference}: all files of a dataset must have the same columns"
     for name in data.column_names:
         schema = datasets.Features({name: expected[name]}).arrow_schema
         try:

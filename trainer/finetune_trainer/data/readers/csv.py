@@ -1,6 +1,6 @@
 """Reads CSV and TSV files with a header.
 
-pyarrow parses them directly: only an empty cell is a missing value, whereas other readers also take "NA" for one, and
+pyarrow parses them directly: only an empty cell is a missing value, whereas other readers also treat "NA" as one, and
 malformed rows have numbers. All columns are text, unless the dataset card declares types.
 """
 

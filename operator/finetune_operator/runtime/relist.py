@@ -1,6 +1,7 @@
 """Lists all objects: before the first reconciliation, and periodically.
 
-A watch that was interrupted for too long loses deletions without an error; a complete list repairs that.
+As in client-go, a relist reads the API server. A watch that was interrupted for too long loses deletions without an
+error; a complete list repairs that.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from finetune_operator.runtime.queue import WorkQueue
 
 logger = logging.getLogger(__name__)
 
-RESYNC_INTERVAL_SECONDS = 300.0
+RELIST_INTERVAL_SECONDS = 300.0
 DISCOVERY_INTERVAL_SECONDS = 2.0
 RESOURCES = ("pods", "jobs", JOB_PLURAL)
 """Children first: a FineTuneJob is never reconciled without its children."""
 
 
-class Resyncer:
+class Relister:
     """Lists the watched namespaces into the cache."""
 
     def __init__(self, client: KubeClient, cache: Cache, queue: WorkQueue, namespaces: list[str]) -> None:
@@ -32,30 +33,30 @@ class Resyncer:
         self._cache = cache
         self._queue = queue
         self._namespaces: list[str | None] = [*namespaces] or [None]
-        self._last_resync = time.monotonic()
+        self._last_relist = time.monotonic()
 
     @property
     def age_seconds(self) -> float:
-        """Time since the last successful resync."""
-        return time.monotonic() - self._last_resync
+        """Time since the last successful relist."""
+        return time.monotonic() - self._last_relist
 
-    async def resync(self) -> None:
+    async def relist(self) -> None:
         """Make the cache equal to the cluster, and queue every FineTuneJob."""
         before = self._cache.names()
         deleted = {resource: before[resource] - await self._list(resource, before[resource]) for resource in RESOURCES}
         self._cache.purge(deleted)
         for key in self._cache.jobs:
             self._queue.add(key)
-        self._last_resync = time.monotonic()
+        self._last_relist = time.monotonic()
 
     async def run(self) -> None:
-        """Resync forever, with jitter so that several operators do not list at the same time."""
+        """Relist forever, with jitter so that several operators do not list at the same time."""
         while True:
-            await asyncio.sleep(RESYNC_INTERVAL_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 jitter
+            await asyncio.sleep(RELIST_INTERVAL_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311 jitter
             try:
-                await self.resync()
+                await self.relist()
             except ApiError as error:
-                logger.warning("resync failed: %s", error)
+                logger.warning("relist failed: %s", error)
 
     async def _list(self, resource: str, known: set[NamespacedName]) -> set[NamespacedName]:
         """The existing objects; in a namespace without permission, such as a deleted one, those known before."""
@@ -69,7 +70,8 @@ class Resyncer:
                     raise
                 errors.append(error)
                 existing |= {it for it in known if it.namespace == namespace}
-                logger.warning("skipping namespace %s: %s", namespace, error)
+                where = f"namespace {namespace}" if namespace else "all namespaces"
+                logger.warning("cannot list %s in %s: %s", resource, where, error)
         if len(errors) == len(self._namespaces):
             raise errors[0]
         return existing

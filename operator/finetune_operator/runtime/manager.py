@@ -19,7 +19,7 @@ from finetune_operator.metrics import REGISTRY
 from finetune_operator.runtime.cache import Cache
 from finetune_operator.runtime.job_metrics import JobCollector
 from finetune_operator.runtime.queue import WorkQueue
-from finetune_operator.runtime.resync import RESYNC_INTERVAL_SECONDS, Resyncer, wait_until_served
+from finetune_operator.runtime.relist import RELIST_INTERVAL_SECONDS, Relister, wait_until_served
 from finetune_operator.runtime.scraper import Scraper
 from finetune_operator.runtime.watch import watch
 from finetune_operator.runtime.worker import Worker
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 WORKERS = 8
 MAX_QUEUE_AGE_SECONDS = 300.0
-MAX_RESYNC_AGE_SECONDS = 4 * RESYNC_INTERVAL_SECONDS
+MAX_RELIST_AGE_SECONDS = 4 * RELIST_INTERVAL_SECONDS
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ async def run_operator(config: Config, options: Options) -> None:
     _set_on_signals(stop)
     client = await KubeClient.connect()
     try:
-        await OperatorService(config, options, client, stop).run()
+        await Manager(config, options, client, stop).run()
     finally:
         await client.close()
 
@@ -65,8 +65,8 @@ def _set_on_signals(stop: asyncio.Event) -> None:
         loop.add_signal_handler(number, stop.set)
 
 
-class OperatorService:
-    """Owns the cache, the queue and the tasks around them."""
+class Manager:
+    """Runs watches, workers and scraper, which share a cache and a queue, like the Manager of controller-runtime."""
 
     def __init__(self, config: Config, options: Options, client: KubeClient, stop: asyncio.Event) -> None:
         self._config = config
@@ -76,7 +76,7 @@ class OperatorService:
         self._health = Health()
         self._cache = Cache()
         self._queue = WorkQueue()
-        self._resyncer = Resyncer(client, self._cache, self._queue, options.namespaces)
+        self._relister = Relister(client, self._cache, self._queue, options.namespaces)
 
     async def run(self) -> None:
         REGISTRY.register(JobCollector(self._cache, self._queue))
@@ -93,7 +93,7 @@ class OperatorService:
         """Run the controller while holding the Lease."""
         identity = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
         elector = LeaderElector(self._client, self._options.lease_namespace, self._options.lease_name, identity)
-        # A candidate is ready: it does all that is expected of it.
+        # A candidate counts as ready: otherwise a rollout would wait for replicas that are not elected.
         self._health.not_ready = ""
         if not await self._finish_unless_stopped(elector.acquire()):
             return
@@ -106,10 +106,10 @@ class OperatorService:
         """List first, reconcile later: a job must never be reconciled without its existing children."""
         tasks = [asyncio.create_task(it) for it in background]
         try:
-            if not await self._finish_unless_stopped(self._resyncer.resync()):
+            if not await self._finish_unless_stopped(self._relister.relist()):
                 return
             self._health.not_ready = ""
-            self._health.checks += [self._check_queue_age, self._check_resync_age]
+            self._health.checks += [self._check_queue_age, self._check_relist_age]
             where = ", ".join(self._options.namespaces) or "all namespaces"
             logger.info("watching %s; found %d FineTuneJobs", where, len(self._cache.jobs))
             tasks += [asyncio.create_task(it) for it in self._controller_tasks()]
@@ -124,8 +124,8 @@ class OperatorService:
 
     def _controller_tasks(self) -> list[Coroutine[Any, Any, None]]:
         workers = [Worker(self._client, self._cache, self._queue, self._config).run() for _ in range(WORKERS)]
-        scraper = Scraper(self._cache, self._queue, self._config.poll_interval_seconds)
-        return [*workers, scraper.run(), self._resyncer.run(), self._watch(), self._wait_for_stop()]
+        scraper = Scraper(self._cache, self._queue, self._config.scrape_interval_seconds)
+        return [*workers, scraper.run(), self._relister.run(), self._watch(), self._wait_for_stop()]
 
     async def _watch(self) -> None:
         started = asyncio.Event()
@@ -157,6 +157,6 @@ class OperatorService:
         age = self._queue.age_seconds
         return f"work queue is stuck: a job has waited for {age:.0f} s" if age > MAX_QUEUE_AGE_SECONDS else ""
 
-    def _check_resync_age(self) -> str:
-        age = self._resyncer.age_seconds
-        return f"last successful resync was {age:.0f} s ago" if age > MAX_RESYNC_AGE_SECONDS else ""
+    def _check_relist_age(self) -> str:
+        age = self._relister.age_seconds
+        return f"last successful relist was {age:.0f} s ago" if age > MAX_RELIST_AGE_SECONDS else ""
