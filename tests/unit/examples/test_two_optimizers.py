@@ -104,6 +104,7 @@ def test_pretrained_weights_are_rounded(monkeypatch: pytest.MonkeyPatch) -> None
     for name, weight in pretrain_briefly(1, monkeypatch).items():
         assert weight.dtype == torch.float32, name
         assert torch.equal(weight, weight.double().round(decimals=prepare.DECIMALS).float()), name
+        assert not weight[weight == 0].signbit().any(), name
     assert torch.get_default_dtype() == torch.float32
 
 
