@@ -11,17 +11,7 @@ from finetune_trainer.plan import Window
 from finetune_trainer.planning.parameters import ParameterInfo
 from finetune_trainer.planning.run_plan import RunLength, plan_run, trainable_window
 from unit.trainer import tiny
-
-NAMES = [
-    "vision_model.embeddings.weight",
-    "vision_model.layers.0.weight",
-    "vision_model.layers.0.bias",
-    "visual_projection.weight",
-    "text_model.layers.0.weight",
-    "text_projection.weight",
-    "logit_scale",
-]
-PARAMETERS = [ParameterInfo((name,), (2, 5)) for name in NAMES]
+from unit.trainer.test_parameters import NAMES, PARAMETERS
 
 
 @pytest.mark.parametrize(

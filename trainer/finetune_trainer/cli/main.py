@@ -332,12 +332,13 @@ def _load_job(job_file: Path, overrides: Sequence[str] | None, termination_log: 
     from finetune_api.loading import ManifestError, load_job
     from finetune_api.status import Report
     from finetune_trainer.errors import UserError
+    from finetune_trainer.reporting.tracker import MAX_MESSAGE_LENGTH
 
     try:
         return load_job(job_file, overrides or ())
     except ManifestError as error:
         if termination_log is not None:
-            report = Report(reason=UserError.reason, message=str(error)[:1000])
+            report = Report(reason=UserError.reason, message=str(error)[:MAX_MESSAGE_LENGTH])
             termination_log.write_text(report.termination_message())
         raise
 
