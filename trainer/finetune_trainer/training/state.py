@@ -12,6 +12,7 @@ from finetune_trainer.tasks import Processors, Task
 from finetune_trainer.training.assembly import AssembledModel
 from finetune_trainer.training.device import DeviceConfig, LossScale
 from finetune_trainer.training.evaluation import HistoryEntry
+from finetune_trainer.training.process_group import ProcessGroup, SingleProcess
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class TrainingContext:
         optimizers: one per optimizer type.
         device_config: device and precision.
         test: the test set, if there is one.
+        process_group: the processes that train together.
     """
 
     plan: RunPlan
@@ -39,6 +41,7 @@ class TrainingContext:
     optimizers: list[Optimizer]
     device_config: DeviceConfig
     test: Dataset | None = None
+    process_group: ProcessGroup = field(default_factory=SingleProcess)
 
 
 @dataclass
