@@ -99,9 +99,7 @@ def _open_data(
     available = data.read_columns(data_files)
     roles = task_class.required_roles, task_class.optional_roles
     names = data.resolve_columns(available, spec.columns, *roles, data_files.field_path)
-    fold_columns = (spec.fold.group_by, spec.fold.stratify_by) if spec.fold else ()
-    used = dict.fromkeys([*names.values(), *(name for name in fold_columns if name in available)])
-    table = data.read_table(data_files, bad_rows, list(used))
+    table = data.read_table(data_files, bad_rows, data.used_columns(names, spec.fold, available))
     all_rows = _drop_incomplete_rows(table, names, bad_rows)
     train, validation = data.train_validation_split(all_rows, spec, table)
 
@@ -111,7 +109,7 @@ def _open_data(
         found = data.resolve_files(source, field_path, claim_paths)
         data.check_no_overlap(found, data_files)
         named = data.resolve_columns(data.read_columns(found), Columns(**names), [list(names)], (), found.field_path)
-        table = data.read_table(found, bad_rows, list(dict.fromkeys(named.values())))
+        table = data.read_table(found, bad_rows, data.used_columns(named, None, named.values()))
         return data.align_labels(_drop_incomplete_rows(table, named, bad_rows), train)
 
     validation = validation or open_eval_set(spec.validation, "data.validation")
