@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from finetune_api.metrics import EVALUATION_METRICS, find_direction
 from finetune_trainer.tasks import metrics as metric_states
@@ -205,3 +207,42 @@ def test_direction_is_looked_up_and_not_guessed() -> None:
     assert find_direction("eval/text_to_image_recall_at_5") == "Maximize"
     assert find_direction("eval/lossless_ratio") is None
     assert find_direction("eval/wer") is None
+
+
+class Operations(TorchDispatchMode):
+    """Records the operations of torch and the size of the largest tensor that one returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.names.append(func.name())
+        self.largest = max([self.largest, *(it.numel() for it in tree_leaves(result) if isinstance(it, Tensor))])
+        return result
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_update_does_not_read_the_device(name: str) -> None:
+    new_state, make_items = STATES[name]
+    state = new_state()
+    with Operations() as operations:
+        accumulate(state, make_items(6, 0), [0, 3, 6])
+    assert operations.names, "operations are recorded"
+    assert "aten::_local_scalar_dense" not in operations.names, ".item() of a tensor synchronizes"
+    with Operations() as operations:
+        state.compute()
+    assert "aten::_local_scalar_dense" in operations.names, "it does so at the end"
+
+
+def test_retrieval_and_zero_shot_take_memory_for_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metric_states, "QUERY_BLOCK", 32)
+    monkeypatch.setattr(metric_states, "CANDIDATE_BLOCK", 64)
+    count = 1000
+    items = pairs(count, 0) | {"label_id": torch.arange(count)}
+    state = accumulate(ContrastiveMetrics(has_labels=True), items, [0, count])
+    with Operations() as operations:
+        state.compute()
+    assert operations.largest <= max(count * DIMENSIONS, 32 * (64 + 5)), "not pairs * pairs, nor pairs * classes"
