@@ -123,6 +123,7 @@ def _with_summary(progress: Progress) -> Progress:
         epoch=progress.epoch,
         samples_per_second=progress.samples_per_second,
         estimated_completion_time=progress.estimated_completion_time,
+        non_finite_steps=progress.non_finite_steps,
         observed_time=progress.observed_time,
     )
 
