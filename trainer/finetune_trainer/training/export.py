@@ -82,7 +82,7 @@ def export_model(
     staging = checkpoints.folder / STAGING_FOLDER
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
-    context.model.save_pretrained(staging)
+    context.model.base.save_pretrained(staging)
     heartbeat.beat()
     for processor in context.processors.members:
         processor.save_pretrained(staging)
@@ -121,7 +121,7 @@ def build_run_metadata(
         "versions": package_versions(),
         "attempt": attempt,
         "steps": state.step,
-        "skippedSteps": state.skipped_steps,
+        "skippedSteps": state.skipped.total,
         "plannedSteps": plan.planned_steps,
         "stepsPerEpoch": plan.steps_per_epoch,
         "samples": {"train": plan.train_samples, "validation": plan.validation_samples},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,18 +22,17 @@ from finetune_trainer.reporting.prometheus import serve_metrics
 from finetune_trainer.reporting.tracker import StatusTracker
 from finetune_trainer.tasks import Processors
 from finetune_trainer.training import export
+from finetune_trainer.training.assembly import assemble
 from finetune_trainer.training.checkpoint import Checkpoint, CheckpointManager, diff_specs, set_model_state_dict
 from finetune_trainer.training.device import LossScale, explain_out_of_memory, select_device, set_determinism
+from finetune_trainer.training.divergence import SkippedSteps, describe_trained_steps
 from finetune_trainer.training.evaluation import MetricTracker
 from finetune_trainer.training.optimizers import build_optimizers, set_optimizer_state_dict
 from finetune_trainer.training.rng import set_rng_state, set_seed
 from finetune_trainer.training.signals import StopFlag, stop_on_signals
-from finetune_trainer.training.state import TrainableModule, TrainingContext, TrainState
+from finetune_trainer.training.state import TrainingContext, TrainState
 from finetune_trainer.training.trainer import Trainer
 from finetune_trainer.training.watchdog import Heartbeat, watchdog
-
-MAX_SHOWN_WEIGHTS = 4
-"""Newly initialized weights that are named in the log."""
 
 
 @dataclass(frozen=True)
@@ -141,14 +140,9 @@ def _build_context(prepared: PreparedRun, callback: Callback) -> TrainingContext
             for problem in task.find_problems(dataset, processors):
                 raise UserError(dataset.describe(problem))
     callback.on_message(f"loading {prepared.pretrained.source}")
-    model, new_weights = model_loader.load_model(prepared.pretrained, task, prepared.config)
-    model_loader.configure_model(model, task, processors, spec.training.activation_checkpointing)
-    for message in (*_data_messages(prepared, processors), *_new_weight_messages(new_weights)):
+    model, model_messages = assemble(prepared, processors, device_config)
+    for message in (*_data_messages(prepared, processors), *model_messages):
         callback.on_message(message)
-    model.requires_grad_(False)
-    model.to(device_config.device)  # type: ignore[arg-type]
-    parameters = dict(model.named_parameters())
-    plans = [module for module in prepared.plan.modules if module.window.length]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # data workers run in parallel already
     return TrainingContext(
         plan=prepared.plan,
@@ -157,8 +151,7 @@ def _build_context(prepared: PreparedRun, callback: Callback) -> TrainingContext
         processors=processors,
         train=prepared.train,
         validation=prepared.validation,
-        modules=tuple(TrainableModule(plan, [parameters[name] for name in plan.parameters]) for plan in plans),
-        optimizers=build_optimizers(plans, parameters),
+        optimizers=build_optimizers([module.plan for module in model.modules], model.parameters),
         device_config=device_config,
         test=prepared.test,
     )
@@ -175,12 +168,6 @@ def _data_messages(prepared: PreparedRun, processors: Processors) -> Iterator[st
         yield f"truncating {texts} to {processors.max_tokens:,} tokens (data.maxLength)"
 
 
-def _new_weight_messages(by_reason: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    for reason, names in by_reason.items():
-        more = f" and {len(names) - MAX_SHOWN_WEIGHTS} more" if len(names) > MAX_SHOWN_WEIGHTS else ""
-        yield f"newly initialized, because {reason}: {', '.join(names[:MAX_SHOWN_WEIGHTS])}{more}"
-
-
 def _restore(run: _RunContext, context: TrainingContext) -> TrainState:
     """Acquire the checkpoint folder, and restore the latest checkpoint, if there is one."""
     run.checkpoints.acquire()
@@ -192,8 +179,8 @@ def _restore(run: _RunContext, context: TrainingContext) -> TrainState:
         return state
     _check_same_data(checkpoint, context)
     run.callback.on_message(_describe_resume(checkpoint, context))
-    set_model_state_dict(context.model, checkpoint.weights)
-    set_optimizer_state_dict(context.optimizers, context.model, checkpoint.optimizer)
+    set_model_state_dict(context.model.base, checkpoint.weights)
+    set_optimizer_state_dict(context.optimizers, context.model.base, checkpoint.optimizer)
     set_rng_state(dict(checkpoint.rng_state))
     state.loss_scale.scale, state.loss_scale.good_steps = checkpoint.loss_scale
     return replace(
@@ -201,7 +188,8 @@ def _restore(run: _RunContext, context: TrainingContext) -> TrainState:
         step=checkpoint.step,
         history=list(checkpoint.history),
         elapsed=checkpoint.elapsed,
-        skipped_steps=checkpoint.skipped_steps,
+        position=checkpoint.position,
+        skipped=SkippedSteps(**checkpoint.skipped_steps),
     )
 
 
@@ -263,7 +251,9 @@ def _test_and_export(run: _RunContext, context: TrainingContext, state: TrainSta
         metadata = export.build_run_metadata(run.job, context.plan, state, run.options.attempt, test)
         output = export.export_model(context, run.checkpoints, run.destination, metadata, heartbeat)
         run.checkpoints.remove()
-    message = f"trained {state.step:,} steps; {run.job.destination} has the weights of {weights}"
+    message = (
+        f"{describe_trained_steps(state.step, state.skipped.total)}; {run.job.destination} has the weights of {weights}"
+    )
     return run.tracker.report("Succeeded", message, output)
 
 
@@ -274,7 +264,7 @@ def _select_weights(run: _RunContext, context: TrainingContext, state: TrainStat
     if best is None:
         return f"step {state.step}, the last"
     if best.step != state.step:
-        set_model_state_dict(context.model, run.checkpoints.load_weights(best.step))
+        set_model_state_dict(context.model.base, run.checkpoints.load_weights(best.step))
     metric = metric_tracker.metric
     return f"step {best.step}, the best by {metric} ({best.metrics[metric]:.4g})"
 

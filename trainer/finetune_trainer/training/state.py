@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import PreTrainedModel
 
 from finetune_trainer.data import Dataset
-from finetune_trainer.plan import ModulePlan, RunPlan
+from finetune_trainer.plan import RunPlan
 from finetune_trainer.tasks import Processors, Task
+from finetune_trainer.training.assembly import AssembledModel
 from finetune_trainer.training.device import DeviceConfig, LossScale
+from finetune_trainer.training.divergence import SkippedSteps
 from finetune_trainer.training.evaluation import HistoryEntry
-
-
-@dataclass(frozen=True)
-class TrainableModule:
-    """A module that is trainable at some step.
-
-    Args:
-        plan: the module's plan.
-        parameters: all of its parameters, in the plan's order.
-    """
-
-    plan: ModulePlan
-    parameters: Sequence[nn.Parameter]
-
-    @property
-    def grads(self) -> list[Tensor]:
-        """The gradients of the parameters that have one."""
-        return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+from finetune_trainer.training.process_group import ProcessGroup, SingleProcess
 
 
 @dataclass(frozen=True)
@@ -41,26 +25,26 @@ class TrainingContext:
     Args:
         plan: the plan of the run.
         task: the task.
-        model: the model, on the device.
+        model: the model, on the device, and its modules.
         processors: tokenizer and image processor.
         train: the training set.
         validation: the validation set, if there is one.
-        modules: the modules that are trainable at some step.
         optimizers: one per optimizer type.
         device_config: device and precision.
         test: the test set, if there is one.
+        process_group: the processes that train together.
     """
 
     plan: RunPlan
     task: Task
-    model: PreTrainedModel
+    model: AssembledModel
     processors: Processors
     train: Dataset
     validation: Dataset | None
-    modules: tuple[TrainableModule, ...]
     optimizers: list[Optimizer]
     device_config: DeviceConfig
     test: Dataset | None = None
+    process_group: ProcessGroup = field(default_factory=SingleProcess)
 
 
 @dataclass
@@ -72,16 +56,16 @@ class TrainState:
         step: optimizer steps done.
         history: all evaluations so far.
         elapsed: seconds of training so far, over all attempts.
-        skipped_steps: steps skipped because loss or gradients were not finite.
-        consecutive_skipped_steps: such steps since the last finite one, in this attempt.
+        position: position of the data source, as its `position()` returned it; empty for the beginning.
+        skipped: steps skipped because loss or gradients were not finite, over all attempts.
     """
 
     loss_scale: LossScale
     step: int = 0
     history: list[HistoryEntry] = field(default_factory=list)
     elapsed: float = 0.0
-    skipped_steps: int = 0
-    consecutive_skipped_steps: int = 0
+    position: Mapping[str, Any] = field(default_factory=dict)
+    skipped: SkippedSteps = field(default_factory=SkippedSteps)
 
     @property
     def last_evaluated_step(self) -> int:
