@@ -74,8 +74,9 @@ class Trainer:
             while True:
                 self._evaluate_if_due()
                 self._save_if_due()
+                self._report_saved()
                 if self.is_done():
-                    self._save_before_test()
+                    self._save_last()
                     return
                 if self.stop.requested:
                     self._interrupt()
@@ -266,22 +267,33 @@ class Trainer:
         if step > self.last_saved_step and (is_best or is_due(every, step, self.plan.steps_per_epoch)):
             self._save()
 
-    def _save_before_test(self) -> None:
-        """The best weights may be loaded for the test, and an interrupted test resumes after the last step."""
-        if self.context.test is not None and self.state.step > self.last_saved_step:
+    def _save_last(self) -> None:
+        """The end of training is durable: whatever fails after it, the next attempt only tests and exports."""
+        if self.state.step > self.last_saved_step:
             self._save()
+        self._finish_saving()
 
     def _save(self) -> None:
+        self._finish_saving()
         self.before_save()
-        record = self.checkpoints.save(self.checkpoint())
-        self.checkpoints.prune(self._best_step() if self.spec.checkpoint.keep_best else None)
-        self.last_saved_step = record.step
-        self.callback.on_save(record)
+        self.checkpoints.save(self.checkpoint(), self._best_step() if self.spec.checkpoint.keep_best else None)
+        self.last_saved_step = self.state.step
+
+    def _report_saved(self) -> None:
+        """Report the checkpoint that was completed in the background, or its error."""
+        if record := self.checkpoints.poll():
+            self.callback.on_save(record)
+
+    def _finish_saving(self) -> None:
+        """Wait for the checkpoint that is written in the background."""
+        if record := self.checkpoints.wait():
+            self.callback.on_save(record)
 
     def _interrupt(self) -> None:
         step = self.state.step
         if step > self.last_saved_step:
             self._save()
+        self._finish_saving()
         if step == 0:
             raise Interrupted("interrupted before the first step")
         raise Interrupted(
@@ -294,16 +306,12 @@ class Trainer:
         epoch, batch = divmod(state.step, self.plan.steps_per_epoch)
         return Checkpoint(
             step=state.step,
-            epoch=epoch,
-            batch=batch,
-            train_samples=len(context.train),
+            position={"epoch": epoch, "batch": batch},
             history=tuple(state.history),
             elapsed=state.elapsed,
             skipped_steps=state.skipped_steps,
             loss_scale=(state.loss_scale.scale, state.loss_scale.good_steps),
             rng_state=get_rng_state(),
-            spec=self.spec.manifest(),
-            attempt=self.checkpoints.attempt,
             weights=get_model_state_dict(context.model),
             optimizer=get_optimizer_state_dict(context.optimizers, context.model),
         )
