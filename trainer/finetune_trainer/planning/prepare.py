@@ -16,6 +16,7 @@ from finetune_trainer.data import BadRowPolicy, Dataset
 from finetune_trainer.errors import UserError
 from finetune_trainer.plan import RunPlan
 from finetune_trainer.planning import model_loader
+from finetune_trainer.planning.parameters import ParameterInfo
 from finetune_trainer.planning.run_plan import plan_run
 from finetune_trainer.tasks import Task, get_task, infer_task
 
@@ -33,6 +34,7 @@ class PreparedRun:
         config: the model's config, changed where the data requires it.
         train, validation, test: the datasets.
         plan: steps, modules and schedules.
+        parameters: the model's parameters.
         notes: what happened to the data, for the user.
     """
 
@@ -43,6 +45,7 @@ class PreparedRun:
     validation: Dataset | None
     test: Dataset | None
     plan: RunPlan
+    parameters: tuple[ParameterInfo, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -69,9 +72,9 @@ def prepare(job: FineTuneJob, claim_paths: ClaimPaths) -> PreparedRun:
         train = bad_rows.drop_rows(train, task.find_problems(train, processors))
         validation = bad_rows.drop_rows(validation, task.find_problems(validation, processors)) if validation else None
         test = bad_rows.drop_rows(test, task.find_problems(test, processors)) if test else None
-    parameters = model_loader.list_parameters(model_loader.build_meta_model(task.auto_class, config))
+    parameters = tuple(model_loader.list_parameters(model_loader.build_meta_model(task.auto_class, config)))
     plan = plan_run(job, parameters, len(train), len(validation) if validation else 0)
-    return PreparedRun(task, pretrained, config, train, validation, test, plan, tuple(bad_rows.notes()))
+    return PreparedRun(task, pretrained, config, train, validation, test, plan, parameters, tuple(bad_rows.notes()))
 
 
 def check_metric(metric: str, available: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from finetune_trainer.reporting.prometheus import serve_metrics
 from finetune_trainer.reporting.tracker import StatusTracker
 from finetune_trainer.tasks import Processors
 from finetune_trainer.training import export
+from finetune_trainer.training.assembly import assemble
 from finetune_trainer.training.checkpoint import (
     Checkpoint,
     CheckpointManager,
@@ -37,12 +38,9 @@ from finetune_trainer.training.evaluation import MetricTracker
 from finetune_trainer.training.optimizers import build_optimizers, set_optimizer_state_dict
 from finetune_trainer.training.rng import set_rng_state, set_seed
 from finetune_trainer.training.signals import StopFlag, stop_on_signals
-from finetune_trainer.training.state import TrainableModule, TrainingContext, TrainState
+from finetune_trainer.training.state import TrainingContext, TrainState
 from finetune_trainer.training.trainer import Trainer
 from finetune_trainer.training.watchdog import Heartbeat, watchdog
-
-MAX_SHOWN_WEIGHTS = 4
-"""Newly initialized weights that are named in the log."""
 
 
 @dataclass(frozen=True)
@@ -163,14 +161,9 @@ def _build_context(prepared: PreparedRun, callback: Callback) -> TrainingContext
             for problem in task.find_problems(dataset, processors):
                 raise UserError(dataset.describe(problem))
     callback.on_message(f"loading {prepared.pretrained.source}")
-    model, new_weights = model_loader.load_model(prepared.pretrained, task, prepared.config)
-    model_loader.configure_model(model, task, processors, spec.training.activation_checkpointing)
-    for message in (*_data_messages(prepared, processors), *_new_weight_messages(new_weights)):
+    model, model_messages = assemble(prepared, processors, device_config)
+    for message in (*_data_messages(prepared, processors), *model_messages):
         callback.on_message(message)
-    model.requires_grad_(False)
-    model.to(device_config.device)  # type: ignore[arg-type]
-    parameters = dict(model.named_parameters())
-    plans = [module for module in prepared.plan.modules if module.window.length]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # data workers run in parallel already
     return TrainingContext(
         plan=prepared.plan,
@@ -179,8 +172,7 @@ def _build_context(prepared: PreparedRun, callback: Callback) -> TrainingContext
         processors=processors,
         train=prepared.train,
         validation=prepared.validation,
-        modules=tuple(TrainableModule(plan, [parameters[name] for name in plan.parameters]) for plan in plans),
-        optimizers=build_optimizers(plans, parameters),
+        optimizers=build_optimizers([module.plan for module in model.modules], model.parameters),
         device_config=device_config,
         test=prepared.test,
     )
@@ -197,12 +189,6 @@ def _data_messages(prepared: PreparedRun, processors: Processors) -> Iterator[st
         yield f"truncating {texts} to {processors.max_tokens:,} tokens (data.maxLength)"
 
 
-def _new_weight_messages(by_reason: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    for reason, names in by_reason.items():
-        more = f" and {len(names) - MAX_SHOWN_WEIGHTS} more" if len(names) > MAX_SHOWN_WEIGHTS else ""
-        yield f"newly initialized, because {reason}: {', '.join(names[:MAX_SHOWN_WEIGHTS])}{more}"
-
-
 def _restore(run: _RunContext, context: TrainingContext) -> TrainState:
     """Acquire the checkpoint folder, and restore the latest checkpoint, if there is one."""
     run.checkpoints.acquire()
@@ -216,9 +202,9 @@ def _restore(run: _RunContext, context: TrainingContext) -> TrainState:
     assert checkpoint.run is not None, "a loaded checkpoint has it"
     _check_same_data(checkpoint.run, context)
     run.callback.on_message(_describe_resume(checkpoint, context))
-    check_frozen(checkpoint.run.frozen, dict(context.model.named_parameters()))
-    set_model_state_dict(context.model, checkpoint.weights, checkpoint.run.frozen)
-    set_optimizer_state_dict(context.optimizers, context.model, checkpoint.optimizer)
+    check_frozen(checkpoint.run.frozen, context.model.parameters)
+    set_model_state_dict(context.model.base, checkpoint.weights, checkpoint.run.frozen)
+    set_optimizer_state_dict(context.optimizers, context.model.base, checkpoint.optimizer)
     set_rng_state(dict(checkpoint.rng_state))
     state.loss_scale.scale, state.loss_scale.good_steps = checkpoint.loss_scale
     _start_run(run, context, checkpoint)
@@ -236,8 +222,8 @@ def _start_run(run: _RunContext, context: TrainingContext, checkpoint: Checkpoin
 
     A parameter that the restored checkpoint has is stored again even if it is frozen now: it may have been trained.
     """
-    parameters = dict(context.model.named_parameters())
-    trained = {name for module in context.modules for name in module.plan.parameters}
+    parameters = context.model.parameters
+    trained = {name for module in context.model.modules for name in module.plan.parameters}
     stored = trained | (checkpoint.weights.keys() if checkpoint else set())
     samples = {"train": len(context.train)}
     segment = Segment(checkpoint.step if checkpoint else 0, context.plan.job.spec.manifest(), export.package_versions())
@@ -318,7 +304,7 @@ def _select_weights(run: _RunContext, context: TrainingContext, state: TrainStat
     if best is None:
         return f"step {state.step}, the last"
     if best.step != state.step:
-        set_model_state_dict(context.model, run.checkpoints.load_weights(best.step), run.checkpoints.frozen.hashes)
+        set_model_state_dict(context.model.base, run.checkpoints.load_weights(best.step), run.checkpoints.frozen.hashes)
     metric = metric_tracker.metric
     return f"step {best.step}, the best by {metric} ({best.metrics[metric]:.4g})"
 
