@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from finetune_api.effects import Effect
 from finetune_api.job import FineTuneJob
 from finetune_api.status import Report
 from finetune_trainer.callbacks import Callback, CallbackList, TestRecord
@@ -234,7 +235,7 @@ def _start_run(run: _RunContext, context: TrainingContext, checkpoint: Checkpoin
 
 def _describe_resume(checkpoint: Checkpoint, context: TrainingContext) -> str:
     assert checkpoint.run is not None, "a loaded checkpoint has it"
-    changes = diff_specs(checkpoint.run.spec, context.plan.job.spec.manifest())
+    changes = diff_specs(checkpoint.run.spec, context.plan.job.spec.manifest(), Effect.RESULT)
     changed = f"; these fields have changed since, and their new values apply: {'; '.join(changes)}" if changes else ""
     return f"resuming from step {checkpoint.step} of attempt {checkpoint.run.attempt}{changed}"
 

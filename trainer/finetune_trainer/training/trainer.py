@@ -62,7 +62,7 @@ class Trainer:
         self.metric_tracker = MetricTracker(self.spec.evaluation)
         self.timer = StepTimer(state.step, state.elapsed)
         self.trainable: tuple[TrainableModule, ...] = ()
-        self.last_saved_step = state.step
+        self.last_saved_step, self.last_saved_elapsed = state.step, state.elapsed
 
     def train(self) -> None:
         """Train until the plan is complete, early stopping applies, or a stop is requested.
@@ -262,11 +262,17 @@ class Trainer:
     # Checkpoints
 
     def _save_if_due(self) -> None:
-        step, spec = self.state.step, self.spec.checkpoint
-        every = Interval(steps=spec.every_steps) if spec.every_steps else Interval(epochs=spec.every_epochs or 1.0)
-        is_best = spec.keep_best and self._best_step() == step
-        if step > self.last_saved_step and (is_best or is_due(every, step, self.plan.steps_per_epoch)):
+        step = self.state.step
+        is_best = self.spec.checkpoint.keep_best and self._best_step() == step
+        if step > self.last_saved_step and (is_best or self._is_checkpoint_due(step)):
             self._save()
+
+    def _is_checkpoint_due(self, step: int) -> bool:
+        spec = self.spec.checkpoint
+        if spec.every_seconds:
+            return self.state.elapsed - self.last_saved_elapsed >= spec.every_seconds
+        every = Interval(steps=spec.every_steps) if spec.every_steps else Interval(epochs=spec.every_epochs or 1.0)
+        return is_due(every, step, self.plan.steps_per_epoch)
 
     def _save_last(self) -> None:
         """The end of training is durable: whatever fails after it, the next attempt only tests and exports."""
@@ -278,7 +284,7 @@ class Trainer:
         self._finish_saving()
         self.before_save()
         self.checkpoints.save(self.checkpoint(), self._best_step() if self.spec.checkpoint.keep_best else None)
-        self.last_saved_step = self.state.step
+        self.last_saved_step, self.last_saved_elapsed = self.state.step, self.state.elapsed
 
     def _report_saved(self) -> None:
         """Report the checkpoint that was completed in the background, or its error."""
