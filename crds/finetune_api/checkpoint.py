@@ -11,8 +11,8 @@ from finetune_api.sources import Destination
 
 
 class Checkpoint(Model):
-    """When checkpoints are written. They hold the trained weights, optimizer state, position in the data and random state.
-    There is always one after the last step, until the output is complete."""
+    """When checkpoints are written. They hold the trained weights, optimizer state, position in the data and random
+    state. There is always one after the last step, until the output is complete."""
 
     rules = (at_most_one_of("everySteps", "everyEpochs", "everySeconds"),)
 

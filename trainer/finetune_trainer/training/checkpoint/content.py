@@ -59,10 +59,10 @@ class Checkpoint:
 
     Args:
         step: optimizer steps done.
-        position: position in the training data, as the data source defines it.
+        position: position of the data source; valid only for the same training set.
         history: all evaluations so far; the best step and early stopping follow from them.
         elapsed: seconds of training so far, over all attempts.
-        skipped_steps: steps skipped because loss or gradients were not finite.
+        skipped_steps: counts of the steps skipped because loss or gradients were not finite, see `SkippedSteps`.
         loss_scale: the loss scale, and the finite steps since it changed.
         rng_state: state of the random number generators.
         weights: parameters and buffers, by name; without frozen parameters in a checkpoint that was loaded.
@@ -74,7 +74,7 @@ class Checkpoint:
     position: Mapping[str, Any]
     history: tuple[HistoryEntry, ...]
     elapsed: float
-    skipped_steps: int
+    skipped_steps: Mapping[str, int]
     loss_scale: tuple[float, int]
     rng_state: Mapping[str, Any]
     weights: Mapping[str, Tensor] = field(repr=False)
