@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
@@ -74,7 +74,9 @@ def simulate_loading(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> L
     """
     originals, weights = _original_names(model, list(tensors)), set(model.state_dict())
     load_config = LoadStateDictConfig(
-        device_map={"": "meta"}, dtype=torch.float32, weight_mapping=get_model_conversion_mapping(model),  # type: ignore[arg-type]
+        device_map={"": "meta"},
+        dtype=torch.float32,
+        weight_mapping=get_model_conversion_mapping(model),  # type: ignore[arg-type]
     )
     tied_keys = dict(model.all_tied_weights_keys)
     info, _ = convert_and_load_state_dict_in_model(
@@ -136,6 +138,15 @@ def base_model_class(config: PretrainedConfig) -> type[PreTrainedModel] | None:
     """The class that AutoModel builds for a config; None if there is none."""
     classes = MODEL_MAPPING.get(type(config), None)
     return classes[0] if isinstance(classes, tuple) else classes
+
+
+def router_coefficient(model: nn.Module) -> float:
+    """The coefficient with which a mixture-of-experts model adds its load balancing loss."""
+    base = model
+    while not isinstance(base, PreTrainedModel):  # wrappers: DistributedDataParallel, torch.compile
+        base = base.get_submodule("module" if hasattr(base, "module") else "_orig_mod")
+    names = ("router_aux_loss_coef", "aux_loss_coef")
+    return float(next(getattr(base, name) for name in names if hasattr(base, name)))
 
 
 def reinitialize(model: PreTrainedModel, module_name: str) -> None:
