@@ -288,7 +288,7 @@ def _class_weights(model: PreTrainedModel) -> list[str]:
     one_more.num_labels = len(model.config.id2label or ()) + 1
     with torch.device("meta"):
         others = dict(type(model)(one_more).named_parameters())
-    return [name for name, weight in model.named_parameters() if weight.shape != others[name].shape]
+    return [name for name, weight in model.named_parameters() if name in others and weight.shape != others[name].shape]
 
 
 def _reinitialize_head(model: PreTrainedModel) -> list[str]:

@@ -106,6 +106,14 @@ def read_headers(pretrained: PretrainedSource, config: PretrainedConfig) -> Weig
     return _read_files(pretrained, cached) if cached else _read_remote(pretrained)
 
 
+def has_weights(pretrained: PretrainedSource) -> bool:
+    """Whether a model has safetensors files, or may have them on the Hugging Face Hub.
+
+    A plan needs no weights, so a folder may have a config only.
+    """
+    return locate(pretrained.source).scheme == "hf" or any(Path(pretrained.name_or_path).glob("*.safetensors"))
+
+
 def _list_files(pretrained: PretrainedSource, folder: Path, config: PretrainedConfig) -> list[Path]:
     if (folder / ADAPTER_FILE).exists():
         raise UserError(
