@@ -49,8 +49,9 @@ class Dialect:
 
     def parse(self, lines: Iterator[str]) -> Iterator[list[str]]:
         """The cells of each record. Raises csv.Error."""
-        quoting = csv.QUOTE_MINIMAL if self.quoted else csv.QUOTE_NONE
-        return csv.reader(lines, delimiter=self.delimiter, quoting=quoting, strict=True)
+        if self.quoted:
+            return csv.reader(lines, delimiter=self.delimiter, strict=True)
+        return csv.reader(lines, delimiter=self.delimiter, quoting=csv.QUOTE_NONE, strict=True)
 
 
 @dataclass(frozen=True)

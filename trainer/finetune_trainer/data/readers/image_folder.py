@@ -10,20 +10,36 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from finetune_trainer.data.data_files import DataFiles
+from finetune_trainer.data.data_files import DataFiles, describe_choices
 from finetune_trainer.data.formats import TABLE_FORMATS
 from finetune_trainer.data.table import RowLocations, Table
 
 
 def read_image_folder(data_files: DataFiles) -> Table:
-    """One row for each image; its folder is its class. Image paths are relative, as in any other table of images."""
+    """One row for each image; its folder is its class. Image paths are relative, as in any other table of images.
+
+    Raises:
+        UserError: the dataset card declares other classes.
+    """
     paths = [file.relative_to(data_files.folder).as_posix() for file in data_files.files]
-    classes = [file.parent.name for file in data_files.files]
-    names = sorted(set(classes))
-    data = pa.table({"image": pa.array(paths, pa.string()), "label": pa.array(map(names.index, classes), pa.int64())})
+    names = _declared_classes(data_files) or sorted(set(data_files.classes))
+    labels = [names.index(name) for name in data_files.classes]
+    data = pa.table({"image": pa.array(paths, pa.string()), "label": pa.array(labels, pa.int64())})
     features = datasets.Features({"image": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
     locations = RowLocations(data_files, lambda: [range(1)] * len(data_files.files))
     return Table(data_files, data, features, locations)
+
+
+def _declared_classes(data_files: DataFiles) -> list[str] | None:
+    """The classes that the dataset card declares, in its order; None if it declares none."""
+    declared = (data_files.features or {}).get("label")
+    if not isinstance(declared, datasets.ClassLabel):
+        return None
+    for file, name in zip(data_files.files, data_files.classes, strict=True):
+        if name not in declared.names:
+            hint = describe_choices(name, declared.names)
+            raise data_files.error(f"{data_files.display_path(file)}: the dataset card has no class {name!r}; {hint}")
+    return list(declared.names)
 
 
 def metadata_tables(data_files: DataFiles) -> DataFiles:
