@@ -44,6 +44,7 @@ def render_preview(preview: RunPreview) -> RenderableType:
         parts += ["", _render_parameters(preview, preview.model)]
     if preview.proposal:
         parts += ["", _render_proposal(preview.proposal)]
+    parts += [Text.assemble("\n", ("note: ", "bold"), note) for note in preview.notes]
     parts += [Text.assemble("\n", ("unknown: ", "bold yellow"), gap) for gap in preview.unknown]
     return Group(*parts)
 
@@ -113,6 +114,7 @@ def preview_document(preview: RunPreview) -> dict[str, Any]:
         "stepsPerEpoch": length.steps_per_epoch if length else None,
         "trainSamples": plan.train_samples if plan else None,
         "validationSamples": plan.validation_samples if plan else None,
+        "notes": list(preview.notes),
         "unknown": list(preview.unknown),
         "proposal": _proposal_document(preview.proposal) if preview.proposal else None,
         "error": str(preview.error) if preview.error else None,

@@ -10,7 +10,7 @@ takes a second or two instead of ten.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from finetune_api.defaults import DefaultedJob, UnknownDirectionError, with_defaults
@@ -18,7 +18,7 @@ from finetune_api.job import UNSUPPORTED_TASKS, FineTuneJob
 from finetune_api.modules import Module
 from finetune_api.sources import locate
 from finetune_trainer.claims import ClaimPaths
-from finetune_trainer.errors import RunError, UserError
+from finetune_trainer.errors import OUT_OF_REACH, RunError, UserError
 from finetune_trainer.plan import RunPlan, SchedulePlan, Window
 from finetune_trainer.planning.parameters import ParameterInfo, assign_parameters, matching_modules
 from finetune_trainer.planning.presets import ProposedModules, propose_modules
@@ -97,6 +97,7 @@ class RunPreview:
         unknown: unknown parts of the plan, each with the reason.
         proposal: modules for a job without any.
         error: why a run would reject the job.
+        notes: what happens to the data; empty unless the whole plan is known.
     """
 
     original: FineTuneJob
@@ -108,6 +109,7 @@ class RunPreview:
     unknown: tuple[str, ...] = ()
     proposal: ProposedModules | None = None
     error: UserError | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def unmatched(self) -> list[str]:
@@ -130,6 +132,19 @@ def preview_run(job: FineTuneJob, claim_paths: ClaimPaths) -> RunPreview:
         UserError: the task has no model of this type.
     """
     inputs = _Inputs(job, claim_paths, _data_gap(job, claim_paths))
+    try:
+        return _preview(inputs)
+    except OUT_OF_REACH as error:
+        return _preview(replace(inputs, data_gap=str(error)))
+
+
+def _preview(inputs: _Inputs) -> RunPreview:
+    """The preview of a run.
+
+    Raises:
+        HubUnreachable, NotInHubCache: the data is in a repository that is out of reach.
+    """
+    job, claim_paths = inputs.job, inputs.claim_paths
     try:
         config, model_gap = _load_config(job, claim_paths)
     except UserError as error:
@@ -185,13 +200,16 @@ def _full_preview(inputs: _Inputs, config: PretrainedConfig, task: str | None) -
 
     try:
         prepared = prepare(inputs.job, inputs.claim_paths)
+    except OUT_OF_REACH:
+        raise
     except UserError as error:
         return _preview_from_config(inputs, config, task, error)
     plan = prepared.plan
     model = _match_parameters(plan.job, build_meta_model(prepared.task.auto_class, prepared.config))
     length = RunLength(plan.planned_steps, plan.steps_per_epoch)
     proposal = _propose(inputs.job, prepared.config, model)
-    return RunPreview(inputs.job, plan.job, tuple(preview_modules(plan)), model, plan, length, proposal=proposal)
+    modules, notes = tuple(preview_modules(plan)), prepared.notes
+    return RunPreview(inputs.job, plan.job, modules, model, plan, length, proposal=proposal, notes=notes)
 
 
 def _preview_from_config(
@@ -258,6 +276,8 @@ def _run_length(job: DefaultedJob, claim_paths: ClaimPaths) -> tuple[RunLength |
     try:
         per_epoch = steps_per_epoch(job.spec.training, count_samples(job, claim_paths))
         return RunLength(plan_schedules(job, per_epoch).planned_steps, per_epoch), None
+    except OUT_OF_REACH:
+        raise
     except UserError as error:
         return None, error
 
