@@ -66,7 +66,7 @@ def prepare(job: FineTuneJob, claim_paths: ClaimPaths) -> PreparedRun:
     task_class.check_batch_size(training.batch_size, training.micro_batch_size or training.batch_size)
     spec = job.spec
     bad_rows = BadRowPolicy.from_spec(spec.data)
-    all_rows, train, validation, test = _open_data(job, task_class, claim_paths, bad_rows)
+    all_rows, train, validation, test, file_notes = _open_data(job, task_class, claim_paths, bad_rows)
     task = task_class.build(config, all_rows)
     effective_job = with_checked_defaults(job, task_name, task.metric_names)
     if bad_rows.skip:  # before samples are counted; with onBadRow: Fail, a run checks the rows once it has processors
@@ -78,7 +78,7 @@ def prepare(job: FineTuneJob, claim_paths: ClaimPaths) -> PreparedRun:
     parameters = tuple(model_loader.list_parameters(model))
     weights = model_loader.check_weights(pretrained, config, model, task.new_head)
     plan = plan_run(effective_job, parameters, len(train), len(validation) if validation else 0)
-    notes = tuple(bad_rows.notes())
+    notes = (*file_notes, *bad_rows.notes())
     return PreparedRun(task, pretrained, config, train, validation, test, plan, parameters, weights, notes)
 
 
@@ -111,10 +111,11 @@ def check_metric(metric: str, available: Sequence[str]) -> None:
 
 def _open_data(
     job: FineTuneJob, task_class: type[Task], claim_paths: ClaimPaths, bad_rows: BadRowPolicy
-) -> tuple[Dataset, Dataset, Dataset | None, Dataset | None]:
-    """All of `data.train`, then training, validation and test set, with the columns that the task needs."""
+) -> tuple[Dataset, Dataset, Dataset | None, Dataset | None, list[str]]:
+    """All of `data.train`, then training, validation and test set, with the columns that the task needs; notes."""
     spec = job.spec.data
     data_files = data.resolve_files(spec.train, "data.train", claim_paths)
+    notes = list(data_files.notes)
     available = data.read_columns(data_files)
     roles = task_class.required_roles, task_class.optional_roles
     names = data.resolve_columns(available, spec.columns, *roles, data_files.field_path)
@@ -129,12 +130,13 @@ def _open_data(
             return None
         found = data.resolve_files(source, field_path, claim_paths)
         data.check_no_overlap(found, data_files)
+        notes.extend(found.notes)
         named = data.resolve_columns(data.read_columns(found), Columns(**names), [list(names)], (), found.field_path)
         table = data.read_table(found, bad_rows, list(dict.fromkeys(named.values())))
         return data.align_labels(_drop_incomplete_rows(table, named, bad_rows), train)
 
     validation = validation or open_eval_set(spec.validation, "data.validation")
-    return all_rows, train, validation, open_eval_set(spec.test, "data.test")
+    return all_rows, train, validation, open_eval_set(spec.test, "data.test"), notes
 
 
 def _drop_incomplete_rows(table: data.Table, columns: Mapping[str, str], bad_rows: BadRowPolicy) -> Dataset:

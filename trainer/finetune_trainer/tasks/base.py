@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from finetune_trainer.data import Batch, Dataset, RowProblem, Sample
+from finetune_trainer.data.images import MODES
 from finetune_trainer.tasks.metrics import Predictions, TaskMetrics
 
 
@@ -24,12 +25,14 @@ class Processors:
         image_processor: None for a task without images.
         max_length: maximum number of tokens of a text; longer texts are truncated. None for a task without text.
         padding: `longest` pads to the longest text of a batch; `max_length` for models that were pretrained this way.
+        num_channels: number of channels of the images: 1 (grey) or 3 (RGB).
     """
 
     tokenizer: Any
     image_processor: Any
     max_length: int | None
     padding: Literal["longest", "max_length"] = "longest"
+    num_channels: int = 3
 
     @property
     def max_tokens(self) -> int:
@@ -59,7 +62,8 @@ class Processors:
 
     def process_images(self, images: Sequence[Any]) -> Batch:
         """Resize and normalize images: `pixel_values` of shape (images, channels, height, width)."""
-        return dict(self.image_processor(list(images), return_tensors="pt"))
+        converted = [image.convert(MODES[self.num_channels]) for image in images]
+        return dict(self.image_processor(converted, return_tensors="pt"))
 
 
 class Task(ABC):
