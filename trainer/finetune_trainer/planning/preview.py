@@ -299,10 +299,9 @@ def _check_weights(
     Without the data it is not known whether the task makes the head anew, so it may be missing.
     """
     from finetune_trainer.planning.model_loader import check_weights, resolve_model
-    from finetune_trainer.planning.weight_files import has_weights
 
     pretrained = resolve_model(inputs.job.spec.model, inputs.claim_paths)
-    if task is None or not has_weights(pretrained):
+    if task is None:
         return None, None
     try:
         return check_weights(pretrained, config, _build_model(config, task), task in TASKS_WITH_HEAD), None
