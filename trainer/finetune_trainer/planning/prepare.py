@@ -115,9 +115,12 @@ def _open_data(
     """All of `data.train`, then training, validation and test set, with the columns that the task needs."""
     spec = job.spec.data
     data_files = data.resolve_files(spec.train, "data.train", claim_paths)
-    table = data.read_table(data_files, bad_rows)
+    available = data.read_columns(data_files)
     roles = task_class.required_roles, task_class.optional_roles
-    names = data.resolve_columns(table.columns, spec.columns, *roles, table.data_files.field_path)
+    names = data.resolve_columns(available, spec.columns, *roles, data_files.field_path)
+    fold_columns = (spec.fold.group_by, spec.fold.stratify_by) if spec.fold else ()
+    used = dict.fromkeys([*names.values(), *(name for name in fold_columns if name in available)])
+    table = data.read_table(data_files, bad_rows, list(used))
     all_rows = _drop_incomplete_rows(table, names, bad_rows)
     train, validation = data.train_validation_split(all_rows, spec, table)
 
@@ -126,8 +129,8 @@ def _open_data(
             return None
         found = data.resolve_files(source, field_path, claim_paths)
         data.check_no_overlap(found, data_files)
-        table = data.read_table(found, bad_rows)
-        named = data.resolve_columns(table.columns, Columns(**names), [list(names)], (), table.data_files.field_path)
+        named = data.resolve_columns(data.read_columns(found), Columns(**names), [list(names)], (), found.field_path)
+        table = data.read_table(found, bad_rows, list(dict.fromkeys(named.values())))
         return data.align_labels(_drop_incomplete_rows(table, named, bad_rows), train)
 
     validation = validation or open_eval_set(spec.validation, "data.validation")
