@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -72,6 +73,7 @@ class Dataset:
         decoders: by role, how an encoded value is decoded; missing for values that are stored as they are.
         untyped_roles: roles whose values are strings only because the file format has no types.
         verify_all_images: decode all images before the first step, even beyond `MAX_VERIFIED_IMAGES`.
+        sliced_from: number of rows of the dataset that this is a slice of; None if it is not a slice.
     """
 
     origin: RowOrigin
@@ -82,6 +84,7 @@ class Dataset:
     decoders: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     untyped_roles: frozenset[str] = frozenset()
     verify_all_images: bool = False
+    sliced_from: int | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -98,8 +101,10 @@ class Dataset:
 
     def iter_chunks(self, role: str) -> Iterator[list[Any]]:
         """All values of a role, in order, as lists of at most `CHUNK_ROWS`; every role is split at the same rows."""
+        if not len(self.rows):
+            return
         column = self.columns[role]
-        for start in range(0, len(column), CHUNK_ROWS):
+        for start in range(int(self.rows[0]) // CHUNK_ROWS * CHUNK_ROWS, int(self.rows[-1]) + 1, CHUNK_ROWS):
             first, last = np.searchsorted(self.rows, (start, start + CHUNK_ROWS))
             if first < last:
                 chunk = column.slice(start, CHUNK_ROWS).take(pa.array(self.rows[first:last] - start))
@@ -126,13 +131,27 @@ class Dataset:
         """The dataset without the rows at these indices."""
         return replace(self, rows=np.delete(self.rows, sorted(set(indices))))
 
+    def slice(self, start: int, stop: int) -> Dataset:
+        """The rows from `start` up to, not including, `stop`."""
+        return replace(self, rows=self.rows[start:stop], sliced_from=self.sliced_from or len(self))
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the rows, and of the columns that are used."""
+        digest = hashlib.sha256(repr((sorted(self.columns), self.classes, sorted(self.untyped_roles))).encode())
+        for role in sorted(self.columns):
+            for start in range(0, len(self.rows), CHUNK_ROWS * 16):
+                rows = self.rows[start : start + CHUNK_ROWS * 16]
+                digest.update(repr(self.columns[role].take(pa.array(rows)).to_pylist()).encode(errors="surrogatepass"))
+        return digest.hexdigest()
+
     # Validation
 
     def missing_values(self, role: str) -> Iterator[RowProblem]:
         """Values that are null."""
         column = self.columns[role]
         if column.null_count:
-            for index in np.flatnonzero(column.is_null().to_numpy()[self.rows]):
+            for index in np.flatnonzero(column.is_null().take(pa.array(self.rows)).to_numpy()):
                 yield RowProblem(int(index), role, "the value is missing")
 
     def invalid_texts(self, role: str, *, allow_blank: bool = False) -> Iterator[RowProblem]:
@@ -146,7 +165,7 @@ class Dataset:
         return merge_problems(self.missing_values("image"), self._unreadable_images())
 
     def _unreadable_images(self) -> Iterator[RowProblem]:
-        if self.verify_all_images or len(self) <= MAX_VERIFIED_IMAGES:
+        if self.verify_all_images or (self.sliced_from or len(self)) <= MAX_VERIFIED_IMAGES:
             for index in range(len(self)):
                 value = self._value("image", index)
                 if value is not None and (problem := self._check_image(value, index)):

@@ -17,10 +17,21 @@ from finetune_trainer.errors import UserError
 from finetune_trainer.plan import RunPlan
 from finetune_trainer.planning import model_loader
 from finetune_trainer.planning.run_plan import plan_run
-from finetune_trainer.tasks import Task, get_task, infer_task
+from finetune_trainer.tasks import Processors, Task, get_task, infer_task
+from finetune_trainer.tasks.index import ExampleIndex
+from finetune_trainer.tasks.indexing import IndexBuilder, OnProgress, ignore_progress
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+
+@dataclass(frozen=True)
+class DatasetIndexes:
+    """The index of each dataset of a run; None for a dataset that it does not have."""
+
+    train: ExampleIndex
+    validation: ExampleIndex | None
+    test: ExampleIndex | None
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,7 @@ class PreparedRun:
         train, validation, test: the datasets.
         plan: steps, modules and schedules.
         notes: what happened to the data, for the user.
+        indexes: the indexes of the datasets, if building the plan required them.
     """
 
     task: Task
@@ -44,9 +56,10 @@ class PreparedRun:
     test: Dataset | None
     plan: RunPlan
     notes: tuple[str, ...] = ()
+    indexes: DatasetIndexes | None = None
 
 
-def prepare(job: FineTuneJob, claim_paths: ClaimPaths) -> PreparedRun:
+def prepare(job: FineTuneJob, claim_paths: ClaimPaths, on_progress: OnProgress = ignore_progress) -> PreparedRun:
     """Read the model's config and the data, and plan the run.
 
     Raises:
@@ -64,14 +77,35 @@ def prepare(job: FineTuneJob, claim_paths: ClaimPaths) -> PreparedRun:
     all_rows, train, validation, test = _open_data(job, task_class, claim_paths, bad_rows)
     task = task_class.build(config, all_rows)
     check_metric(spec.evaluation.metric, task.metric_names)
+    indexes = None
     if bad_rows.skip:  # before samples are counted; with onBadRow: Fail, a run checks the rows once it has processors
         processors = model_loader.load_processors(pretrained, task, config, spec.data.max_length)
-        train = bad_rows.drop_rows(train, task.find_problems(train, processors))
-        validation = bad_rows.drop_rows(validation, task.find_problems(validation, processors)) if validation else None
-        test = bad_rows.drop_rows(test, task.find_problems(test, processors)) if test else None
+        builder = IndexBuilder(task, processors, spec.data.workers, fail_fast=False, on_progress=on_progress)
+        train, train_index = _drop_bad_rows(train, builder, bad_rows)
+        validation, validation_index = _drop_bad_rows(validation, builder, bad_rows) if validation else (None, None)
+        test, test_index = _drop_bad_rows(test, builder, bad_rows) if test else (None, None)
+        indexes = DatasetIndexes(train_index, validation_index, test_index)
     parameters = model_loader.list_parameters(model_loader.build_meta_model(task.auto_class, config))
     plan = plan_run(job, parameters, len(train), len(validation) if validation else 0)
-    return PreparedRun(task, pretrained, config, train, validation, test, plan, tuple(bad_rows.notes()))
+    return PreparedRun(task, pretrained, config, train, validation, test, plan, tuple(bad_rows.notes()), indexes)
+
+
+def index_datasets(prepared: PreparedRun, processors: Processors, on_progress: OnProgress) -> DatasetIndexes:
+    """Check all rows, and measure their examples.
+
+    Raises:
+        UserError: a row is bad.
+        Interrupted: raised by `on_progress`.
+    """
+    if prepared.indexes is not None:
+        return prepared.indexes
+    workers = prepared.plan.job.spec.data.workers
+    builder = IndexBuilder(prepared.task, processors, workers, fail_fast=True, on_progress=on_progress)
+    return DatasetIndexes(
+        builder.build(prepared.train),
+        builder.build(prepared.validation) if prepared.validation else None,
+        builder.build(prepared.test) if prepared.test else None,
+    )
 
 
 def check_metric(metric: str, available: Sequence[str]) -> None:
@@ -116,3 +150,9 @@ def _drop_incomplete_rows(table: data.Table, columns: Mapping[str, str], bad_row
     """The rows that have a value in every column that the task reads."""
     dataset = table.to_dataset(columns, verify_all_images=bad_rows.skip)
     return bad_rows.drop_rows(dataset, data.merge_problems(*map(dataset.missing_values, columns)))
+
+
+def _drop_bad_rows(data: Dataset, builder: IndexBuilder, bad_rows: BadRowPolicy) -> tuple[Dataset, ExampleIndex]:
+    """The dataset without its bad rows, and its index."""
+    index = builder.build(data)
+    return bad_rows.drop_rows(data, index.problems), index.drop_bad_rows()

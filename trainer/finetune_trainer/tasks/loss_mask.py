@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
+import numpy as np
 from jinja2 import TemplateError
 
 from finetune_trainer.errors import UserError
+from finetune_trainer.tasks.tokenizer import encode_batch
 
 
 class UntrainableRowError(Exception):
@@ -32,10 +35,18 @@ class MaskedText:
 
 @dataclass(frozen=True)
 class MaskedTokens:
-    """Token ids, and for each token whether the loss covers it."""
+    """The tokens of a text, and which of them the loss covers.
 
-    input_ids: list[int]
-    loss_mask: list[bool]
+    Args:
+        input_ids: token ids, of shape (tokens,), int64.
+        loss_mask: whether the loss covers a token, of shape (tokens,), bool.
+    """
+
+    input_ids: np.ndarray
+    loss_mask: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
 
     def truncate(self, length: int) -> MaskedTokens:
         return MaskedTokens(self.input_ids[:length], self.loss_mask[:length])
@@ -43,7 +54,7 @@ class MaskedTokens:
     @property
     def num_targets(self) -> int:
         """Number of tokens that the loss covers. The first token is never predicted."""
-        return sum(self.loss_mask[1:])
+        return int(np.count_nonzero(self.loss_mask[1:]))
 
 
 def from_completion(prompt: str, completion: str) -> MaskedText:
@@ -86,18 +97,18 @@ def tokenize(texts: Sequence[MaskedText], tokenizer: Any) -> list[MaskedTokens]:
     if not texts:
         return []
     is_rendered = texts[0].is_rendered
-    encoded = tokenizer(
-        [text.text for text in texts],
-        add_special_tokens=not is_rendered,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        truncation=False,
-        verbose=False,
+    encodings = encode_batch(
+        tokenizer, [text.text for text in texts], add_special_tokens=not is_rendered, offsets=True
     )
-    rows = zip(encoded["input_ids"], encoded["offset_mapping"], texts, strict=True)
-    tokens = [MaskedTokens(list(ids), [_overlaps(span, text) for span in offsets]) for ids, offsets, text in rows]
+    tokens = [_mask_tokens(encoding, text) for encoding, text in zip(encodings, texts, strict=True)]
     return tokens if is_rendered else [_append_eos(it, tokenizer.eos_token_id) for it in tokens]
+
+
+def tokenize_plain(texts: Sequence[str], tokenizer: Any) -> list[MaskedTokens]:
+    """Tokenize texts of which the loss covers every token, with an end-of-text token."""
+    encodings = encode_batch(tokenizer, texts, add_special_tokens=True, offsets=False)
+    ids = [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+    return [_append_eos(MaskedTokens(row, np.ones(len(row), bool)), tokenizer.eos_token_id) for row in ids]
 
 
 def check_tokenizer(tokenizer: Any, has_messages: bool) -> None:
@@ -122,14 +133,22 @@ def check_tokenizer(tokenizer: Any, has_messages: bool) -> None:
 
 
 def _append_eos(tokens: MaskedTokens, eos_token_id: int) -> MaskedTokens:
-    """Append the end-of-text token, unless the tokenizer has added it."""
-    if tokens.input_ids and tokens.input_ids[-1] == eos_token_id:
-        return MaskedTokens(tokens.input_ids, [*tokens.loss_mask[:-1], True])
-    return MaskedTokens([*tokens.input_ids, eos_token_id], [*tokens.loss_mask, True])
+    """Append the end-of-text token, unless the tokenizer has added it. The loss covers it."""
+    ids, mask = tokens.input_ids, tokens.loss_mask
+    if len(ids) and ids[-1] == eos_token_id:
+        ids, mask = ids[:-1], mask[:-1]
+    return MaskedTokens(np.append(ids, eos_token_id), np.append(mask, True))
 
 
-def _overlaps(span: tuple[int, int], text: MaskedText) -> bool:
-    return any(span[0] < end and span[1] > start for start, end in text.loss_spans)
+def _mask_tokens(encoding: Any, text: MaskedText) -> MaskedTokens:
+    """The tokens of a text; the loss covers those that overlap one of its spans."""
+    ids = np.array(encoding.ids, dtype=np.int64)
+    offsets = np.fromiter(chain.from_iterable(encoding.offsets), np.int64, 2 * len(ids))
+    starts, ends = offsets[::2], offsets[1::2]
+    mask = np.zeros(len(ids), bool)
+    for start, end in text.loss_spans:
+        mask |= (starts < end) & (ends > start)
+    return MaskedTokens(ids, mask)
 
 
 def _check_messages(messages: Any) -> list[dict[str, Any]]:

@@ -84,8 +84,7 @@ def export_model(
     staging.mkdir()
     context.model.save_pretrained(staging)
     heartbeat.beat()
-    for processor in context.processors.members:
-        processor.save_pretrained(staging)
+    context.processors.save_pretrained(staging)
     shutil.copyfile(checkpoints.folder / METRICS_FILE, staging / METRICS_FILE)
     digest = _digest(sorted(staging.glob("*.safetensors")))
     heartbeat.beat()

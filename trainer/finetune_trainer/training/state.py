@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from finetune_trainer.data import Dataset
 from finetune_trainer.plan import ModulePlan, RunPlan
+from finetune_trainer.planning.prepare import DatasetIndexes
 from finetune_trainer.tasks import Processors, Task
 from finetune_trainer.training.device import DeviceConfig, LossScale
 from finetune_trainer.training.evaluation import HistoryEntry
@@ -49,6 +50,7 @@ class TrainingContext:
         optimizers: one per optimizer type.
         device_config: device and precision.
         test: the test set, if there is one.
+        indexes: size of each example of the datasets.
     """
 
     plan: RunPlan
@@ -61,6 +63,7 @@ class TrainingContext:
     optimizers: list[Optimizer]
     device_config: DeviceConfig
     test: Dataset | None = None
+    indexes: DatasetIndexes | None = None
 
 
 @dataclass
