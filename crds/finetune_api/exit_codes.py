@@ -15,6 +15,7 @@ class ExitCode(IntEnum):
     INTERRUPTED = 75
     STALLED = 76
     OUT_OF_GPU_MEMORY = 77
+    DIVERGED = 78
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ _OUTCOMES: dict[int, Outcome] = {
     ExitCode.INTERRUPTED: Outcome("Interrupted", retryable=True, consumes_retry=False),
     ExitCode.STALLED: Outcome("Stalled", retryable=True, consumes_retry=True),
     ExitCode.OUT_OF_GPU_MEMORY: Outcome("OutOfGPUMemory", retryable=False, consumes_retry=False),
+    ExitCode.DIVERGED: Outcome("Diverged", retryable=False, consumes_retry=False),
 }
 NON_RETRYABLE = tuple(
     int(code) for code, outcome in _OUTCOMES.items() if code != ExitCode.DONE and not outcome.retryable

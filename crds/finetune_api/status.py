@@ -164,7 +164,7 @@ class AttemptStatus(StatusModel):
     """Time at which the attempt ended."""
     reason: Reason | None = None
     """Programmatic identifier in CamelCase of how the attempt ended: Succeeded, Crashed, InvalidJob, Interrupted,
-    Stalled, OutOfMemory, OutOfGPUMemory, Disrupted, Evicted, Suspended, Deleted, ImagePullFailed or
+    Stalled, OutOfMemory, OutOfGPUMemory, Diverged, Disrupted, Evicted, Suspended, Deleted, ImagePullFailed or
     DeadlineExceeded."""
     exit_code: Number | None = None
     """Exit code of the trainer container."""

@@ -117,6 +117,7 @@ def test_objects_of_an_attempt(operator: Operator, namespace: Namespace) -> None
     [
         (2, "Error", "InvalidJob", "no column caption"),
         (77, "Error", "OutOfGPUMemory", "no column caption"),
+        (78, "Error", "Diverged", "no column caption"),
         (137, "OOMKilled", "OutOfMemory", "memory limit (2Gi) exceeded"),
         (1, "Error", "Crashed", "no column caption"),
     ],

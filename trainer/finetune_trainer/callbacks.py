@@ -97,6 +97,12 @@ class Callback:
     def on_message(self, text: str) -> None:
         """A line for the log, e.g. which model is being loaded or which checkpoint is resumed."""
 
+    def on_progress(self, activity: str, done: int, total: int) -> None:
+        """`done` of `total` units of a longer activity outside the steps are done, e.g. "scanning data.train".
+
+        Called at most a few times per second. A `total` of 0 means that it is unknown. `done == total` ends it.
+        """
+
     def on_train_begin(self, plan: RunPlan, resumed_step: int) -> None:
         """Training begins. `resumed_step` is the step of the checkpoint that was restored, 0 without one."""
 
@@ -131,6 +137,10 @@ class CallbackList(Callback):
     def on_message(self, text: str) -> None:
         for callback in self.callbacks:
             callback.on_message(text)
+
+    def on_progress(self, activity: str, done: int, total: int) -> None:
+        for callback in self.callbacks:
+            callback.on_progress(activity, done, total)
 
     def on_train_begin(self, plan: RunPlan, resumed_step: int) -> None:
         for callback in self.callbacks:

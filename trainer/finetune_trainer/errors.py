@@ -3,7 +3,8 @@
     RunError                exit code 1, Failed
     ├── UserError           exit code 2, InvalidJob
     ├── Interrupted         exit code 75, Interrupted
-    └── OutOfGPUMemory      exit code 77, OutOfGPUMemory
+    ├── OutOfGPUMemory      exit code 77, OutOfGPUMemory
+    └── TrainingDiverged    exit code 78, Diverged
 
 Every other exception is a bug or a crash.
 """
@@ -31,7 +32,7 @@ class UserError(RunError):
 
 
 class Interrupted(RunError):  # noqa: N818 - not an error: the next attempt resumes the run
-    """SIGTERM or Ctrl-C. The current step was finished and a checkpoint was written."""
+    """A stop was requested by a signal. After the first step, the step was finished and a checkpoint was written."""
 
     exit_code = ExitCode.INTERRUPTED
     reason = "Interrupted"
@@ -42,3 +43,10 @@ class OutOfGPUMemory(RunError):  # noqa: N818
 
     exit_code = ExitCode.OUT_OF_GPU_MEMORY
     reason = "OutOfGPUMemory"
+
+
+class TrainingDiverged(RunError):  # noqa: N818
+    """Too many steps had a loss or gradients that were not finite. Another attempt with the same spec would, too."""
+
+    exit_code = ExitCode.DIVERGED
+    reason = "Diverged"

@@ -107,7 +107,7 @@ def test_termination_message_fits_in_4096_bytes(names: list[str], message: str) 
 
 
 def test_outcomes_of_exit_codes() -> None:
-    assert set(NON_RETRYABLE) == {2, 77}
+    assert set(NON_RETRYABLE) == {2, 77, 78}
     assert (outcome_of_exit_code(75).retryable, outcome_of_exit_code(75).consumes_retry) == (True, False)
     assert (outcome_of_exit_code(1).retryable, outcome_of_exit_code(1).consumes_retry) == (True, True)
     assert (outcome_of_exit_code(139).reason, outcome_of_exit_code(None).reason) == ("Crashed", "Crashed")

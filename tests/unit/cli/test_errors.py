@@ -86,6 +86,7 @@ def test_error_is_written_to_the_termination_log(changed: Any) -> None:
     [
         (errors.RunError("it did not go well"), ExitCode.FAILED, "error: it did not go well"),
         (errors.Interrupted("interrupted after step 3"), ExitCode.INTERRUPTED, "stopped: interrupted after step 3"),
+        (errors.TrainingDiverged("lower the rate"), ExitCode.DIVERGED, "error: lower the rate"),
         (errors.OutOfGPUMemory("use smaller batches"), ExitCode.OUT_OF_GPU_MEMORY, "error: use smaller batches"),
         (ZeroDivisionError("oops"), ExitCode.FAILED, "crashed: unexpected ZeroDivisionError: oops"),
     ],

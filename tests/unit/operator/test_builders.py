@@ -139,7 +139,7 @@ def test_pod_failure_policy_rules() -> None:
     spec = build_job(job, job.parsed, 1, Config())["spec"]
     disruption, permanent, crash = spec["podFailurePolicy"]["rules"]
     assert disruption["onPodConditions"][0]["type"] == "DisruptionTarget"
-    assert permanent["onExitCodes"]["values"] == [2, 77]
+    assert permanent["onExitCodes"]["values"] == [2, 77, 78]
     assert crash["onExitCodes"]["operator"] == "NotIn" and crash["onExitCodes"]["values"] == [0, 75, 137, 143]
     assert spec["backoffLimit"] == 0 and spec["completions"] == spec["parallelism"] == 1
 

@@ -14,7 +14,7 @@ from unit.operator.simulation import Simulation
 EVENTS = st.lists(
     st.one_of(
         st.tuples(st.just("run")),
-        st.tuples(st.just("exit"), st.sampled_from([0, 1, 2, 75, 76, 77, 137, 143])),
+        st.tuples(st.just("exit"), st.sampled_from([0, 1, 2, 75, 76, 77, 78, 137, 143])),
         st.tuples(st.just("oom")),
         st.tuples(st.just("disrupt")),
         st.tuples(st.just("run_job_controller")),

@@ -79,7 +79,7 @@ def test_conditions_of_a_running_job() -> None:
 
 @pytest.mark.parametrize(
     ("code", "oom", "reason"),
-    [(2, False, "InvalidJob"), (77, False, "OutOfGPUMemory"), (137, True, "OutOfMemory")],
+    [(2, False, "InvalidJob"), (77, False, "OutOfGPUMemory"), (78, False, "Diverged"), (137, True, "OutOfMemory")],
 )
 def test_permanent_failure_is_not_retried(code: int, oom: bool, reason: str) -> None:
     sim = started()

@@ -7,6 +7,7 @@ The index is kept in the cache folder of the Hugging Face libraries (`HF_HOME`; 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ INDEX_VERSION = 1
 
 CHUNK_BYTES, MAX_CHUNK_ROWS = 1 << 19, 4096
 """Size of the parts that workers process: less than a second of work, so that a stop request is noticed in time."""
+
+PROGRESS_SECONDS = 0.2
+"""Time between reports of progress."""
 
 OnProgress = Callable[[str, int, int], None]
 """Receives activity, rows done and rows in total. It may raise `Interrupted`."""
@@ -103,10 +107,12 @@ class IndexBuilder:
         activity = f"{verb} {data.origin.field_path.removesuffix('.source')}"
         chunks = _split(len(data), _chunk_rows(data))
         num_workers = min(self.num_workers, len(chunks)) if len(chunks) > 1 else 0
-        self.on_progress(activity, 0, len(data))
+        reported = time.monotonic()
         with closing(map_in_workers(function, chunks, num_workers)) as results:
             for rows, result in zip(chunks, results, strict=True):
-                self.on_progress(activity, rows.stop, len(data))
+                if time.monotonic() - reported > PROGRESS_SECONDS or rows.stop == len(data):
+                    self.on_progress(activity, rows.stop, len(data))
+                    reported = time.monotonic()
                 yield rows, result
 
     def _key(self, data: Dataset) -> str:

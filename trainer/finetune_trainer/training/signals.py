@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from finetune_trainer.errors import Interrupted
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -26,6 +28,15 @@ class StopFlag:
         if self.requested and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
+
+    def raise_if_requested(self) -> None:
+        """End the run if a stop was requested. For everything before the first step that takes over a second.
+
+        Raises:
+            Interrupted: a stop was requested.
+        """
+        if self.requested:
+            raise Interrupted("interrupted before the first step")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from finetune_trainer.planning.prepare import DatasetIndexes
 from finetune_trainer.tasks import Processors, Task
 from finetune_trainer.training.device import DeviceConfig, LossScale
 from finetune_trainer.training.evaluation import HistoryEntry
+from finetune_trainer.training.process_group import ProcessGroup, SingleProcess
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,9 @@ class TrainingContext:
         modules: the modules that are trainable at some step.
         optimizers: one per optimizer type.
         device_config: device and precision.
-        test: the test set, if there is one.
         indexes: size of each example of the datasets.
+        test: the test set, if there is one.
+        process_group: the processes that train together.
     """
 
     plan: RunPlan
@@ -62,8 +64,9 @@ class TrainingContext:
     modules: tuple[TrainableModule, ...]
     optimizers: list[Optimizer]
     device_config: DeviceConfig
+    indexes: DatasetIndexes
     test: Dataset | None = None
-    indexes: DatasetIndexes | None = None
+    process_group: ProcessGroup = field(default_factory=SingleProcess)
 
 
 @dataclass

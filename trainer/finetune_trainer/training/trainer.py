@@ -18,7 +18,7 @@ from torch import Tensor
 from finetune_api.evaluation import Interval
 from finetune_trainer.callbacks import Callback, EvaluationRecord, StepRecord, TestRecord
 from finetune_trainer.data import Batch, Dataset, TrainBatchSampler, evaluation_batches, load_batches
-from finetune_trainer.errors import Interrupted, UserError
+from finetune_trainer.errors import Interrupted, TrainingDiverged
 from finetune_trainer.training.checkpoint import Checkpoint, CheckpointManager, get_model_state_dict
 from finetune_trainer.training.evaluation import HistoryEntry, MetricTracker, is_due
 from finetune_trainer.training.freeze import set_train_mode, set_trainable
@@ -68,7 +68,7 @@ class Trainer:
 
         Raises:
             Interrupted: a stop was requested; a checkpoint was written.
-            UserError: too many consecutive steps were not finite.
+            TrainingDiverged: too many consecutive steps were not finite.
         """
         with closing(self._train_batches()) as micro_batches:
             while True:
@@ -152,7 +152,7 @@ class Trainer:
             self.callback.on_message(f"skipping step {state.step} for all modules: {reason}")
         self.callback.on_step_end(self._step_record(loss, trainable_norms, rates, is_finite))
         if state.consecutive_skipped_steps == MAX_CONSECUTIVE_SKIPPED_STEPS:
-            raise UserError(
+            raise TrainingDiverged(
                 f"the last {MAX_CONSECUTIVE_SKIPPED_STEPS} steps were not finite: "
                 f"{_describe_nonfinite(loss, trainable_norms)}; "
                 "lower the learning rates, set clipGradNorm, or set training.precision to FP32"

@@ -48,6 +48,9 @@ class Heartbeat(Callback):
     def on_step_end(self, record: StepRecord) -> None:
         self.beat()
 
+    def on_progress(self, activity: str, done: int, total: int) -> None:
+        self.beat()
+
     def on_prediction_step(self, done: int, total: int) -> None:
         self.beat()
 
