@@ -196,7 +196,10 @@ def test_gradients_do_not_depend_on_micro_batches(language: Path) -> None:
 def test_evaluation_averages_over_the_tokens_of_all_batches(language: Path) -> None:
     model, task = load_model(language).eval(), CausalLM(("text",))
     rows = tiny.texts(5)
-    batches = [task.make_batch(rows[:3], make_processors()), task.make_batch([*rows[3:], {"text": "no"}], make_processors())]
+    batches = [
+        task.make_batch(rows[:3], make_processors()),
+        task.make_batch([*rows[3:], {"text": "no"}], make_processors()),
+    ]
     loss, correct, count = 0.0, 0, 0
     with torch.no_grad():
         for batch in batches:

@@ -23,7 +23,8 @@ Batch = dict[str, torch.Tensor]
 """The tensors of one micro-batch, by name of the model's argument."""
 
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)

@@ -67,9 +67,11 @@ class Processors:
         names = [name for name in self.tokenizer.model_input_names if name in examples[0]]
         texts = {name: [example[name] for example in examples] for name in names}
         self.tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True  # does not apply: see encode
-        return dict(
-            self.tokenizer.pad(texts, padding=self.padding, max_length=self.max_length, return_tensors="pt")
-        )
+        return dict(self.tokenizer.pad(texts, padding=self.padding, max_length=self.max_length, return_tensors="pt"))
+
+    def tokenize(self, texts: Sequence[str]) -> Batch:
+        """Tokenize, truncate and pad texts: tensors of shape (texts, tokens)."""
+        return self.pad(self.encode_texts(texts))
 
     def index_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Number of tokens before truncation, and largest token id after it, of each text; -1 without tokens.

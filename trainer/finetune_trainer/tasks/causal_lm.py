@@ -75,7 +75,7 @@ class CausalLM(Task):
         check_tokenizer(processors.tokenizer, "messages" in self.text_roles)
 
     def index(self, data: Dataset, processors: Processors) -> ExampleIndex:
-        malformed = list(self._malformed_rows(data))
+        malformed = list(merge_problems(self._malformed_rows(data), self._blank_rows(data)))
         bad = {problem.index for problem in malformed}
         columns = zip(*map(data.values, self.text_roles), strict=True)
         samples = {row: dict(zip(self.text_roles, values, strict=True)) for row, values in enumerate(columns)}
@@ -142,14 +142,17 @@ class CausalLM(Task):
     def _malformed_rows(self, data: Dataset) -> Iterator[RowProblem]:
         if "messages" in self.text_roles:
             return data.missing_values("messages")
-        blank_allowed = {"text": False, "prompt": True, "completion": False}
-        return merge_problems(
-            *(data.invalid_texts(role, allow_blank=blank_allowed[role]) for role in self.text_roles)
-        )
+        return merge_problems(*(data.invalid_texts(role, allow_blank=True) for role in self.text_roles))
 
-    def _tokenize(
-        self, samples: Sequence[Sample], tokenizer: Any
-    ) -> list[MaskedTokens | UntrainableRowError]:
+    def _blank_rows(self, data: Dataset) -> Iterator[RowProblem]:
+        """Rows from which only the end-of-text token, or white space, would be learned."""
+        role = self.text_roles[-1]
+        if role != "messages":
+            for row, text in enumerate(data.values(role)):
+                if isinstance(text, str) and not text.strip():
+                    yield RowProblem(row, role, f"no tokens to train on: the {role} is empty")
+
+    def _tokenize(self, samples: Sequence[Sample], tokenizer: Any) -> list[MaskedTokens | UntrainableRowError]:
         """The tokens of each sample before truncation, or why it has none."""
         if self.text_roles == ("text",):
             return [*tokenize_plain([sample["text"] for sample in samples], tokenizer)]
@@ -203,4 +206,4 @@ def _check_trainable(tokens: MaskedTokens | UntrainableRowError, max_tokens: int
             f"no tokens to train on: the text before them fills all {max_tokens} tokens of data.maxLength; the whole "
             f"row needs data.maxLength {len(tokens)}"
         )
-    return "no tokens to train on: the text is empty"
+    return "no tokens to train on"

@@ -7,11 +7,12 @@ which rows are bad, how many are truncated, which are the longest, and which tok
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from uuid import uuid4
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -43,14 +44,20 @@ class ExampleIndex:
     @classmethod
     def concatenate(cls, parts: Sequence[ExampleIndex]) -> ExampleIndex:
         """The index of consecutive parts of a dataset."""
+        if not parts:
+            return cls.without_text(0)
         starts = np.cumsum([0, *(len(part) for part in parts)])
         problems = (
             replace(problem, index=problem.index + int(start))
             for start, part in zip(starts, parts, strict=False)
             for problem in part.problems
         )
-        arrays = zip(*((part.lengths, part.num_items, part.max_token_ids) for part in parts), strict=True)
-        return cls(*map(np.concatenate, arrays), tuple(problems))
+        return cls(
+            np.concatenate([part.lengths for part in parts]),
+            np.concatenate([part.num_items for part in parts]),
+            np.concatenate([part.max_token_ids for part in parts]),
+            tuple(problems),
+        )
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -62,8 +69,10 @@ class ExampleIndex:
 
     def drop_bad_rows(self) -> ExampleIndex:
         """The index of the dataset without its bad rows."""
-        arrays = (self.lengths, self.num_items, self.max_token_ids)
-        return ExampleIndex(*(np.delete(array, self.bad_rows) for array in arrays))
+        bad = self.bad_rows
+        return ExampleIndex(
+            np.delete(self.lengths, bad), np.delete(self.num_items, bad), np.delete(self.max_token_ids, bad)
+        )
 
     def count_truncated(self, max_length: int) -> int:
         """Number of texts with more than `max_length` tokens."""
@@ -71,7 +80,8 @@ class ExampleIndex:
 
     def longest(self, count: int) -> list[int]:
         """The rows with the most tokens, longest first; rows of equal length in their order."""
-        return np.argsort(-self.lengths, kind="stable")[:count].tolist()
+        rows: list[int] = np.argsort(-self.lengths, kind="stable")[:count].tolist()
+        return rows
 
 
 def save_index(index: ExampleIndex, file: Path) -> None:
@@ -84,7 +94,13 @@ def save_index(index: ExampleIndex, file: Path) -> None:
     temporary = file.with_name(f"{file.name}.{uuid4().hex}.npz")
     problems = json.dumps([asdict(problem) for problem in index.problems])
     try:
-        np.savez(temporary, problems=np.array(problems), **_arrays(index))
+        np.savez(
+            temporary,
+            lengths=index.lengths,
+            num_items=index.num_items,
+            max_token_ids=index.max_token_ids,
+            problems=np.array(problems),
+        )
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
@@ -96,9 +112,5 @@ def load_index(file: Path) -> ExampleIndex | None:
         with np.load(file, allow_pickle=False) as arrays:
             problems = tuple(RowProblem(**problem) for problem in json.loads(str(arrays["problems"])))
             return ExampleIndex(arrays["lengths"], arrays["num_items"], arrays["max_token_ids"], problems)
-    except Exception:  # numpy and zipfile raise many types for a damaged file; it is only a cache
+    except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile):  # it is only a cache
         return None
-
-
-def _arrays(index: ExampleIndex) -> Mapping[str, np.ndarray]:
-    return {"lengths": index.lengths, "num_items": index.num_items, "max_token_ids": index.max_token_ids}

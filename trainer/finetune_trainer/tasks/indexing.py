@@ -1,16 +1,17 @@
 """Builds the index of a dataset: in parallel, with progress, and only once for the same content.
 
 The index is kept in the cache folder of the Hugging Face libraries (`HF_HOME`; in a cluster that is
-`runtime.cacheClaim`), so that retries and all trials of a sweep share it. Its key is a hash of everything it depends on.
+`runtime.cacheClaim`), so that retries and all trials of a sweep share it. Its key is a hash of everything that it
+depends on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TypeVar
 
@@ -72,34 +73,43 @@ class IndexBuilder:
         index = load_index(file)
         if index is None or len(index) != len(data):
             index = self._index(data)
-            with suppress(OSError):  # a cache that is full or read-only
-                save_index(index, file)
-        elif self.fail_fast:
-            _raise_first(data, index.problems)
-        image_problems = self._check_images(data) if self.task.uses_images else []
-        problems = merge_problems(iter(index.problems), iter(image_problems))
-        return ExampleIndex(index.lengths, index.num_items, index.max_token_ids, tuple(problems))
+            if len(index) == len(data):
+                with suppress(OSError):  # a cache that is full or read-only
+                    save_index(index, file)
+        image_problems = self._check_images(self._rows_to_check(data, index)) if self.task.uses_images else []
+        problems = tuple(merge_problems(iter(index.problems), iter(image_problems)))
+        if self.fail_fast and problems:
+            raise UserError(data.describe(problems[0]))
+        return replace(index, problems=problems)
 
     def _index(self, data: Dataset) -> ExampleIndex:
+        """The index of all rows; with `fail_fast`, of the rows up to the first bad one or a few more."""
+
         def index_rows(rows: range) -> ExampleIndex:
             return self.task.index(data.slice(rows.start, rows.stop), self.processors)
 
         parts: list[ExampleIndex] = []
-        for rows, part in self._map(index_rows, data, "scanning"):
-            parts.append(part)
-            if self.fail_fast:
-                _raise_first(data.slice(rows.start, rows.stop), part.problems)
+        with closing(self._map(index_rows, data, "scanning")) as results:
+            for _, part in results:
+                parts.append(part)
+                if self.fail_fast and part.problems:
+                    break
         return ExampleIndex.concatenate(parts)
+
+    def _rows_to_check(self, data: Dataset, index: ExampleIndex) -> Dataset:
+        """The rows whose images matter: with `fail_fast`, those before the first row that is bad in other ways."""
+        return data.slice(0, index.problems[0].index) if self.fail_fast and index.problems else data
 
     def _check_images(self, data: Dataset) -> list[RowProblem]:
         def check_rows(rows: range) -> list[RowProblem]:
             return list(data.slice(rows.start, rows.stop).invalid_images())
 
         problems: list[RowProblem] = []
-        for rows, found in self._map(check_rows, data, "checking the images of"):
-            if self.fail_fast:
-                _raise_first(data.slice(rows.start, rows.stop), found)
-            problems += [RowProblem(rows.start + it.index, it.role, it.text) for it in found]
+        with closing(self._map(check_rows, data, "checking the images of")) as results:
+            for rows, found in results:
+                problems += [replace(problem, index=rows.start + problem.index) for problem in found]
+                if self.fail_fast and problems:
+                    break
         return problems
 
     def _map(self, function: Callable[[range], T], data: Dataset, verb: str) -> Generator[tuple[range, T]]:
@@ -119,11 +129,6 @@ class IndexBuilder:
         versions = [f"{name} {version(name)}" for name in ("transformers", "tokenizers", "finetune-operator")]
         parts = (INDEX_VERSION, *versions, data.fingerprint, self.processors.fingerprint, repr(self.task))
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
-
-
-def _raise_first(data: Dataset, problems: Sequence[RowProblem]) -> None:
-    for problem in problems:
-        raise UserError(data.describe(problem))
 
 
 def _chunk_rows(data: Dataset) -> int:

@@ -97,9 +97,7 @@ def tokenize(texts: Sequence[MaskedText], tokenizer: Any) -> list[MaskedTokens]:
     if not texts:
         return []
     is_rendered = texts[0].is_rendered
-    encodings = encode_batch(
-        tokenizer, [text.text for text in texts], add_special_tokens=not is_rendered, offsets=True
-    )
+    encodings = encode_batch(tokenizer, [text.text for text in texts], add_special_tokens=not is_rendered, offsets=True)
     tokens = [_mask_tokens(encoding, text) for encoding, text in zip(encodings, texts, strict=True)]
     return tokens if is_rendered else [_append_eos(it, tokenizer.eos_token_id) for it in tokens]
 

@@ -12,8 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from transformers import PreTrainedTokenizerFast
-
 
 @contextmanager
 def unchanged(tokenizer: Any) -> Iterator[None]:
@@ -80,6 +78,8 @@ def _backend_json(tokenizer: Any) -> str:
 
 def _uses_backend(tokenizer: Any) -> bool:
     """Whether the ids of a text are those of the Rust tokenizer: some classes change them."""
+    from transformers import PreTrainedTokenizerFast  # imported here: a plan needs no tokenizer
+
     return tokenizer.is_fast and type(tokenizer)._encode_plus is PreTrainedTokenizerFast._encode_plus
 
 
