@@ -231,7 +231,7 @@ def watch_job(demo: Demo) -> dict[str, Any]:
             if time.monotonic() > deadline:
                 raise HarnessError(f"the job did not end within {JOB_TIMEOUT_S // 60} minutes", inspect_command(demo))
             time.sleep(2)
-    console.print(summary(status))
+    console.print(summary(status), markup=False, soft_wrap=True)
     return status
 
 

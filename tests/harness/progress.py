@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.status import Status
+from rich.text import Text
 
 LINE_INTERVAL_S = 15.0
 console = Console(stderr=True, highlight=False)
@@ -35,7 +36,7 @@ class Task:
         now = time.monotonic()
         line = f"{self._title}: {format_duration(now - self._started)}, {detail}"
         if self._status is not None:
-            self._status.update(line)
+            self._status.update(Text(line))
         elif now - self._last_printed >= LINE_INTERVAL_S:
             self._last_printed = now
             print_line(line)
@@ -49,7 +50,7 @@ class Task:
 def task(title: str) -> Iterator[Task]:
     """Show `title` while the `with` block runs, and its duration if it succeeds."""
     if console.is_terminal:
-        with console.status(title) as status:
+        with console.status(Text(title)) as status:
             work = Task(title, status)
             yield work
     else:

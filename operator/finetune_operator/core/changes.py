@@ -48,6 +48,19 @@ class StatusChanges(TypedDict, total=False):
     attempts: list[AttemptStatus]
 
 
+class ConditionChanges(TypedDict, total=False):
+    """Fields of a Condition to set; a field that is left out keeps its value."""
+
+    observed_generation: int
+
+
+class ProgressChanges(TypedDict, total=False):
+    """Fields of a Progress to set; a field that is left out keeps its value."""
+
+    percentage: float
+    summary: str | None
+
+
 class AttemptChanges(TypedDict, total=False):
     """Fields of an AttemptStatus to set; None clears a field, a field that is left out keeps its value."""
 
@@ -63,6 +76,16 @@ class AttemptChanges(TypedDict, total=False):
 def update_status(status: JobStatus, **changes: Unpack[StatusChanges]) -> JobStatus:
     """A copy of the status with these fields changed."""
     return _updated(status, changes)
+
+
+def update_condition(condition: Condition, **changes: Unpack[ConditionChanges]) -> Condition:
+    """A copy of the condition with these fields changed."""
+    return _updated(condition, changes)
+
+
+def update_progress(progress: Progress, **changes: Unpack[ProgressChanges]) -> Progress:
+    """A copy of the progress with these fields changed."""
+    return _updated(progress, changes)
 
 
 def update_attempt(attempt: AttemptStatus, **changes: Unpack[AttemptChanges]) -> AttemptStatus:

@@ -13,7 +13,7 @@ from typing import Any, Literal, Unpack
 from finetune_api.names import State
 from finetune_api.status import AttemptStatus, Condition, JobStatus, Progress, Report
 from finetune_operator.core.actions import Event
-from finetune_operator.core.changes import StatusChanges, update_status
+from finetune_operator.core.changes import StatusChanges, update_condition, update_progress, update_status
 from finetune_operator.core.observed import ObservedJob
 from finetune_operator.core.progress import MAX_ROWS, ProgressSnapshot
 
@@ -80,17 +80,7 @@ def _condition(
 
 def with_observed_generation(status: JobStatus, generation: int) -> JobStatus:
     """The same status, observed for another generation of the job."""
-    conditions = [
-        Condition(
-            type=it.type,
-            status=it.status,
-            reason=it.reason,
-            message=it.message,
-            last_transition_time=it.last_transition_time,
-            observed_generation=generation,
-        )
-        for it in status.conditions
-    ]
+    conditions = [update_condition(it, observed_generation=generation) for it in status.conditions]
     return update_status(status, observed_generation=generation, conditions=conditions)
 
 
@@ -117,14 +107,10 @@ def status_fields(source: Report | ProgressSnapshot | None) -> StatusChanges:
 
 
 def _with_summary(progress: Progress) -> Progress:
-    return Progress.at_step(
-        progress.step,
-        progress.planned_steps,
-        epoch=progress.epoch,
-        samples_per_second=progress.samples_per_second,
-        estimated_completion_time=progress.estimated_completion_time,
-        observed_time=progress.observed_time,
+    computed = Progress.at_step(
+        progress.step, progress.planned_steps, epoch=progress.epoch, observed_time=progress.observed_time
     )
+    return update_progress(progress, percentage=computed.percentage, summary=computed.summary)
 
 
 def with_attempt(status: JobStatus, attempt: AttemptStatus) -> list[AttemptStatus]:

@@ -10,16 +10,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from finetune_api.status import AttemptStatus, JobStatus, Metric, Progress
+from finetune_api.status import AttemptStatus, Condition, JobStatus, Metric, Progress, Report
 from finetune_operator.core import termination
-from finetune_operator.core.changes import AttemptChanges, StatusChanges, update_attempt, update_status
+from finetune_operator.core.changes import (
+    AttemptChanges,
+    ConditionChanges,
+    ProgressChanges,
+    StatusChanges,
+    update_attempt,
+    update_status,
+)
 from finetune_operator.core.status import (
     ConditionUpdate,
     build_status,
     is_progress_only,
     merge_patch,
+    status_fields,
     transition_events,
     with_attempt,
+    with_observed_generation,
 )
 from unit.operator.simulation import START, make_job
 
@@ -80,6 +89,21 @@ def test_failure_emits_one_warning_event() -> None:
     assert not transition_events(failed, failed)
 
 
+def test_with_observed_generation_changes_nothing_else() -> None:
+    status = build_status(make_job(), ConditionUpdate("Running", "step 1"), START, attempt=1)
+    expected = status.manifest()
+    for observed in (expected, *expected["conditions"]):
+        observed["observedGeneration"] = 7
+    assert with_observed_generation(status, 7).manifest() == expected
+
+
+def test_status_fields_adds_percentage_and_summary_to_progress_without_a_summary() -> None:
+    reported = Progress(step=5, planned_steps=20, epoch=0.5, samples_per_second=3.0, observed_time=START)
+    fields = status_fields(Report(reason="Interrupted", message="", progress=reported))
+    expected = reported.manifest() | {"percentage": 25.0, "summary": "5/20 (25%)"}
+    assert fields["progress"].manifest() == expected
+
+
 def test_only_the_last_ten_attempts_are_kept() -> None:
     status = JobStatus()
     for number in range(1, 14):
@@ -91,6 +115,8 @@ def test_only_the_last_ten_attempts_are_kept() -> None:
 def test_typed_changes_have_the_fields_of_the_models() -> None:
     assert StatusChanges.__annotations__.keys() == JobStatus.model_fields.keys()
     assert AttemptChanges.__annotations__.keys() == AttemptStatus.model_fields.keys() - {"number", "job"}
+    assert ConditionChanges.__annotations__.keys() <= Condition.model_fields.keys()
+    assert ProgressChanges.__annotations__.keys() <= Progress.model_fields.keys()
 
 
 @pytest.mark.parametrize(

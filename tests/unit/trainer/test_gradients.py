@@ -8,8 +8,8 @@ from torch import nn
 
 from finetune_api.modules import Module
 from finetune_trainer.plan import ModulePlan, Window
+from finetune_trainer.training.assembly import TrainableModule
 from finetune_trainer.training.gradients import add_regularization, clip_grads, get_grad_norms, unscale_grads
-from finetune_trainer.training.state import TrainableModule
 
 CPU = torch.device("cpu")
 OPTIMIZER = {"type": "SGD", "learningRate": 0.1}

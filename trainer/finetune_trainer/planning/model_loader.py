@@ -8,7 +8,7 @@ longer than planning.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from finetune_api.sources import locate
 from finetune_trainer import hub
 from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.errors import RunError, UserError
+from finetune_trainer.formatting import join_some
 from finetune_trainer.planning.parameters import ParameterInfo
 
 if TYPE_CHECKING:
@@ -174,6 +175,11 @@ def load_model(
         "the classes of the model are not those of the data": replaced,
     }
     return model, {reason: names for reason, names in reasons.items() if names}
+
+
+def describe_new_weights(by_reason: Mapping[str, Sequence[str]]) -> list[str]:
+    """Messages about newly initialized weights, from their names by the reason for it."""
+    return [f"newly initialized, because {reason}: {join_some(names)}" for reason, names in by_reason.items()]
 
 
 def configure_model(model: PreTrainedModel, task: Task, processors: Processors, activation_checkpointing: bool) -> None:

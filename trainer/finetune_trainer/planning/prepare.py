@@ -16,6 +16,7 @@ from finetune_trainer.data import BadRowPolicy, Dataset
 from finetune_trainer.errors import UserError
 from finetune_trainer.plan import RunPlan
 from finetune_trainer.planning import model_loader
+from finetune_trainer.planning.parameters import ParameterInfo
 from finetune_trainer.planning.run_plan import plan_run
 from finetune_trainer.tasks import Processors, Task, get_task, infer_task
 from finetune_trainer.tasks.index import ExampleIndex
@@ -44,6 +45,7 @@ class PreparedRun:
         config: the model's config, changed where the data requires it.
         train, validation, test: the datasets.
         plan: steps, modules and schedules.
+        parameters: the model's parameters.
         notes: what happened to the data, for the user.
         indexes: the indexes of the datasets, if building the plan required them.
     """
@@ -55,6 +57,7 @@ class PreparedRun:
     validation: Dataset | None
     test: Dataset | None
     plan: RunPlan
+    parameters: tuple[ParameterInfo, ...]
     notes: tuple[str, ...] = ()
     indexes: DatasetIndexes | None = None
 
@@ -85,9 +88,10 @@ def prepare(job: FineTuneJob, claim_paths: ClaimPaths, on_progress: OnProgress =
         validation, validation_index = _drop_bad_rows(validation, builder, bad_rows) if validation else (None, None)
         test, test_index = _drop_bad_rows(test, builder, bad_rows) if test else (None, None)
         indexes = DatasetIndexes(train_index, validation_index, test_index)
-    parameters = model_loader.list_parameters(model_loader.build_meta_model(task.auto_class, config))
+    parameters = tuple(model_loader.list_parameters(model_loader.build_meta_model(task.auto_class, config)))
     plan = plan_run(job, parameters, len(train), len(validation) if validation else 0)
-    return PreparedRun(task, pretrained, config, train, validation, test, plan, tuple(bad_rows.notes()), indexes)
+    notes = tuple(bad_rows.notes())
+    return PreparedRun(task, pretrained, config, train, validation, test, plan, parameters, notes, indexes)
 
 
 def index_datasets(prepared: PreparedRun, processors: Processors, on_progress: OnProgress) -> DatasetIndexes:

@@ -127,7 +127,8 @@ class IndexBuilder:
 
     def _key(self, data: Dataset) -> str:
         versions = [f"{name} {version(name)}" for name in ("transformers", "tokenizers", "finetune-operator")]
-        parts = (INDEX_VERSION, *versions, data.fingerprint, self.processors.fingerprint, repr(self.task))
+        content = (data.fingerprint, sorted(data.decoders), self.processors.fingerprint, repr(self.task))
+        parts = (INDEX_VERSION, *versions, *content)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 

@@ -82,7 +82,7 @@ def export_model(
     staging = checkpoints.folder / STAGING_FOLDER
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
-    context.model.save_pretrained(staging)
+    context.model.base.save_pretrained(staging)
     heartbeat.beat()
     context.processors.save_pretrained(staging)
     shutil.copyfile(checkpoints.folder / METRICS_FILE, staging / METRICS_FILE)

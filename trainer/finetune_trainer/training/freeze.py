@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 from torch.optim import Optimizer
 
+from finetune_trainer.training.assembly import TrainableModule
 from finetune_trainer.training.optimizers import clear_state
-from finetune_trainer.training.state import TrainableModule
 
 
 def set_trainable(

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from finetune_trainer.training.assembly import TrainableModule
 from finetune_trainer.training.optimizers import has_weight_decay
-from finetune_trainer.training.state import TrainableModule
 
 
 def unscale_grads(modules: Sequence[TrainableModule], scale: float) -> None:

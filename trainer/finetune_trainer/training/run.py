@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,18 +23,16 @@ from finetune_trainer.tasks import Processors
 from finetune_trainer.tasks.index import ExampleIndex
 from finetune_trainer.tasks.indexing import OnProgress
 from finetune_trainer.training import export
+from finetune_trainer.training.assembly import assemble
 from finetune_trainer.training.checkpoint import Checkpoint, CheckpointManager, diff_specs, set_model_state_dict
 from finetune_trainer.training.device import LossScale, explain_out_of_memory, select_device, set_determinism
 from finetune_trainer.training.evaluation import MetricTracker
 from finetune_trainer.training.optimizers import build_optimizers, set_optimizer_state_dict
 from finetune_trainer.training.rng import set_rng_state, set_seed
 from finetune_trainer.training.signals import StopFlag, stop_on_signals
-from finetune_trainer.training.state import TrainableModule, TrainingContext, TrainState
+from finetune_trainer.training.state import TrainingContext, TrainState
 from finetune_trainer.training.trainer import Trainer
 from finetune_trainer.training.watchdog import Heartbeat, watchdog
-
-MAX_SHOWN_WEIGHTS = 4
-"""Newly initialized weights that are named in the log."""
 
 
 @dataclass(frozen=True)
@@ -148,14 +146,9 @@ def _build_context(prepared: PreparedRun, callback: Callback, on_progress: OnPro
     processors = model_loader.load_processors(prepared.pretrained, task, prepared.config, spec.data.max_length)
     indexes = index_datasets(prepared, processors, on_progress)
     callback.on_message(f"loading {prepared.pretrained.source}")
-    model, new_weights = model_loader.load_model(prepared.pretrained, task, prepared.config)
-    model_loader.configure_model(model, task, processors, spec.training.activation_checkpointing)
-    for message in (*_data_messages(prepared, processors, indexes.train), *_new_weight_messages(new_weights)):
+    model, model_messages = assemble(prepared, processors, device_config)
+    for message in (*_data_messages(prepared, processors, indexes.train), *model_messages):
         callback.on_message(message)
-    model.requires_grad_(False)
-    model.to(device_config.device)  # type: ignore[arg-type]
-    parameters = dict(model.named_parameters())
-    plans = [module for module in prepared.plan.modules if module.window.length]
     return TrainingContext(
         plan=prepared.plan,
         task=task,
@@ -163,8 +156,7 @@ def _build_context(prepared: PreparedRun, callback: Callback, on_progress: OnPro
         processors=processors,
         train=prepared.train,
         validation=prepared.validation,
-        modules=tuple(TrainableModule(plan, [parameters[name] for name in plan.parameters]) for plan in plans),
-        optimizers=build_optimizers(plans, parameters),
+        optimizers=build_optimizers([module.plan for module in model.modules], model.parameters),
         device_config=device_config,
         test=prepared.test,
         indexes=indexes,
@@ -182,12 +174,6 @@ def _data_messages(prepared: PreparedRun, processors: Processors, index: Example
         yield f"truncating {texts} to {processors.max_length:,} tokens (data.maxLength)"
 
 
-def _new_weight_messages(by_reason: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    for reason, names in by_reason.items():
-        more = f" and {len(names) - MAX_SHOWN_WEIGHTS} more" if len(names) > MAX_SHOWN_WEIGHTS else ""
-        yield f"newly initialized, because {reason}: {', '.join(names[:MAX_SHOWN_WEIGHTS])}{more}"
-
-
 def _restore(run: _RunContext, context: TrainingContext) -> TrainState:
     """Acquire the checkpoint folder, and restore the latest checkpoint, if there is one."""
     run.checkpoints.acquire()
@@ -199,8 +185,8 @@ def _restore(run: _RunContext, context: TrainingContext) -> TrainState:
         return state
     _check_same_data(checkpoint, context)
     run.callback.on_message(_describe_resume(checkpoint, context))
-    set_model_state_dict(context.model, checkpoint.weights)
-    set_optimizer_state_dict(context.optimizers, context.model, checkpoint.optimizer)
+    set_model_state_dict(context.model.base, checkpoint.weights)
+    set_optimizer_state_dict(context.optimizers, context.model.base, checkpoint.optimizer)
     set_rng_state(dict(checkpoint.rng_state))
     state.loss_scale.scale, state.loss_scale.good_steps = checkpoint.loss_scale
     return replace(
@@ -281,7 +267,7 @@ def _select_weights(run: _RunContext, context: TrainingContext, state: TrainStat
     if best is None:
         return f"step {state.step}, the last"
     if best.step != state.step:
-        set_model_state_dict(context.model, run.checkpoints.load_weights(best.step))
+        set_model_state_dict(context.model.base, run.checkpoints.load_weights(best.step))
     metric = metric_tracker.metric
     return f"step {best.step}, the best by {metric} ({best.metrics[metric]:.4g})"
 

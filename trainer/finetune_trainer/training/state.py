@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import PreTrainedModel
 
 from finetune_trainer.data import Dataset
-from finetune_trainer.plan import ModulePlan, RunPlan
+from finetune_trainer.plan import RunPlan
 from finetune_trainer.planning.prepare import DatasetIndexes
 from finetune_trainer.tasks import Processors, Task
+from finetune_trainer.training.assembly import AssembledModel
 from finetune_trainer.training.device import DeviceConfig, LossScale
 from finetune_trainer.training.evaluation import HistoryEntry
 from finetune_trainer.training.process_group import ProcessGroup, SingleProcess
-
-
-@dataclass(frozen=True)
-class TrainableModule:
-    """A module that is trainable at some step.
-
-    Args:
-        plan: the module's plan.
-        parameters: all of its parameters, in the plan's order.
-    """
-
-    plan: ModulePlan
-    parameters: Sequence[nn.Parameter]
-
-    @property
-    def grads(self) -> list[Tensor]:
-        """The gradients of the parameters that have one."""
-        return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
 
 
 @dataclass(frozen=True)
@@ -43,11 +23,10 @@ class TrainingContext:
     Args:
         plan: the plan of the run.
         task: the task.
-        model: the model, on the device.
+        model: the model, on the device, and its modules.
         processors: tokenizer and image processor.
         train: the training set.
         validation: the validation set, if there is one.
-        modules: the modules that are trainable at some step.
         optimizers: one per optimizer type.
         device_config: device and precision.
         indexes: size of each example of the datasets.
@@ -57,11 +36,10 @@ class TrainingContext:
 
     plan: RunPlan
     task: Task
-    model: PreTrainedModel
+    model: AssembledModel
     processors: Processors
     train: Dataset
     validation: Dataset | None
-    modules: tuple[TrainableModule, ...]
     optimizers: list[Optimizer]
     device_config: DeviceConfig
     indexes: DatasetIndexes

@@ -19,6 +19,7 @@ from finetune_api.evaluation import Interval
 from finetune_trainer.callbacks import Callback, EvaluationRecord, StepRecord, TestRecord
 from finetune_trainer.data import Batch, Dataset, TrainBatchSampler, evaluation_batches, load_batches
 from finetune_trainer.errors import Interrupted, TrainingDiverged
+from finetune_trainer.training.assembly import TrainableModule
 from finetune_trainer.training.checkpoint import Checkpoint, CheckpointManager, get_model_state_dict
 from finetune_trainer.training.evaluation import HistoryEntry, MetricTracker, is_due
 from finetune_trainer.training.freeze import set_train_mode, set_trainable
@@ -26,7 +27,7 @@ from finetune_trainer.training.gradients import add_regularization, clip_grads, 
 from finetune_trainer.training.optimizers import get_optimizer_state_dict, set_learning_rates
 from finetune_trainer.training.rng import get_rng_state
 from finetune_trainer.training.signals import StopFlag
-from finetune_trainer.training.state import TrainableModule, TrainingContext, TrainState
+from finetune_trainer.training.state import TrainingContext, TrainState
 from finetune_trainer.training.timer import StepTimer
 
 MAX_CONSECUTIVE_SKIPPED_STEPS = 50
@@ -121,17 +122,17 @@ class Trainer:
         total = torch.zeros((), device=context.device_config.device)
         for batch in micro_batches:
             with context.device_config.autocast():
-                loss = context.task.loss(context.model, context.device_config.move(batch)) / num_items
+                loss = context.task.loss(context.model.forward, context.device_config.move(batch)) / num_items
             torch.autograd.backward(loss * self.state.loss_scale.scale)
             total += loss.detach()
         return total
 
     def _freeze_and_unfreeze(self, step: int) -> None:
-        trainable = tuple(module for module in self.context.modules if step in module.plan.window)
+        trainable = tuple(module for module in self.context.model.modules if step in module.plan.window)
         if trainable != self.trainable:
-            set_trainable(self.context.modules, trainable, self.context.optimizers)
+            set_trainable(self.context.model.modules, trainable, self.context.optimizers)
             self.trainable = trainable
-            set_train_mode(self.context.model)
+            set_train_mode(self.context.model.forward)
 
     def _zero_grad(self) -> None:
         for module in self.trainable:
@@ -235,10 +236,10 @@ class Trainer:
 
     def _compute_metrics(self, dataset: Dataset) -> dict[str, float]:
         context = self.context
-        context.model.eval()  # type: ignore[no-untyped-call]
+        context.model.forward.eval()
         with torch.no_grad(), context.device_config.autocast():
-            metrics = context.task.evaluate(context.model, self._evaluation_batches(dataset))
-        set_train_mode(context.model)
+            metrics = context.task.evaluate(context.model.forward, self._evaluation_batches(dataset))
+        set_train_mode(context.model.forward)
         return metrics
 
     def _evaluation_batches(self, dataset: Dataset) -> Iterator[Batch]:
@@ -304,8 +305,8 @@ class Trainer:
             rng_state=get_rng_state(),
             spec=self.spec.manifest(),
             attempt=self.checkpoints.attempt,
-            weights=get_model_state_dict(context.model),
-            optimizer=get_optimizer_state_dict(context.optimizers, context.model),
+            weights=get_model_state_dict(context.model.base),
+            optimizer=get_optimizer_state_dict(context.optimizers, context.model.base),
         )
 
 

@@ -1,0 +1,118 @@
+"""Assembles the model of a run from its plan: load, verify, adapt, wrap, compile.
+
+The order matters. Names and shapes are verified before anything changes them; adapters are added to the base model,
+whose names the manifest uses; wrappers for several processes need all parameters; compilation comes last, because it
+needs the final forward pass. The base model keeps its own names at each stage, so checkpoints, patterns and the saved
+model do not depend on how the loop calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from finetune_api.defaults import EffectiveSpec
+from finetune_trainer.errors import UserError
+from finetune_trainer.formatting import join_some
+from finetune_trainer.plan import ModulePlan
+from finetune_trainer.planning import model_loader
+from finetune_trainer.planning.parameters import ParameterInfo
+from finetune_trainer.training.device import DeviceConfig
+
+if TYPE_CHECKING:
+    from finetune_trainer.planning.prepare import PreparedRun
+    from finetune_trainer.tasks import Processors
+
+
+@dataclass(frozen=True)
+class TrainableModule:
+    """A module that is trainable at some step.
+
+    Args:
+        plan: the module's plan.
+        parameters: all of its parameters, in the plan's order.
+    """
+
+    plan: ModulePlan
+    parameters: Sequence[nn.Parameter]
+
+    @property
+    def grads(self) -> list[Tensor]:
+        """The gradients of the parameters that have one."""
+        return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+
+
+@dataclass(frozen=True)
+class AssembledModel:
+    """The model of a run, on its device.
+
+    Args:
+        base: the transformers model; it has the names of the manifest, and is saved.
+        forward: what the training loop and the evaluation call; it shares all parameters with `base`.
+        modules: the modules that are trainable at some step.
+    """
+
+    base: PreTrainedModel
+    forward: nn.Module
+    modules: tuple[TrainableModule, ...]
+
+    @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """The parameters by name; a tied one by its first name."""
+        return dict(self.base.named_parameters())
+
+
+def assemble(
+    prepared: PreparedRun, processors: Processors, device_config: DeviceConfig
+) -> tuple[AssembledModel, list[str]]:
+    """Load the model, and make it ready for training.
+
+    Returns:
+        The model, with all parameters frozen, and messages about what was newly initialized.
+
+    Raises:
+        UserError, RunError: the weights cannot be loaded, or do not fit the config or the plan.
+    """
+    spec, task = prepared.plan.job.spec, prepared.task
+    base, new_weights = model_loader.load_model(prepared.pretrained, task, prepared.config)
+    verify(base, prepared.parameters, prepared.pretrained.source)
+    model_loader.configure_model(base, task, processors, spec.training.activation_checkpointing)
+    base.requires_grad_(False)
+    base = adapt(base, spec)
+    base.to(device_config.device)  # type: ignore[arg-type]
+    forward = compile_model(wrap(base, device_config), spec)
+    parameters = dict(base.named_parameters())
+    plans = [module for module in prepared.plan.modules if module.window.length]
+    modules = tuple(TrainableModule(plan, [parameters[name] for name in plan.parameters]) for plan in plans)
+    return AssembledModel(base, forward, modules), model_loader.describe_new_weights(new_weights)
+
+
+def verify(model: nn.Module, planned: Sequence[ParameterInfo], source: str) -> None:
+    """Check that the parameters of a loaded model (names, ties and shapes) are those of the plan.
+
+    Raises:
+        UserError: they differ.
+    """
+    loaded = set(model_loader.list_parameters(model))
+    if different := sorted(loaded.symmetric_difference(planned), key=lambda info: info.names):
+        names = join_some(list(dict.fromkeys(" = ".join(info.names) for info in different)))
+        raise UserError(f"model.source: {source}: the loaded parameters are not those of the plan: {names}")
+
+
+def adapt(model: PreTrainedModel, spec: EffectiveSpec) -> PreTrainedModel:
+    """Add the adapters of the modules. Adapters are not supported yet, and the API rejects them."""
+    return model
+
+
+def wrap(model: PreTrainedModel, device_config: DeviceConfig) -> nn.Module:
+    """Wrap the model for several processes. One process needs no wrapper."""
+    return model
+
+
+def compile_model(model: nn.Module, spec: EffectiveSpec) -> nn.Module:
+    """Compile the forward pass. `training.compile` is not supported yet, and the API rejects it."""
+    return model
