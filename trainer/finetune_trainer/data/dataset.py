@@ -177,7 +177,9 @@ class Dataset:
         return self._decode(role, self.columns[role][int(self.rows[index])].as_py())
 
     def _decode(self, role: str, value: Any) -> Any:
-        return self.decoders[role](value) if role in self.decoders and value is not None else value
+        if value is None or role not in self.decoders:
+            return drop_null_keys(value)
+        return self.decoders[role](value)
 
     def _check_image(self, value: Any, index: int) -> str | None:
         try:
@@ -203,6 +205,13 @@ class Dataset:
 def merge_problems(*problems: Iterator[RowProblem]) -> Iterator[RowProblem]:
     """Merge iterators of problems, each in row order, into one in row order."""
     return heapq.merge(*problems, key=attrgetter("index"))
+
+
+def drop_null_keys(value: Any) -> Any:
+    """A value without null keys, at any depth: an Arrow struct has the keys of all rows, null where a row has none."""
+    if isinstance(value, dict):
+        return {key: drop_null_keys(inner) for key, inner in value.items() if inner is not None}
+    return [drop_null_keys(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _check_text(value: Any, allow_blank: bool) -> str | None:

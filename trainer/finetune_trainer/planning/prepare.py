@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from finetune_api.data import Columns, DataSource, Validation
-from finetune_api.defaults import with_defaults
+from finetune_api.defaults import EffectiveJob, UnknownDirectionError, with_defaults
 from finetune_api.job import FineTuneJob
 from finetune_api.suggestions import closest_match
 from finetune_trainer import data
@@ -74,12 +74,11 @@ def prepare(job: FineTuneJob, claim_paths: ClaimPaths, on_progress: OnProgress =
     task_class = get_task(task_name)
     training = job.spec.training
     task_class.check_batch_size(training.batch_size, training.micro_batch_size or training.batch_size)
-    job = with_defaults(job, task_name)
     spec = job.spec
     bad_rows = BadRowPolicy.from_spec(spec.data)
     all_rows, train, validation, test = _open_data(job, task_class, claim_paths, bad_rows)
     task = task_class.build(config, all_rows)
-    check_metric(spec.evaluation.metric, task.metric_names)
+    effective_job = with_checked_defaults(job, task_name, task.metric_names)
     indexes = None
     if bad_rows.skip:  # before samples are counted; with onBadRow: Fail, a run checks the rows once it has processors
         processors = model_loader.load_processors(pretrained, task, config, spec.data.max_length)
@@ -89,7 +88,7 @@ def prepare(job: FineTuneJob, claim_paths: ClaimPaths, on_progress: OnProgress =
         test, test_index = _drop_bad_rows(test, builder, bad_rows) if test else (None, None)
         indexes = DatasetIndexes(train_index, validation_index, test_index)
     parameters = tuple(model_loader.list_parameters(model_loader.build_meta_model(task.auto_class, config)))
-    plan = plan_run(job, parameters, len(train), len(validation) if validation else 0)
+    plan = plan_run(effective_job, parameters, len(train), len(validation) if validation else 0)
     notes = tuple(bad_rows.notes())
     return PreparedRun(task, pretrained, config, train, validation, test, plan, parameters, notes, indexes)
 
@@ -112,6 +111,20 @@ def index_datasets(prepared: PreparedRun, processors: Processors, on_progress: O
     )
 
 
+def with_checked_defaults(job: FineTuneJob, task_name: str, metric_names: Sequence[str]) -> EffectiveJob:
+    """The job with its defaults, after checking the metric that selects the best checkpoint.
+
+    Raises:
+        UserError: the task does not compute the metric, or its direction is not known.
+    """
+    if job.spec.evaluation.metric is not None:
+        check_metric(job.spec.evaluation.metric, metric_names)
+    try:
+        return with_defaults(job, task_name)
+    except UnknownDirectionError as error:
+        raise UserError(str(error)) from error
+
+
 def check_metric(metric: str, available: Sequence[str]) -> None:
     """Check that the task computes the metric that selects the best checkpoint.
 
@@ -132,9 +145,11 @@ def _open_data(
     spec = job.spec.data
     data_files = data.resolve_files(spec.train, "data.train", claim_paths)
     table = data.read_table(data_files, bad_rows)
+    task_class.check_columns(table.columns, spec.columns, table.data_files.field_path)
     roles = task_class.required_roles, task_class.optional_roles
     names = data.resolve_columns(table.columns, spec.columns, *roles, table.data_files.field_path)
-    all_rows = _drop_incomplete_rows(table, names, bad_rows)
+    nullable = task_class.nullable_roles
+    all_rows = _drop_incomplete_rows(table, names, nullable, bad_rows)
     train, validation = data.train_validation_split(all_rows, spec, table)
 
     def open_eval_set(source: DataSource | Validation | None, field_path: str) -> Dataset | None:
@@ -143,17 +158,24 @@ def _open_data(
         found = data.resolve_files(source, field_path, claim_paths)
         data.check_no_overlap(found, data_files)
         table = data.read_table(found, bad_rows)
-        named = data.resolve_columns(table.columns, Columns(**names), [list(names)], (), table.data_files.field_path)
-        return data.align_labels(_drop_incomplete_rows(table, named, bad_rows), train)
+        task_class.check_columns(table.columns, spec.columns, table.data_files.field_path)
+        required = {role: name for role, name in names.items() if role not in nullable}
+        optional = [role for role in nullable if getattr(spec.columns, role) in (None, *table.columns)]
+        columns = Columns(**required, **{role: getattr(spec.columns, role) for role in optional})
+        named = data.resolve_columns(table.columns, columns, [list(required)], optional, table.data_files.field_path)
+        return data.align_labels(_drop_incomplete_rows(table, named, nullable, bad_rows), train)
 
     validation = validation or open_eval_set(spec.validation, "data.validation")
     return all_rows, train, validation, open_eval_set(spec.test, "data.test")
 
 
-def _drop_incomplete_rows(table: data.Table, columns: Mapping[str, str], bad_rows: BadRowPolicy) -> Dataset:
-    """The rows that have a value in every column that the task reads."""
+def _drop_incomplete_rows(
+    table: data.Table, columns: Mapping[str, str], nullable: Collection[str], bad_rows: BadRowPolicy
+) -> Dataset:
+    """The rows that have a value in every column that the task reads, except for nullable roles."""
     dataset = table.to_dataset(columns, verify_all_images=bad_rows.skip)
-    return bad_rows.drop_rows(dataset, data.merge_problems(*map(dataset.missing_values, columns)))
+    required = [role for role in columns if role not in nullable]
+    return bad_rows.drop_rows(dataset, data.merge_problems(*map(dataset.missing_values, required)))
 
 
 def _drop_bad_rows(data: Dataset, builder: IndexBuilder, bad_rows: BadRowPolicy) -> tuple[Dataset, ExampleIndex]:

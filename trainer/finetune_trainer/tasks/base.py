@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from finetune_api.data import Columns
 from finetune_trainer.data import Batch, Dataset, RowProblem, Sample
 from finetune_trainer.tasks.index import ExampleIndex
+from finetune_trainer.tasks.metrics import Predictions, TaskMetrics
 from finetune_trainer.tasks.tokenizer import encode_ids, tokenizer_fingerprint, unchanged
 
 Example = Mapping[str, Any]
@@ -110,6 +112,8 @@ class Task(ABC):
     """Alternative sets of roles; the first one whose columns all exist is used."""
     optional_roles: ClassVar[tuple[str, ...]] = ()
     """Roles that are used if they have a column."""
+    nullable_roles: ClassVar[tuple[str, ...]] = ()
+    """Roles whose value may be missing in a row."""
     uses_text: ClassVar[bool] = True
     """Whether the task needs a tokenizer."""
     uses_images: ClassVar[bool] = False
@@ -130,6 +134,19 @@ class Task(ABC):
 
         Raises:
             UserError: the model or the dataset does not fit the task.
+        """
+
+    @classmethod  # noqa: B027 - most tasks ignore the other columns
+    def check_columns(cls, available: Collection[str], columns: Columns, field_path: str) -> None:
+        """Reject columns that would change what is learned if the task used them.
+
+        Args:
+            available: the columns of the dataset.
+            columns: `data.columns` of the manifest.
+            field_path: field of the manifest that names the dataset.
+
+        Raises:
+            UserError: there is such a column.
         """
 
     @classmethod  # noqa: B027 - most tasks accept any sizes
@@ -185,8 +202,19 @@ class Task(ABC):
         """The loss of a micro-batch, summed over its items; a scalar."""
 
     @abstractmethod
+    def predict(self, model: nn.Module, batch: Batch) -> Predictions:
+        """What the metrics need of a micro-batch, on the device, without gradients."""
+
+    @abstractmethod
+    def metrics(self) -> TaskMetrics:
+        """A new state of the metrics, without samples."""
+
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        """All metrics over a whole dataset, by name."""
+        """All metrics over the batches, by name. The device is read once, at the end."""
+        metrics = self.metrics()
+        for batch in batches:
+            metrics.update(self.predict(model, batch), batch)
+        return metrics.compute()
 
 
 def index_text_column(data: Dataset, processors: Processors, problems: Sequence[RowProblem]) -> ExampleIndex:
@@ -194,7 +222,8 @@ def index_text_column(data: Dataset, processors: Processors, problems: Sequence[
     bad = {problem.index for problem in problems}
     good = np.array([row for row in range(len(data)) if row not in bad], np.int64)
     texts = data.values("text")
-    index = ExampleIndex(np.zeros(len(data), np.int32), np.zeros(len(data), np.int32), np.full(len(data), -1, np.int32))
-    index.num_items[good] = 1
-    index.lengths[good], index.max_token_ids[good] = processors.index_texts([texts[row] for row in good])
-    return ExampleIndex(index.lengths, index.num_items, index.max_token_ids, tuple(problems))
+    lengths, num_items = np.zeros(len(data), np.int32), np.zeros(len(data), np.int32)
+    max_token_ids = np.full(len(data), -1, np.int32)
+    num_items[good] = 1
+    lengths[good], max_token_ids[good] = processors.index_texts([texts[row] for row in good])
+    return ExampleIndex(lengths, num_items, max_token_ids, tuple(problems))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -14,24 +13,29 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from finetune_api.data import Columns
 from finetune_trainer.data import Batch, Dataset, RowProblem, Sample, merge_problems
 from finetune_trainer.errors import UserError
 from finetune_trainer.tasks.base import Example, Processors, Task
+from finetune_trainer.tasks.chat import UntrainableRowError
+from finetune_trainer.tasks.chat_template import MaskedText
 from finetune_trainer.tasks.index import ExampleIndex
 from finetune_trainer.tasks.infer import infer_task_name
 from finetune_trainer.tasks.loss_mask import (
-    MaskedText,
     MaskedTokens,
-    UntrainableRowError,
     check_tokenizer,
     from_completion,
     from_messages,
     tokenize,
     tokenize_plain,
 )
+from finetune_trainer.tasks.metrics import CausalLMMetrics, Predictions
 
 ALWAYS_DECODERS = ("gpt_neox", "gpt_neox_japanese")
 """Model types that are decoders although `is_decoder` is False in their configs by default."""
+
+OLDER_COLUMNS = ("functions", "function_call", "parallel_tool_calls")
+"""Columns next to `messages` that would change what is learned."""
 
 EVAL_CHUNK_TOKENS = 1024
 """Tokens evaluated at once: a copy of all logits in FP32 may not fit into memory beside them."""
@@ -52,6 +56,8 @@ class CausalLM(Task):
     text_roles: tuple[str, ...]
     auto_class: ClassVar[Any] = AutoModelForCausalLM
     required_roles: ClassVar[tuple[tuple[str, ...], ...]] = (("messages",), ("prompt", "completion"), ("text",))
+    optional_roles: ClassVar[tuple[str, ...]] = ("tools",)
+    nullable_roles: ClassVar[tuple[str, ...]] = ("tools",)
 
     @classmethod
     def build(cls, config: PretrainedConfig, data: Dataset) -> Self:
@@ -65,7 +71,25 @@ class CausalLM(Task):
                 f"task: CausalLM needs a decoder, but model.source is a {config.model_type} model with "
                 "is_decoder: false in its config"
             )
-        return cls(next(roles for roles in cls.required_roles if set(roles) <= set(data.columns)))
+        text_roles = next(roles for roles in cls.required_roles if set(roles) <= set(data.columns))
+        if text_roles != ("messages",) and data.column_names.get("tools", "tools") != "tools":
+            raise UserError(
+                f"data.columns.tools: {data.column_names['tools']!r}: only conversations (column messages) have tools"
+            )
+        return cls(text_roles)
+
+    @classmethod
+    def check_columns(cls, available: Collection[str], columns: Columns, field_path: str) -> None:
+        messages = columns.messages or "messages"
+        if messages not in available:
+            _reject_sharegpt(available, field_path)
+            return
+        for name in OLDER_COLUMNS:
+            if name in available:
+                raise UserError(
+                    f"{field_path}: column {name!r} of the OpenAI API is not supported: remove it; write tools as "
+                    "column tools, and calls as tool_calls of the assistant's messages"
+                )
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -77,8 +101,9 @@ class CausalLM(Task):
     def index(self, data: Dataset, processors: Processors) -> ExampleIndex:
         malformed = list(merge_problems(self._malformed_rows(data), self._blank_rows(data)))
         bad = {problem.index for problem in malformed}
-        columns = zip(*map(data.values, self.text_roles), strict=True)
-        samples = {row: dict(zip(self.text_roles, values, strict=True)) for row, values in enumerate(columns)}
+        roles = [*self.text_roles, *({"tools"} & data.columns.keys())]
+        columns = zip(*map(data.values, roles), strict=True)
+        samples = {row: dict(zip(roles, values, strict=True)) for row, values in enumerate(columns)}
         good = {row: sample for row, sample in samples.items() if row not in bad}
         tokens = dict(zip(good, self._tokenize(list(good.values()), processors.tokenizer), strict=True))
         return self._index_tokens(tokens, len(data), processors.max_tokens, malformed)
@@ -121,23 +146,19 @@ class CausalLM(Task):
         logits = _logits(model, batch)[batch["positions"]].float()
         return cross_entropy(logits, batch["targets"], reduction="sum")
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        total_loss, correct, count = 0.0, 0, 0
-        for batch in batches:
-            all_logits = _logits(model, batch)
-            for start in range(0, self.num_items(batch), EVAL_CHUNK_TOKENS):
-                chunk = slice(start, start + EVAL_CHUNK_TOKENS)
-                positions, targets = batch["positions"][chunk], batch["targets"][chunk]
-                logits = all_logits[positions].float()
-                total_loss += float(cross_entropy(logits, targets, reduction="sum"))
-                correct += int((logits.argmax(dim=1) == targets).sum())
-            count += self.num_items(batch)
-        loss = total_loss / max(1, count)
-        return {
-            "eval/loss": loss,
-            "eval/perplexity": math.exp(min(loss, 700.0)),  # exp overflows a float above 709
-            "eval/token_accuracy": correct / max(1, count),
-        }
+    def predict(self, model: nn.Module, batch: Batch) -> Predictions:
+        """`loss` and `token`, the most probable one, for each target; both of shape (targets,)."""
+        all_logits = _logits(model, batch)
+        losses, tokens = [all_logits.new_zeros(0).float()], [batch["targets"][:0]]  # a batch may have no targets
+        for start in range(0, self.num_items(batch), EVAL_CHUNK_TOKENS):
+            chunk = slice(start, start + EVAL_CHUNK_TOKENS)
+            logits = all_logits[batch["positions"][chunk]].float()
+            losses.append(cross_entropy(logits, batch["targets"][chunk], reduction="none"))
+            tokens.append(logits.argmax(dim=1))
+        return {"loss": torch.cat(losses), "token": torch.cat(tokens)}
+
+    def metrics(self) -> CausalLMMetrics:
+        return CausalLMMetrics()
 
     def _malformed_rows(self, data: Dataset) -> Iterator[RowProblem]:
         if "messages" in self.text_roles:
@@ -164,7 +185,7 @@ class CausalLM(Task):
         if "prompt" in self.text_roles:
             return from_completion(sample["prompt"], sample["completion"])
         try:
-            return from_messages(sample["messages"], tokenizer)
+            return from_messages(sample["messages"], tokenizer, sample.get("tools"))
         except UntrainableRowError as error:
             return error
 
@@ -186,6 +207,15 @@ class CausalLM(Task):
                 lengths[row], num_items[row] = len(tokens), truncated.num_targets
                 max_token_ids[row] = truncated.input_ids.max()
         return ExampleIndex(lengths, num_items, max_token_ids, tuple(merge_problems(iter(problems), iter(found))))
+
+
+def _reject_sharegpt(available: Collection[str], field_path: str) -> None:
+    if "conversations" in available and not {"text", "prompt", "completion"} & set(available):
+        raise UserError(
+            f"data.columns.messages: {field_path} has no column 'messages', but 'conversations': if it holds "
+            "{role, content}, set data.columns.messages: conversations; {from, value} (ShareGPT) is not supported yet "
+            "(data.format): convert it to {role, content}"
+        )
 
 
 def _logits(model: nn.Module, batch: Batch) -> Tensor:
