@@ -18,6 +18,7 @@ from finetune_trainer.plan import RunPlan
 from finetune_trainer.planning import model_loader
 from finetune_trainer.planning.parameters import ParameterInfo
 from finetune_trainer.planning.run_plan import plan_run
+from finetune_trainer.planning.weight_check import WeightReport
 from finetune_trainer.tasks import Processors, Task, get_task, infer_task
 from finetune_trainer.tasks.index import ExampleIndex
 from finetune_trainer.tasks.indexing import IndexBuilder, OnProgress, ignore_progress
@@ -46,6 +47,7 @@ class PreparedRun:
         train, validation, test: the datasets.
         plan: steps, modules and schedules.
         parameters: the model's parameters.
+        weights: how the weights in the files fit the model; None if that is not known before they are loaded.
         notes: what happened to the data, for the user.
         indexes: the indexes of the datasets, if building the plan required them.
     """
@@ -58,6 +60,7 @@ class PreparedRun:
     test: Dataset | None
     plan: RunPlan
     parameters: tuple[ParameterInfo, ...]
+    weights: WeightReport | None
     notes: tuple[str, ...] = ()
     indexes: DatasetIndexes | None = None
 
@@ -87,10 +90,12 @@ def prepare(job: FineTuneJob, claim_paths: ClaimPaths, on_progress: OnProgress =
         validation, validation_index = _drop_bad_rows(validation, builder, bad_rows) if validation else (None, None)
         test, test_index = _drop_bad_rows(test, builder, bad_rows) if test else (None, None)
         indexes = DatasetIndexes(train_index, validation_index, test_index)
-    parameters = tuple(model_loader.list_parameters(model_loader.build_meta_model(task.auto_class, config)))
+    model = model_loader.build_meta_model(task.auto_class, config)
+    parameters = tuple(model_loader.list_parameters(model))
+    weights = model_loader.check_weights(pretrained, config, model, task.new_head)
     plan = plan_run(effective_job, parameters, len(train), len(validation) if validation else 0)
     notes = tuple(bad_rows.notes())
-    return PreparedRun(task, pretrained, config, train, validation, test, plan, parameters, notes, indexes)
+    return PreparedRun(task, pretrained, config, train, validation, test, plan, parameters, weights, notes, indexes)
 
 
 def index_datasets(prepared: PreparedRun, processors: Processors, on_progress: OnProgress) -> DatasetIndexes:
@@ -144,10 +149,13 @@ def _open_data(
     """All of `data.train`, then training, validation and test set, with the columns that the task needs."""
     spec = job.spec.data
     data_files = data.resolve_files(spec.train, "data.train", claim_paths)
-    table = data.read_table(data_files, bad_rows)
-    task_class.check_columns(table.columns, spec.columns, table.data_files.field_path)
+    available = data.read_columns(data_files)
+    task_class.check_columns(available, spec.columns, data_files.field_path)
     roles = task_class.required_roles, task_class.optional_roles
-    names = data.resolve_columns(table.columns, spec.columns, *roles, table.data_files.field_path)
+    names = data.resolve_columns(available, spec.columns, *roles, data_files.field_path)
+    fold_columns = (spec.fold.group_by, spec.fold.stratify_by) if spec.fold else ()
+    used = dict.fromkeys([*names.values(), *(name for name in fold_columns if name in available)])
+    table = data.read_table(data_files, bad_rows, list(used))
     nullable = task_class.nullable_roles
     all_rows = _drop_incomplete_rows(table, names, nullable, bad_rows)
     train, validation = data.train_validation_split(all_rows, spec, table)
@@ -157,12 +165,13 @@ def _open_data(
             return None
         found = data.resolve_files(source, field_path, claim_paths)
         data.check_no_overlap(found, data_files)
-        table = data.read_table(found, bad_rows)
-        task_class.check_columns(table.columns, spec.columns, table.data_files.field_path)
+        available = data.read_columns(found)
+        task_class.check_columns(available, spec.columns, found.field_path)
         required = {role: name for role, name in names.items() if role not in nullable}
-        optional = [role for role in nullable if getattr(spec.columns, role) in (None, *table.columns)]
+        optional = [role for role in nullable if getattr(spec.columns, role) in (None, *available)]
         columns = Columns(**required, **{role: getattr(spec.columns, role) for role in optional})
-        named = data.resolve_columns(table.columns, columns, [list(required)], optional, table.data_files.field_path)
+        named = data.resolve_columns(available, columns, [list(required)], optional, found.field_path)
+        table = data.read_table(found, bad_rows, list(dict.fromkeys(named.values())))
         return data.align_labels(_drop_incomplete_rows(table, named, nullable, bad_rows), train)
 
     validation = validation or open_eval_set(spec.validation, "data.validation")
