@@ -6,7 +6,7 @@ batches.
 """
 
 from finetune_trainer.data.bad_rows import BadRowPolicy
-from finetune_trainer.data.columns import resolve_columns
+from finetune_trainer.data.columns import resolve_columns, used_columns
 from finetune_trainer.data.data_files import check_no_overlap
 from finetune_trainer.data.dataset import Dataset, RowProblem, Sample, merge_problems
 from finetune_trainer.data.fingerprints import content_hash
@@ -42,4 +42,5 @@ __all__ = [
     "resolve_files",
     "split_sizes",
     "train_validation_split",
+    "used_columns",
 ]
