@@ -367,7 +367,9 @@ def test_csv_rows_longer_than_a_default_block(folder: Path, tmp_path: Path) -> N
     [
         ("1\n2\nx", "1\n02", ["1", "02"]),
         ("1\n2", "2\ncat", [2, "cat"]),
-        ("1\n2", "01\n2", [1, 2]),
+        ("1\n2", "01\n2", ["01", 2]),
+        ("001\n1", "1\n001", ["1", "001"]),
+        ("0\n-1", "-1\n+1", [-1, "+1"]),
         ("a\nb", "1\n2", ["1", "2"]),
     ],
 )
@@ -402,10 +404,10 @@ def test_csv_only_empty_cells_are_missing(folder: Path, tmp_path: Path) -> None:
 
 
 def test_csv_cells_are_text(folder: Path, tmp_path: Path) -> None:
-    (folder / "a.csv").write_text("text,label\n17,1\n2026-01-01,01\n,2\ntrue,3\n")
+    (folder / "a.csv").write_text("text,label\n17,1\n2026-01-01,7\n,2\ntrue,3\n")
     data = load_dataset(tmp_path, "text", "label")
     assert data.values("text") == ["17", "2026-01-01", None, "true"]
-    assert data.values("label") == [1, 1, 2, 3]
+    assert data.values("label") == [1, 7, 2, 3]
 
 
 def test_csv_quoted_cells(folder: Path, tmp_path: Path) -> None:
@@ -479,6 +481,19 @@ def test_image_classes_are_aligned_with_the_training_set(tmp_path: Path) -> None
     named = {check.class_names("label")[row["label"]]: row["image"] for row in check}  # type: ignore[index]
     assert named["red"].getpixel((0, 0)) == tiny.COLOURS["red"]
     assert named["blue"].getpixel((0, 0)) == tiny.COLOURS["blue"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_class_names_of_a_table_and_of_folders_are_aligned(kind: str, tmp_path: Path) -> None:
+    write_images(tmp_path / "data" / "set", "red/1.png", "green/1.png")
+    write_images(tmp_path / "data" / "check", "r.png", "g.png", "b.png")
+    labels = {"r.png": "red", "g.png": "green", "b.png": "blue"}
+    rows = [{"file_name": name, "label": label} for name, label in labels.items()]
+    WRITERS[kind](tmp_path / "data" / "check" / f"metadata.{kind}", rows)
+    folders = load_dataset(tmp_path, "image", "label")
+    table = load_dataset(tmp_path, "image", "label", source="pvc://data/check")
+    assert align_labels(table, folders).values("label") == [1, 0, "blue"]
+    assert sorted(align_labels(folders, table).values("label")) == ["green", "red"]
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
