@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
@@ -19,7 +19,7 @@ from PIL import Image
 
 from finetune_trainer.data.cache import cache_key, remember
 from finetune_trainer.data.fingerprints import content_hash, digest_column
-from finetune_trainer.data.images import UnreadableImageError, decode_image
+from finetune_trainer.data.images import ImageCheck, UnreadableImageError, check_image, decode_image
 from finetune_trainer.data.paths import check_path
 from finetune_trainer.errors import RunError, UserError
 
@@ -27,7 +27,8 @@ Sample = Mapping[str, Any]
 """One decoded row: values by role."""
 
 MAX_VERIFIED_IMAGES = 10_000
-"""In larger datasets, not all images are decoded before the first step; a corrupt one is reported when it is read."""
+"""In larger datasets, a sample of this size is checked before the first step; a corrupt image among the others is
+reported when it is read."""
 
 CHUNK_ROWS = 1024
 """Rows converted to Python at once: a whole column may exceed memory, or the 2 GiB limit of an Arrow string array."""
@@ -198,15 +199,32 @@ class Dataset:
                 yield RowProblem(index, role, problem)
 
     def invalid_images(self) -> Iterator[RowProblem]:
-        """Images that are null or cannot be decoded; in a large dataset only the former, see `MAX_VERIFIED_IMAGES`."""
-        return merge_problems(self.missing_values("image"), self._unreadable_images())
+        """Images that are null or cannot be decoded; of the latter, only those among `images_to_check`."""
+        return merge_problems(self.missing_values("image"), self.unreadable_images(self.images_to_check()))
 
-    def _unreadable_images(self) -> Iterator[RowProblem]:
-        if self.verify_all_images or (self.sliced_from or len(self)) <= MAX_VERIFIED_IMAGES:
-            for index in range(len(self)):
-                value = self._value("image", index)
-                if value is not None and (problem := self._check_image(value, index)):
-                    yield RowProblem(index, "image", problem)
+    def unreadable_images(self, indices: np.ndarray) -> Iterator[RowProblem]:
+        """Images at these indices that cannot be decoded."""
+        for index in indices.tolist():
+            if problem := self.check_image(index).problem:
+                yield RowProblem(index, "image", problem)
+
+    def images_to_check(self) -> np.ndarray:
+        """Indices of the images to check before the first step, ascending: all of them, or a random sample."""
+        if self.verify_all_images or len(self) <= MAX_VERIFIED_IMAGES:
+            return np.arange(len(self))
+        return np.sort(np.random.default_rng(0).choice(len(self), MAX_VERIFIED_IMAGES, replace=False))
+
+    def check_image(self, index: int) -> ImageCheck:
+        """Whether an image can be decoded. A missing one has no problem here; see `missing_values`.
+
+        Raises:
+            RunError: the disk or the machine failed; a retry can help.
+        """
+        value = self._value("image", index)
+        if value is None:
+            return ImageCheck()
+        with self._image_errors(index):
+            return check_image(value, self.origin.folder, self.origin.root)
 
     # Decoding
 
@@ -218,22 +236,18 @@ class Dataset:
             return drop_null_keys(value)
         return self.decoders[role](value)
 
-    def _check_image(self, value: Any, index: int) -> str | None:
-        try:
-            self._open_image(value, index)
-        except UnreadableImageError as error:
-            return str(error)
-        return None
-
     def _decode_image(self, value: Any, index: int) -> Image.Image:
         try:
-            return self._open_image(value, index)
+            with self._image_errors(index):
+                return decode_image(value, self.origin.folder, self.origin.root)
         except UnreadableImageError as error:
             raise self.error("image", index, str(error)) from error
 
-    def _open_image(self, value: Any, index: int) -> Image.Image:
+    @contextmanager
+    def _image_errors(self, index: int) -> Iterator[None]:
+        """Report an error of the disk or the machine with the row that was read."""
         try:
-            return decode_image(value, self.origin.folder, self.origin.root)
+            yield
         except (OSError, MemoryError) as error:
             message = self.describe(RowProblem(index, "image", f"cannot be read: {error}"))
             raise RunError(message) from error

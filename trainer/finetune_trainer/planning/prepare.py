@@ -154,10 +154,12 @@ def _open_data(
     task_class.check_columns(available, spec.columns, data_files.field_path)
     roles = task_class.required_roles, task_class.optional_roles
     names = data.resolve_columns(available, spec.columns, *roles, data_files.field_path)
-    table = data.read_table(data_files, bad_rows, data.used_columns(names, spec.fold, available))
+    used = dict.fromkeys([*names.values(), *data.fold_columns(spec.fold, available, data_files.field_path)])
+    table = data.read_table(data_files, bad_rows, list(used))
     nullable = task_class.nullable_roles
     all_rows = _drop_incomplete_rows(table, names, nullable, bad_rows)
     train, validation = data.train_validation_split(all_rows, spec, table)
+    notes.extend(data.describe_split(spec, len(all_rows)))
 
     def open_eval_set(source: DataSource | Validation | None, field_path: str) -> Dataset | None:
         if source is None or source.source is None:
@@ -171,7 +173,7 @@ def _open_data(
         optional = [role for role in nullable if getattr(spec.columns, role) in (None, *available)]
         columns = Columns(**required, **{role: getattr(spec.columns, role) for role in optional})
         named = data.resolve_columns(available, columns, [list(required)], optional, found.field_path)
-        table = data.read_table(found, bad_rows, data.used_columns(named, None, named.values()))
+        table = data.read_table(found, bad_rows, list(dict.fromkeys(named.values())))
         return data.align_labels(_drop_incomplete_rows(table, named, nullable, bad_rows), train)
 
     validation = validation or open_eval_set(spec.validation, "data.validation")
