@@ -369,6 +369,8 @@ def test_csv_rows_longer_than_a_default_block(folder: Path, tmp_path: Path) -> N
         ("1\n2", "01\n2", ["01", 2]),
         ("001\n2", "001\n1", ["001", "1"]),
         ("1\n2", "-0\n+2", ["-0", "+2"]),
+        ("001\n1", "1\n001", ["1", "001"]),
+        ("0\n-1", "-1\n+1", [-1, "+1"]),
         ("a\nb", "1\n2", ["1", "2"]),
     ],
 )
@@ -480,6 +482,19 @@ def test_image_classes_are_aligned_with_the_training_set(tmp_path: Path) -> None
     named = {check.class_names("label")[row["label"]]: row["image"] for row in check}  # type: ignore[index]
     assert named["red"].getpixel((0, 0)) == tiny.COLOURS["red"]
     assert named["blue"].getpixel((0, 0)) == tiny.COLOURS["blue"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_class_names_of_a_table_and_of_folders_are_aligned(kind: str, tmp_path: Path) -> None:
+    write_images(tmp_path / "data" / "set", "red/1.png", "green/1.png")
+    write_images(tmp_path / "data" / "check", "r.png", "g.png", "b.png")
+    labels = {"r.png": "red", "g.png": "green", "b.png": "blue"}
+    rows = [{"file_name": name, "label": label} for name, label in labels.items()]
+    WRITERS[kind](tmp_path / "data" / "check" / f"metadata.{kind}", rows)
+    folders = load_dataset(tmp_path, "image", "label")
+    table = load_dataset(tmp_path, "image", "label", source="pvc://data/check")
+    assert align_labels(table, folders).values("label") == [1, 0, "blue"]
+    assert sorted(align_labels(folders, table).values("label")) == ["green", "red"]
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])

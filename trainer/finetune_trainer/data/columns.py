@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from finetune_api.data import Columns, Fold
+from finetune_api.data import Columns
 from finetune_trainer.data.data_files import describe_choices
 from finetune_trainer.errors import UserError
 
@@ -38,18 +38,6 @@ def resolve_columns(
             used = [*roles, *(role for role in optional if role not in roles)]
             return {role: mapped.get(role, role) for role in used if mapped.get(role, role) in available}
     raise _no_alternative(candidates, mapped, available, field_path)
-
-
-def used_columns(columns: Mapping[str, str], fold: Fold | None, available: Collection[str]) -> list[str]:
-    """The columns that a run reads: those of the roles, and those that `data.fold` groups and stratifies by.
-
-    Args:
-        columns: column by role.
-        fold: `data.fold` of the manifest.
-        available: the columns of the dataset. A column of `data.fold` that does not exist is reported when it is used.
-    """
-    by = (fold.group_by, fold.stratify_by) if fold else ()
-    return list(dict.fromkeys([*columns.values(), *(name for name in by if name and name in available)]))
 
 
 def _check_roles(mapped: Mapping[str, str], required: RequiredRoles, optional: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,9 +19,10 @@ INTEGER = "0|-?[1-9][0-9]{0,17}"
 def align_labels(dataset: Dataset, train: Dataset) -> Dataset:
     """Give the classes of a dataset the types and numbers that they have in the training set.
 
+    One of the two may number its classes and the other write their names, such as a folder of images and a table.
     Classes that the training set does not have are numbered after its own.
     """
-    dataset = _align_types(dataset, train)
+    dataset = _align_names(_align_types(dataset, train), train)
     different = {
         role: names for role, names in dataset.classes.items() if role in train.classes and names != train.classes[role]
     }
@@ -49,6 +51,34 @@ def _align_types(dataset: Dataset, train: Dataset) -> Dataset:
         others = {other: decoder for other, decoder in dataset.decoders.items() if other != role}
         dataset = replace(dataset, decoders=others | ({role: parse_label} if _has_integers(train, role) else {}))
     return dataset
+
+
+def _align_names(dataset: Dataset, train: Dataset) -> Dataset:
+    """Replace the names of classes by their numbers where the training set has numbers, and the other way round."""
+    for role in dataset.columns.keys() & train.columns.keys():
+        if role in train.classes and role not in dataset.classes and _has_text(dataset, role):
+            numbers = {name: number for number, name in enumerate(train.classes[role])}
+            dataset = _decode(dataset, role, numbers)
+        if role in dataset.classes and role not in train.classes and _has_text(train, role):
+            dataset = _decode(dataset, role, dict(enumerate(dataset.classes[role])))
+            others = {other: names for other, names in dataset.classes.items() if other != role}
+            dataset = replace(dataset, classes=others)
+    return dataset
+
+
+def _decode(dataset: Dataset, role: str, new_values: Mapping[Any, Any]) -> Dataset:
+    """Replace decoded values; those without a new one stay as they are."""
+    decode = dataset.decoders.get(role, _unchanged)
+    return replace(dataset, decoders={**dataset.decoders, role: lambda value: new_values.get(value, decode(value))})
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+def _has_text(dataset: Dataset, role: str) -> bool:
+    kind = dataset.columns[role].type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _has_integers(dataset: Dataset, role: str) -> bool:
