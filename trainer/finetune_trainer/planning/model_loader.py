@@ -101,8 +101,25 @@ def load_config(pretrained: PretrainedSource) -> PretrainedConfig:
     """
     from transformers import AutoConfig
 
-    config: PretrainedConfig = pretrained.load(AutoConfig.from_pretrained, "config")
+    try:
+        config: PretrainedConfig = pretrained.load(AutoConfig.from_pretrained, "config")
+    except (AttributeError, TypeError) as error:  # a field of another type than transformers expects
+        raise UserError(
+            f"model.source: {pretrained.source}: config.json is not a valid config: {hub.first_line(error)}"
+        ) from error
     return config
+
+
+def load_declared_config(pretrained: PretrainedSource) -> dict[str, Any]:
+    """The fields of `config.json`. A loaded config lacks what transformers dropped, and has its defaults.
+
+    Raises:
+        UserError, RunError: it cannot be loaded.
+    """
+    from transformers import PretrainedConfig
+
+    fields, _ = pretrained.load(PretrainedConfig.get_config_dict, "config")
+    return dict(fields)
 
 
 def build_meta_model(auto_class: Any, config: PretrainedConfig) -> PreTrainedModel:
@@ -172,7 +189,7 @@ def load_model(
     replaced = sorted(set(head).difference(missing))
     reasons = {
         "the checkpoint does not contain them": missing,
-        "the classes of the model are not those of the data": replaced,
+        task.new_head_reason: replaced,
     }
     return model, {reason: names for reason, names in reasons.items() if names}
 

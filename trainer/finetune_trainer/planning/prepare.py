@@ -64,6 +64,7 @@ def prepare(job: FineTuneJob, claim_paths: ClaimPaths) -> PreparedRun:
     spec = job.spec
     bad_rows = BadRowPolicy.from_spec(spec.data)
     all_rows, train, validation, test = _open_data(job, task_class, claim_paths, bad_rows)
+    task_class.check_config(config, model_loader.load_declared_config(pretrained))
     task = task_class.build(config, all_rows)
     effective_job = with_checked_defaults(job, task_name, task.metric_names)
     if bad_rows.skip:  # before samples are counted; with onBadRow: Fail, a run checks the rows once it has processors
@@ -73,7 +74,8 @@ def prepare(job: FineTuneJob, claim_paths: ClaimPaths) -> PreparedRun:
         test = bad_rows.drop_rows(test, task.find_problems(test, processors)) if test else None
     parameters = tuple(model_loader.list_parameters(model_loader.build_meta_model(task.auto_class, config)))
     plan = plan_run(effective_job, parameters, len(train), len(validation) if validation else 0)
-    return PreparedRun(task, pretrained, config, train, validation, test, plan, parameters, tuple(bad_rows.notes()))
+    notes = (*task.notes, *bad_rows.notes())
+    return PreparedRun(task, pretrained, config, train, validation, test, plan, parameters, notes)
 
 
 def with_checked_defaults(job: FineTuneJob, task_name: str, metric_names: Sequence[str]) -> EffectiveJob:
