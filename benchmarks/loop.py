@@ -86,7 +86,7 @@ def time_plain_loop(job: FineTuneJob, claims: Path, out: Path) -> list[float]:
     processors = model_loader.load_processors(prepared.pretrained, task, prepared.config, None)
     model = AutoModelForSequenceClassification.from_pretrained(claims / "models" / "bert").train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, fused=True)
-    sampler = TrainBatchSampler(len(prepared.train), BATCH, BATCH, 0, 0, STEPS)
+    sampler = TrainBatchSampler(len(prepared.train), BATCH, BATCH, 0, STEPS)
     batches = load_batches(
         prepared.train, sampler, lambda samples: task.collate(samples, processors), 0, pin_memory=False
     )

@@ -57,6 +57,8 @@ class Progress(StatusModel):
     """Steps done, in percent of the planned steps."""
     summary: Text | None = None
     """Steps done, planned, and in percent, e.g. `46/168 (27%)`. Printed by `kubectl get`."""
+    non_finite_steps: Number | None = None
+    """Number of steps that were skipped because loss or gradients were not finite. Unset if there are none."""
     samples_per_second: Rounded | None = None
     """Training throughput over all devices, in samples per second."""
     estimated_completion_time: datetime | None = None
@@ -74,6 +76,7 @@ class Progress(StatusModel):
         observed_time: datetime | None,
         samples_per_second: float | None = None,
         estimated_completion_time: datetime | None = None,
+        non_finite_steps: int | None = None,
     ) -> Progress:
         """Progress with `percentage` and `summary` computed; `planned_steps` is 0 if unknown."""
         # Rounded down in the summary: 100% is printed after the last step only.
@@ -86,6 +89,7 @@ class Progress(StatusModel):
             summary=f"{step}/{planned_steps} ({int(percentage)}%)" if planned_steps > 0 else f"{step}",
             samples_per_second=samples_per_second,
             estimated_completion_time=estimated_completion_time,
+            non_finite_steps=non_finite_steps or None,
             observed_time=observed_time,
         )
 

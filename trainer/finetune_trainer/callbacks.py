@@ -31,6 +31,7 @@ class StepRecord:
         seconds: duration of this step.
         estimated_completion_time: when the last step is expected to end.
         skipped: loss or gradients were not finite, so the optimizers took no step.
+        num_items: items over which the loss is the mean, e.g. tokens.
     """
 
     step: int
@@ -44,6 +45,7 @@ class StepRecord:
     seconds: float
     estimated_completion_time: datetime | None = None
     skipped: bool = False
+    num_items: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,9 @@ class Callback:
     def on_train_begin(self, plan: RunPlan, resumed_step: int) -> None:
         """Training begins. `resumed_step` is the step of the checkpoint that was restored, 0 without one."""
 
+    def on_substep_end(self) -> None:
+        """A micro-batch went through the forward and the backward pass."""
+
     def on_step_end(self, record: StepRecord) -> None:
         """An optimizer step ended."""
 
@@ -145,6 +150,10 @@ class CallbackList(Callback):
     def on_train_begin(self, plan: RunPlan, resumed_step: int) -> None:
         for callback in self.callbacks:
             callback.on_train_begin(plan, resumed_step)
+
+    def on_substep_end(self) -> None:
+        for callback in self.callbacks:
+            callback.on_substep_end()
 
     def on_step_end(self, record: StepRecord) -> None:
         for callback in self.callbacks:

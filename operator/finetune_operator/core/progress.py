@@ -80,6 +80,7 @@ def _progress(samples: Samples, now: datetime) -> Progress:
         epoch=samples.get((names.EPOCH, ()), 0.0),
         samples_per_second=samples.get((names.SAMPLES_PER_SECOND, ())),
         estimated_completion_time=_time(samples.get((names.ESTIMATED_COMPLETION_TIME, ()))),
+        non_finite_steps=int(samples.get((names.SKIPPED_STEPS, ()), 0)),
         observed_time=now.replace(microsecond=0),
     )
 

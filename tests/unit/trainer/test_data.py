@@ -1,5 +1,6 @@
 """Sampling, batch loading, image decoding and chunked access to columns."""
 
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,37 @@ import pyarrow as pa
 import pytest
 import torch
 
-from finetune_trainer.data import Batch, Dataset, TrainBatchSampler, evaluation_batches, load_batches
+from finetune_trainer.data import (
+    Batch,
+    Dataset,
+    Position,
+    TrainBatchSampler,
+    TrainDataSource,
+    evaluation_batches,
+    load_batches,
+)
 from finetune_trainer.data.dataset import RowOrigin
 from finetune_trainer.data.images import decode_image
 from unit.trainer import tiny
 from unit.trainer.loading import load_dataset
 
+BEGINNING = Position()
+
+
+def sampler(start: Position = BEGINNING, steps: int = 6, **changes: int) -> TrainBatchSampler:
+    fields = {"num_samples": 10, "batch_size": 4, "micro_batch_size": 2, "seed": 3, **changes}
+    return TrainBatchSampler(**fields, num_steps=steps, start=start)
+
+
+def position_after(steps: int) -> Position:
+    position = Position()
+    for _ in range(steps):
+        position = sampler().after_step(position)
+    return position
+
 
 def micro_batches(start: int = 0, end: int = 6, **changes: int) -> list[list[int]]:
-    fields = {"num_samples": 10, "batch_size": 4, "micro_batch_size": 2, "seed": 3, **changes}
-    return list(TrainBatchSampler(**fields, start_step=start, end_step=end))
+    return list(sampler(position_after(start), end - start, **changes))
 
 
 def test_epoch_visits_each_sample_at_most_once() -> None:
@@ -31,6 +53,27 @@ def test_starting_at_a_later_step_equals_skipping_to_it() -> None:
     complete = micro_batches(0, 6)
     for step in range(6):
         assert micro_batches(step, 6) == complete[2 * step :]
+    assert [position_after(step) for step in (0, 1, 2, 3)] == [
+        Position(), Position(0, 4), Position(0, 8), Position(1, 4),
+    ]  # fmt: skip
+
+
+def test_position_is_that_of_the_batches_handed_out_not_of_those_loaded_ahead() -> None:
+    def load_ahead(indices: Iterable[list[int]]) -> Generator[Any]:
+        yield from list(indices)
+
+    source = TrainDataSource(sampler(), load_ahead)
+    assert source.position() == {"epoch": 0, "sample": 0}
+    steps = [source.next_step() for _ in range(3)]
+    assert source.position() == {"epoch": 1, "sample": 4}
+    resumed = TrainDataSource(sampler(Position(**source.position()), 3), load_ahead)
+    steps += [resumed.next_step() for _ in range(3)]
+    assert [batch for step in steps for batch in step] == micro_batches()
+
+
+def test_position_does_not_depend_on_the_batch_size() -> None:
+    rest = [index for batch in sampler(Position(0, 4), 3, batch_size=2) for index in batch]
+    assert rest == [index for batch in sampler(Position(0, 4), 1, batch_size=6) for index in batch]
 
 
 def test_micro_batches_partition_the_batch() -> None:

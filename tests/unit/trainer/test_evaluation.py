@@ -3,6 +3,8 @@
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from finetune_api.defaults import EffectiveEvaluation
 from finetune_api.evaluation import Interval
@@ -75,3 +77,12 @@ def test_no_early_stopping_by_default() -> None:
 )
 def test_is_due(every: Interval, expected: list[int]) -> None:
     assert [step for step in range(1, 13) if is_due(every, step, steps_per_epoch=5)] == expected
+
+
+@given(st.floats(0.001, 40.0), st.integers(1, 500))
+def test_periods_do_not_drift(epochs: float, steps_per_epoch: int) -> None:
+    """The k-th event is at round(k * period), or at every step if the period is at most one step."""
+    steps, every = 1000, Interval(epochs=epochs)
+    period = max(1.0, epochs * steps_per_epoch)
+    expected = [round(k * period) for k in range(1, steps + 1) if round(k * period) <= steps]
+    assert [step for step in range(1, steps + 1) if is_due(every, step, steps_per_epoch)] == expected

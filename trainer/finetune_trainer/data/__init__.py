@@ -13,7 +13,7 @@ from finetune_trainer.data.labels import align_labels
 from finetune_trainer.data.loader import Batch, load_batches
 from finetune_trainer.data.readers import count_rows, read_table
 from finetune_trainer.data.resolve import resolve_files
-from finetune_trainer.data.sampler import TrainBatchSampler, evaluation_batches
+from finetune_trainer.data.sampler import Position, TrainBatchSampler, TrainDataSource, evaluation_batches
 from finetune_trainer.data.splits import split_sizes, train_validation_split
 from finetune_trainer.data.table import Table
 
@@ -21,10 +21,12 @@ __all__ = [
     "BadRowPolicy",
     "Batch",
     "Dataset",
+    "Position",
     "RowProblem",
     "Sample",
     "Table",
     "TrainBatchSampler",
+    "TrainDataSource",
     "align_labels",
     "check_no_overlap",
     "count_rows",

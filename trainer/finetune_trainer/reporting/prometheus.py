@@ -37,6 +37,11 @@ class StatusCollector(Collector):
         yield GaugeMetricFamily(names.STEP, "Optimizer steps done.", it.steps_done)
         yield GaugeMetricFamily(names.PLANNED_STEPS, "Optimizer steps planned.", plan.planned_steps)
         yield GaugeMetricFamily(names.EPOCH, "Epochs done.", it.epoch)
+        yield GaugeMetricFamily(
+            names.SKIPPED_STEPS,
+            "Optimizer steps of all attempts that were skipped because loss or gradients were not finite.",
+            it.skipped_steps,
+        )
         if it.step is not None:
             yield GaugeMetricFamily(names.LOSS, "Training loss of the last step.", it.step.loss)
             yield GaugeMetricFamily(names.SAMPLES_PER_SECOND, "Training throughput.", it.step.samples_per_second)

@@ -32,7 +32,7 @@ class StatusTracker(Callback):
         self.best: EvaluationRecord | None = None
         self.test: TestRecord | None = None
         self.checkpoint: CheckpointRecord | None = None
-        self.resumed_step = self.steps_executed = self.nonfinite_steps = 0
+        self.resumed_step = self.steps_executed = self.nonfinite_steps = self.skipped_steps = 0
         self.step_time: datetime | None = None
 
     def on_train_begin(self, plan: RunPlan, resumed_step: int) -> None:
@@ -42,6 +42,7 @@ class StatusTracker(Callback):
         self.step, self.step_time = record, datetime.now(UTC)
         self.steps_executed += 1
         self.nonfinite_steps += record.skipped
+        self.skipped_steps += record.skipped
 
     def on_evaluate(self, record: EvaluationRecord) -> None:
         self.evaluation = record
@@ -54,8 +55,10 @@ class StatusTracker(Callback):
         self.checkpoint = record
 
     def restore(self, metrics: Path) -> None:
-        """Restore the evaluations and the test of earlier attempts from their `metrics.jsonl`."""
+        """Restore the evaluations, the test and the count of skipped steps of earlier attempts."""
         for record in read_records(metrics):
+            if isinstance(record, StepRecord):
+                self.skipped_steps += record.skipped
             if isinstance(record, EvaluationRecord):
                 self.on_evaluate(record)
             if isinstance(record, TestRecord):
@@ -96,6 +99,7 @@ class StatusTracker(Callback):
             self.plan.planned_steps,
             epoch=round(self.epoch, 4),
             samples_per_second=round(rate, 3) if rate else None,
+            non_finite_steps=self.skipped_steps,
             observed_time=datetime.now(UTC),
         )
 

@@ -40,11 +40,11 @@ class Checkpoint:
 
     Args:
         step: optimizer steps done.
-        epoch, batch: the same position as epoch and batch, for information only.
-        train_samples: size of the training set; the position is valid only for this size.
+        position: position of the data source; valid only for the same training set.
+        train_samples: size of the training set.
         history: all evaluations so far; the best step and early stopping follow from them.
         elapsed: seconds of training so far, over all attempts.
-        skipped_steps: steps skipped because loss or gradients were not finite.
+        skipped_steps: counts of the steps skipped because loss or gradients were not finite, see `SkippedSteps`.
         loss_scale: the loss scale, and the finite steps since it changed.
         rng_state: state of the random number generators.
         spec: the effective spec, to report what changed since then.
@@ -54,12 +54,11 @@ class Checkpoint:
     """
 
     step: int
-    epoch: int
-    batch: int
+    position: Mapping[str, Any]
     train_samples: int
     history: tuple[HistoryEntry, ...]
     elapsed: float
-    skipped_steps: int
+    skipped_steps: Mapping[str, int]
     loss_scale: tuple[float, int]
     rng_state: Mapping[str, Any]
     spec: Mapping[str, Any]

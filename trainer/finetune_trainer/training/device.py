@@ -97,6 +97,11 @@ class LossScale:
         is_fp16 = device.autocast_dtype == torch.float16
         return cls(scale=2.0**16 if is_fp16 else 1.0, is_dynamic=is_fp16)
 
+    @property
+    def can_be_halved(self) -> bool:
+        """Whether gradients that are not finite may be so only because of the scale."""
+        return self.is_dynamic and self.scale > 1.0
+
     def update(self, is_finite: bool, growth_interval: int = 2000) -> None:
         """Halve the scale after a step that was not finite; double it after `growth_interval` finite ones."""
         if not self.is_dynamic:

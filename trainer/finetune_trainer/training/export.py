@@ -121,7 +121,7 @@ def build_run_metadata(
         "versions": package_versions(),
         "attempt": attempt,
         "steps": state.step,
-        "skippedSteps": state.skipped_steps,
+        "skippedSteps": state.skipped.total,
         "plannedSteps": plan.planned_steps,
         "stepsPerEpoch": plan.steps_per_epoch,
         "samples": {"train": plan.train_samples, "validation": plan.validation_samples},

@@ -25,6 +25,7 @@ from finetune_trainer.training import export
 from finetune_trainer.training.assembly import assemble
 from finetune_trainer.training.checkpoint import Checkpoint, CheckpointManager, diff_specs, set_model_state_dict
 from finetune_trainer.training.device import LossScale, explain_out_of_memory, select_device, set_determinism
+from finetune_trainer.training.divergence import SkippedSteps, describe_trained_steps
 from finetune_trainer.training.evaluation import MetricTracker
 from finetune_trainer.training.optimizers import build_optimizers, set_optimizer_state_dict
 from finetune_trainer.training.rng import set_rng_state, set_seed
@@ -187,7 +188,8 @@ def _restore(run: _RunContext, context: TrainingContext) -> TrainState:
         step=checkpoint.step,
         history=list(checkpoint.history),
         elapsed=checkpoint.elapsed,
-        skipped_steps=checkpoint.skipped_steps,
+        position=checkpoint.position,
+        skipped=SkippedSteps(**checkpoint.skipped_steps),
     )
 
 
@@ -249,7 +251,9 @@ def _test_and_export(run: _RunContext, context: TrainingContext, state: TrainSta
         metadata = export.build_run_metadata(run.job, context.plan, state, run.options.attempt, test)
         output = export.export_model(context, run.checkpoints, run.destination, metadata, heartbeat)
         run.checkpoints.remove()
-    message = f"trained {state.step:,} steps; {run.job.destination} has the weights of {weights}"
+    message = (
+        f"{describe_trained_steps(state.step, state.skipped.total)}; {run.job.destination} has the weights of {weights}"
+    )
     return run.tracker.report("Succeeded", message, output)
 
 

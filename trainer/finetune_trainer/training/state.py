@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch.optim import Optimizer
 
@@ -11,6 +13,7 @@ from finetune_trainer.plan import RunPlan
 from finetune_trainer.tasks import Processors, Task
 from finetune_trainer.training.assembly import AssembledModel
 from finetune_trainer.training.device import DeviceConfig, LossScale
+from finetune_trainer.training.divergence import SkippedSteps
 from finetune_trainer.training.evaluation import HistoryEntry
 from finetune_trainer.training.process_group import ProcessGroup, SingleProcess
 
@@ -53,16 +56,16 @@ class TrainState:
         step: optimizer steps done.
         history: all evaluations so far.
         elapsed: seconds of training so far, over all attempts.
-        skipped_steps: steps skipped because loss or gradients were not finite.
-        consecutive_skipped_steps: such steps since the last finite one, in this attempt.
+        position: position of the data source, as its `position()` returned it; empty for the beginning.
+        skipped: steps skipped because loss or gradients were not finite, over all attempts.
     """
 
     loss_scale: LossScale
     step: int = 0
     history: list[HistoryEntry] = field(default_factory=list)
     elapsed: float = 0.0
-    skipped_steps: int = 0
-    consecutive_skipped_steps: int = 0
+    position: Mapping[str, Any] = field(default_factory=dict)
+    skipped: SkippedSteps = field(default_factory=SkippedSteps)
 
     @property
     def last_evaluated_step(self) -> int:

@@ -1,7 +1,7 @@
 """The training loop: optimizer steps, evaluations and checkpoints, each when due, until the end or a requested stop.
 
 Values are read from the device once per optimizer step, never per micro-batch: loss and gradient norms, which are
-reported and decide whether the step was finite.
+reported and decide whether the step was finite, the number of items, and whether any process was asked to stop.
 """
 
 from __future__ import annotations
@@ -10,14 +10,23 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
-from itertools import islice
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from finetune_api.evaluation import Interval
 from finetune_trainer.callbacks import Callback, EvaluationRecord, StepRecord, TestRecord
-from finetune_trainer.data import Batch, Dataset, TrainBatchSampler, evaluation_batches, load_batches
+from finetune_trainer.data import (
+    Batch,
+    Dataset,
+    Position,
+    TrainBatchSampler,
+    TrainDataSource,
+    evaluation_batches,
+    load_batches,
+)
 from finetune_trainer.errors import Interrupted, TrainingDiverged
 from finetune_trainer.training.assembly import TrainableModule
 from finetune_trainer.training.checkpoint import Checkpoint, CheckpointManager, get_model_state_dict
@@ -29,9 +38,6 @@ from finetune_trainer.training.rng import get_rng_state
 from finetune_trainer.training.signals import StopFlag
 from finetune_trainer.training.state import TrainingContext, TrainState
 from finetune_trainer.training.timer import StepTimer
-
-MAX_CONSECUTIVE_SKIPPED_STEPS = 50
-"""Number of consecutive steps that were not finite after which a run fails; the FP16 loss scale adapts within 16."""
 
 
 class Trainer:
@@ -63,26 +69,32 @@ class Trainer:
         self.timer = StepTimer(state.step, state.elapsed)
         self.trainable: tuple[TrainableModule, ...] = ()
         self.last_saved_step = state.step
+        self.group = context.process_group
+        self._is_stop_agreed = False
 
     def train(self) -> None:
         """Train until the plan is complete, early stopping applies, or a stop is requested.
 
         Raises:
             Interrupted: a stop was requested; a checkpoint was written.
-            TrainingDiverged: too many consecutive steps were not finite.
+            TrainingDiverged: too many steps were not finite.
         """
-        with closing(self._train_batches()) as micro_batches:
+        with closing(self._train_source()) as source:
             while True:
                 self._evaluate_if_due()
                 self._save_if_due()
                 if self.is_done():
+                    self._check_divergence(self.state.step)
                     self._save_before_test()
                     return
-                if self.stop.requested:
+                if self._must_stop():
                     self._interrupt()
                 self.timer.start_step()
-                accumulation_steps = self.spec.training.batch_size // self.spec.training.micro_batch_size
-                self._train_step(list(islice(micro_batches, accumulation_steps)))
+                self._train_step(source.next_step(), source.position())
+
+    def _must_stop(self) -> bool:
+        """Whether a stop was requested. Several processes must agree, and do so in the value that each step reads."""
+        return self._is_stop_agreed or (self.group.size == 1 and self.stop.requested)
 
     def is_done(self) -> bool:
         """Whether no steps are left."""
@@ -91,40 +103,58 @@ class Trainer:
 
     # Steps
 
-    def _train_step(self, micro_batches: list[Batch]) -> None:
+    def _train_step(self, micro_batches: list[Batch], position: Mapping[str, Any]) -> None:
+        """Train one step. `position` is that of the data source after it."""
         context, step = self.context, self.state.step
         self._freeze_and_unfreeze(step)
         eval_history = self.metric_tracker.eval_history(self.state.history)
         rates = {module.name: module.learning_rate(step, eval_history) for module in self.plan.modules}
         set_learning_rates(context.optimizers, rates)
-        loss = self._forward_backward(micro_batches)
+        num_items = sum(map(context.task.num_items, micro_batches))
+        loss = self._forward_backward(micro_batches, num_items)
         unscale_grads(self.trainable, self.state.loss_scale.scale)
         add_regularization(self.trainable)
         norms = get_grad_norms(self.trainable, context.device_config.device)
         clip_grads(self.trainable, norms, self.spec.training.clip_grad_norm)
-        values: list[float] = torch.cat([loss.reshape(1), norms]).tolist()
-        is_finite = all(map(math.isfinite, values))
+        mean_loss, stops, items, *module_norms = self._read_values(loss, num_items, norms)
+        is_finite = all(map(math.isfinite, (mean_loss, *module_norms)))
         if is_finite:
             for optimizer in context.optimizers:
                 optimizer.step()
         self._zero_grad()
-        self.state.loss_scale.update(is_finite)
-        self._end_step(values[0], values[1:], rates, is_finite)
+        self._is_stop_agreed = stops > 0
+        self.state.position = position
+        self._end_step(mean_loss, module_norms, rates, is_finite, int(items))
 
-    def _forward_backward(self, micro_batches: list[Batch]) -> Tensor:
+    def _read_values(self, loss: Tensor, num_items: int, norms: Tensor) -> list[float]:
+        """The only synchronization with the device in a step.
+
+        Returns:
+            The loss, the number of processes that were asked to stop, the number of items, and the norm of each module.
+        """
+        local = torch.stack([loss, loss.new_full((), float(self.stop.requested)), loss.new_full((), float(num_items))])
+        values: list[float] = torch.cat([self.group.sum(local), norms]).tolist()
+        return values
+
+    def _forward_backward(self, micro_batches: list[Batch], num_items: int) -> Tensor:
         """Accumulate the gradients of one optimizer step.
+
+        Args:
+            micro_batches: the micro-batches of the step.
+            num_items: number of loss items in all of them.
 
         Returns:
             The loss: the mean over the items of all micro-batches; a scalar on the device.
         """
         context = self.context
-        num_items = max(1, sum(map(context.task.num_items, micro_batches)))  # a batch without items has loss 0
+        num_items = max(1, num_items)  # a batch without items has loss 0
         total = torch.zeros((), device=context.device_config.device)
         for batch in micro_batches:
             with context.device_config.autocast():
                 loss = context.task.loss(context.model.forward, context.device_config.move(batch)) / num_items
             torch.autograd.backward(loss * self.state.loss_scale.scale)
             total += loss.detach()
+            self.callback.on_substep_end()
         return total
 
     def _freeze_and_unfreeze(self, step: int) -> None:
@@ -139,28 +169,44 @@ class Trainer:
             for parameter in module.parameters:
                 parameter.grad = None
 
-    def _end_step(self, loss: float, norms: list[float], rates: Mapping[str, float], is_finite: bool) -> None:
+    def _end_step(
+        self, loss: float, norms: list[float], rates: Mapping[str, float], is_finite: bool, num_items: int
+    ) -> None:
         """Update the state, and report the step."""
         trainable_norms = dict(zip((module.plan.name for module in self.trainable), norms, strict=True))
         state = self.state
         state.step += 1
-        state.skipped_steps += not is_finite
-        state.consecutive_skipped_steps = 0 if is_finite else state.consecutive_skipped_steps + 1
+        is_overflow = not is_finite and math.isfinite(loss) and state.loss_scale.can_be_halved
+        state.skipped = state.skipped.after_step(is_finite=is_finite, is_overflow=is_overflow)
+        state.loss_scale.update(is_finite)
         self.timer.end_step(state.step)
         state.elapsed = self.timer.elapsed
         if not is_finite:
             reason = _describe_nonfinite(loss, trainable_norms)
             self.callback.on_message(f"skipping step {state.step} for all modules: {reason}")
-        self.callback.on_step_end(self._step_record(loss, trainable_norms, rates, is_finite))
-        if state.consecutive_skipped_steps == MAX_CONSECUTIVE_SKIPPED_STEPS:
+        self.callback.on_step_end(self._step_record(loss, trainable_norms, rates, is_finite, num_items))
+        if not is_finite:
+            self._check_divergence(self.plan.planned_steps)
+
+    def _check_divergence(self, num_steps: int) -> None:
+        """End a run of `num_steps` steps of which too many were not finite.
+
+        Raises:
+            TrainingDiverged: it has diverged.
+        """
+        if divergence := self.state.skipped.describe_divergence(num_steps):
             raise TrainingDiverged(
-                f"the last {MAX_CONSECUTIVE_SKIPPED_STEPS} steps were not finite: "
-                f"{_describe_nonfinite(loss, trainable_norms)}; "
-                "lower the learning rates, set clipGradNorm, or set training.precision to FP32"
+                f"{divergence} (at step {self.state.step}); lower the learning rates, set training.clipGradNorm, or "
+                "set training.precision to FP32"
             )
 
     def _step_record(
-        self, loss: float, trainable_norms: Mapping[str, float], rates: Mapping[str, float], is_finite: bool
+        self,
+        loss: float,
+        trainable_norms: Mapping[str, float],
+        rates: Mapping[str, float],
+        is_finite: bool,
+        num_items: int,
     ) -> StepRecord:
         step, plan = self.state.step, self.plan
         return StepRecord(
@@ -175,21 +221,22 @@ class Trainer:
             seconds=self.timer.last_duration,
             estimated_completion_time=self.timer.estimate_completion(plan.planned_steps),
             skipped=not is_finite,
+            num_items=num_items,
         )
 
     # Data
 
-    def _train_batches(self) -> Generator[Batch]:
+    def _train_source(self) -> TrainDataSource:
         training = self.spec.training
         sampler = TrainBatchSampler(
             num_samples=len(self.context.train),
             batch_size=training.batch_size,
             micro_batch_size=training.micro_batch_size,
             seed=training.seed,
-            start_step=self.state.step,
-            end_step=self.plan.planned_steps,
+            num_steps=self.plan.planned_steps - self.state.step,
+            start=Position(**self.state.position),
         )
-        return self._load_batches(self.context.train, sampler)
+        return TrainDataSource(sampler, lambda indices: self._load_batches(self.context.train, indices))
 
     def _load_batches(self, dataset: Dataset, batch_indices: Iterable[list[int]]) -> Generator[Batch]:
         task, processors = self.context.task, self.context.processors
@@ -248,7 +295,7 @@ class Trainer:
         batch_indices = evaluation_batches(len(dataset), batch_size, seed)
         with closing(self._load_batches(dataset, batch_indices)) as batches:
             for done, batch in enumerate(batches):
-                if self.stop.requested:
+                if self.group.any(self.stop.requested):
                     self._interrupt()
                 self.callback.on_prediction_step(done, len(batch_indices))
                 yield self.context.device_config.move(batch)
@@ -292,15 +339,13 @@ class Trainer:
     def checkpoint(self) -> Checkpoint:
         """A checkpoint of the current step."""
         context, state = self.context, self.state
-        epoch, batch = divmod(state.step, self.plan.steps_per_epoch)
         return Checkpoint(
             step=state.step,
-            epoch=epoch,
-            batch=batch,
+            position=state.position,
             train_samples=len(context.train),
             history=tuple(state.history),
             elapsed=state.elapsed,
-            skipped_steps=state.skipped_steps,
+            skipped_steps=asdict(state.skipped),
             loss_scale=(state.loss_scale.scale, state.loss_scale.good_steps),
             rng_state=get_rng_state(),
             spec=self.spec.manifest(),

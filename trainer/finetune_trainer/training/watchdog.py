@@ -36,7 +36,7 @@ WORKER_STACK_SECONDS = 1.0
 
 
 class Heartbeat(Callback):
-    """Counts units of progress: steps, evaluation batches, checkpoints and parts of the export."""
+    """Counts units of progress: micro-batches, steps, evaluation batches, checkpoints and parts of the export."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -46,6 +46,9 @@ class Heartbeat(Callback):
         self.count += 1
 
     def on_step_end(self, record: StepRecord) -> None:
+        self.beat()
+
+    def on_substep_end(self) -> None:
         self.beat()
 
     def on_progress(self, activity: str, done: int, total: int) -> None:
