@@ -219,8 +219,9 @@ def _train(run: _RunContext, context: TrainingContext, state: TrainState) -> Non
         with _start_watchdog(run, heartbeat):
             trainer.train()
     if state.step < context.plan.planned_steps:
-        metric = context.plan.job.spec.evaluation.metric
-        callback.on_message(f"stopped early after step {state.step}: {metric} no longer improves")
+        tracker = MetricTracker(context.plan.job.spec.evaluation)
+        reason = "was never finite" if tracker.is_never_finite(state.history) else "no longer improves"
+        callback.on_message(f"stopped early after step {state.step}: {tracker.metric} {reason}")
 
 
 def _start_watchdog(run: _RunContext, heartbeat: Heartbeat) -> AbstractContextManager[None]:
@@ -262,7 +263,8 @@ def _select_weights(run: _RunContext, context: TrainingContext, state: TrainStat
     metric_tracker = MetricTracker(context.plan.job.spec.evaluation)
     best = metric_tracker.best(state.history) if context.plan.job.spec.checkpoint.keep_best else None
     if best is None:
-        return f"step {state.step}, the last"
+        reason = f": {metric_tracker.metric} was never finite" if metric_tracker.is_never_finite(state.history) else ""
+        return f"step {state.step}, the last{reason}"
     if best.step != state.step:
         set_model_state_dict(context.model.base, run.checkpoints.load_weights(best.step))
     metric = metric_tracker.metric
