@@ -71,7 +71,7 @@ class Classification(Task):
 
     @classmethod
     def _has_head(cls, config: PretrainedConfig) -> bool:
-        """Whether the config has a head for this task; without architectures it may have one."""
+        """Whether the config is that of a model with a head for this task; without architectures, it may be."""
         return not config.architectures or any(name.endswith(cls.head_suffix) for name in config.architectures)
 
     @classmethod
@@ -84,6 +84,8 @@ class Classification(Task):
         if config.problem_type == "regression" or config.num_labels == 1:
             return "the head of the model is for regression", None
         head = head_classes(config)
+        if not config.architectures and not head.are_named:
+            return "config.json has neither architectures nor names of classes, by which a head is recognized", None
         if match := match_labels(head, labels, class_names):
             return "", match
         return _describe_mismatch(head, class_names or labels), None
@@ -185,7 +187,7 @@ def _describe_similar(labels: Sequence[Label]) -> list[str]:
 
 def _describe_mismatch(head: HeadClasses, labels: Sequence[Label]) -> str:
     """Why a head cannot be kept for these labels."""
-    if head.are_named:
+    if head.are_named or len(labels) != len(head.names):
         return "the classes of the model are not those of the data"
     if all(isinstance(label, str) for label in labels):
         return "the classes of the model have no names, so they cannot be matched with those of the data"
