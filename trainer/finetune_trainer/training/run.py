@@ -14,7 +14,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.status import Report
 from finetune_trainer.callbacks import Callback, CallbackList, TestRecord
 from finetune_trainer.claims import ClaimPaths
-from finetune_trainer.errors import RunError, UserError
+from finetune_trainer.errors import Interrupted, RunError, UserError
 from finetune_trainer.planning import model_loader
 from finetune_trainer.planning.prepare import PreparedRun, prepare
 from finetune_trainer.reporting.metrics_jsonl import METRICS_FILE, MetricsWriter, find_test_record, truncate
@@ -72,6 +72,9 @@ def run(job: FineTuneJob, options: RunOptions, callback: Callback) -> Report:
     callbacks = CallbackList((tracker, callback))
     try:
         with stop_on_signals() as stop, serve_metrics(tracker, options.metrics_port):
+            stop.exit_hooks.append(
+                lambda message: _write_termination_log(tracker.report(Interrupted.reason, message), options)
+            )
             destination = options.claims.create_destination(job.destination)
             checkpoints = CheckpointManager.for_job(job, destination, options.attempt)
             report = _execute(_RunContext(job, options, callbacks, tracker, stop, destination, checkpoints))

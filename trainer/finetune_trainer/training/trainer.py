@@ -83,6 +83,8 @@ class Trainer:
             while True:
                 self._evaluate_if_due()
                 self._save_if_due()
+                if self.stop.immediate:
+                    self.stop.defer()
                 if self.is_done():
                     self._check_divergence(self.state.step)
                     self._save_before_test()
