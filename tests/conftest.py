@@ -1,3 +1,3 @@
-"""Enables the fixtures of the test harness."""
+"""Enables the pytest plugin of the test harness."""
 
 pytest_plugins = ["harness.plugin"]

@@ -225,9 +225,9 @@ def run_job(demo: Demo) -> None:
 def watch_job(demo: Demo) -> dict[str, Any]:
     """Show the progress of the job until it ends, and return its final status."""
     deadline = time.monotonic() + JOB_TIMEOUT_S
-    with task("waiting for the job") as work:
+    with task("waiting for the job") as progress:
         while not has_ended(status := status_of_job(demo)):
-            work.update(summary(status))
+            progress.update(summary(status))
             if time.monotonic() > deadline:
                 raise HarnessError(f"the job did not end within {JOB_TIMEOUT_S // 60} minutes", inspect_command(demo))
             time.sleep(2)

@@ -10,6 +10,7 @@ from typing import Any, overload
 from finetune_api.checkpoint import Output
 from finetune_api.evaluation import Direction, Evaluation, MetricName
 from finetune_api.job import FineTuneJob, JobSpec, Modules, Task
+from finetune_api.metrics import find_direction
 from finetune_api.resources import Device, Resources
 from finetune_api.sources import Destination
 from finetune_api.training import BatchSize, Training
@@ -25,6 +26,10 @@ DEFAULT_METRIC = {
     "SequenceClassification": "eval/accuracy",
     "ImageClassification": "eval/accuracy",
 }
+
+
+class UnknownDirectionError(ValueError):
+    """A job names a metric that is not in the table of metrics, and no direction."""
 
 
 class EffectiveTraining(Training):
@@ -85,6 +90,9 @@ def with_defaults(job: FineTuneJob, task: str | None) -> DefaultedJob:
     Args:
         task: the task of the job, from its spec or its model's config; None if it is unknown, in which case the
             evaluation keeps its unset fields.
+
+    Raises:
+        UnknownDirectionError: `evaluation.direction` has no default, because the metric is not in the table of metrics.
     """
     spec = job.spec.manifest()
     _default_training(spec["training"])
@@ -102,11 +110,6 @@ def with_defaults(job: FineTuneJob, task: str | None) -> DefaultedJob:
     return EffectiveJob.model_validate(fields)
 
 
-def lower_is_better(metric: str) -> bool:
-    """Whether lower values of a metric are better, by its name: losses, perplexities and error rates."""
-    return any(word in metric for word in ("loss", "perplexity", "error"))
-
-
 def _default_training(training: dict[str, Any]) -> None:
     if "steps" not in training:
         training.setdefault("epochs", DEFAULT_EPOCHS)
@@ -115,7 +118,13 @@ def _default_training(training: dict[str, Any]) -> None:
 
 def _default_evaluation(evaluation: dict[str, Any], task: str) -> None:
     metric = evaluation.setdefault("metric", DEFAULT_METRIC[task])
-    evaluation.setdefault("direction", "Minimize" if lower_is_better(metric) else "Maximize")
+    direction = evaluation.get("direction") or find_direction(metric)
+    if direction is None:
+        raise UnknownDirectionError(
+            f"evaluation.direction: required for metric {metric!r}, which is not one of the metrics with a known "
+            "direction; set it to Minimize or Maximize"
+        )
+    evaluation["direction"] = direction
 
 
 def _with_schedule(module: dict[str, Any]) -> dict[str, Any]:

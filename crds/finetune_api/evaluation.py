@@ -44,7 +44,7 @@ class Evaluation(Model):
     Defaults to `eval/recall_at_1` for task Contrastive, `eval/loss` for CausalLM, and `eval/accuracy` for
     SequenceClassification and ImageClassification."""
     direction: Direction | None = None
-    """Whether lower or higher values of the metric are better. Defaults to Minimize for a metric whose name contains
-    loss, perplexity or error, and to Maximize otherwise."""
+    """Whether lower or higher values of the metric are better. Defaults to the direction in the table of metrics of
+    the API reference; required for a metric that is not in it."""
     early_stopping: EarlyStopping | None = None
     """When to stop before the last step. If not set, training does not stop early."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from finetune_api.crd import job_crd
 from finetune_api.descriptions import Schema, explicit_default, first_paragraph, format_default
 from finetune_api.job import ALWAYS_MUTABLE, FineTuneJob, JobSpec
+from finetune_api.metrics import EVALUATION_METRICS
 from finetune_api.status import JobStatus
 from finetune_api.validation_errors import describe_pattern
 
@@ -36,6 +37,13 @@ changes are rejected with `... is immutable`. `metadata.name` cannot be changed.
 
 """
 
+METRICS_INTRODUCTION = """\
+## Metrics
+
+The metrics that `spec.evaluation.metric` may name. On the test set, their names start with `test/` instead of `eval/`.
+A value that is not finite is reported as such, is `null` in JSON, and is never the best one.
+"""
+
 CONTENTS_DEPTH = 3
 """Sections below this depth are not listed in the table of contents."""
 
@@ -51,7 +59,16 @@ def reference() -> str:
     contents = "".join(f"- [`{path}`](#{_anchor(path)})\n" for path, _ in sections if path.count(".") < CONTENTS_DEPTH)
     metadata = _metadata_section(schema["metadata"]["properties"]["name"])
     body = "".join(text for _, text in sections)
-    return INTRODUCTION + contents + "\n" + MUTABILITY + metadata + body.rstrip() + "\n"
+    contents += "- [Metrics](#metrics)\n"
+    return INTRODUCTION + contents + "\n" + MUTABILITY + metadata + body + _metrics_section()
+
+
+def _metrics_section() -> str:
+    rows = "".join(
+        f"| `{name}` | {metric.direction} | {', '.join(metric.tasks)} | {_cell(metric.description)}. |\n"
+        for name, metric in EVALUATION_METRICS.items()
+    )
+    return f"{METRICS_INTRODUCTION}\n| Metric | Direction | Tasks | Description |\n|---|---|---|---|\n{rows}"
 
 
 def _metadata_section(name: Schema) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cluster.operated import CRD, Api, Namespace, Operator, documented_permissions, wait_for
+from cluster.framework import CRD, Api, Namespace, Operator, documented_permissions, wait_for
 from harness.cluster import Cluster
 
 CONFIG = """
@@ -27,7 +27,7 @@ def api(control_plane: Cluster) -> Api:
     control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRD))
     client = Api(control_plane.kubeconfig)
     # Not `kubectl wait`, which fails if the CRD has no conditions yet.
-    wait_for(lambda: client.answers("/apis/finetune.dev/v1alpha1/finetunejobs"))
+    wait_for(lambda: client.is_success("/apis/finetune.dev/v1alpha1/finetunejobs"))
     return client
 
 

@@ -67,9 +67,9 @@ class Proxy:
 def _handler(client: httpx.Client, fault: Fault, lock: Lock) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def _forward(self) -> None:
-            step = self.command in WRITES and not any(part in self.path for part in IGNORED_RESOURCES)
+            is_write = self.command in WRITES and not any(part in self.path for part in IGNORED_RESOURCES)
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            if not step:
+            if not is_write:
                 self._relay(body)
                 return
             # One write at a time, so that a fault affects exactly the write it was selected for.
@@ -80,18 +80,18 @@ def _handler(client: httpx.Client, fault: Fault, lock: Lock) -> type[BaseHTTPReq
                 response = client.request(self.command, self.path, content=body, headers=kept)
                 if fault(self.command, self.path, body, "after"):
                     return
-            self._answer(response.status_code, response.headers.get("Content-Type", ""))
+            self._send_headers(response.status_code, response.headers.get("Content-Type", ""))
             self.wfile.write(response.content)
 
         def _relay(self, body: bytes) -> None:
             kept = {key: self.headers[key] for key in ("Content-Type", "Accept") if key in self.headers}
             with client.stream(self.command, self.path, content=body, headers=kept) as response:
-                self._answer(response.status_code, response.headers.get("Content-Type", ""))
+                self._send_headers(response.status_code, response.headers.get("Content-Type", ""))
                 for chunk in response.iter_bytes():
                     self.wfile.write(chunk)
                     self.wfile.flush()
 
-        def _answer(self, status: int, content_type: str) -> None:
+        def _send_headers(self, status: int, content_type: str) -> None:
             self.send_response(status)
             self.send_header("Content-Type", content_type)
             self.end_headers()

@@ -39,7 +39,7 @@ class Release:
         """Run helm in the namespace of the release; a failure shows its standard error."""
         homes = {f"HELM_{kind}_HOME": str(self.cluster.folder / "helm") for kind in ("CACHE", "CONFIG", "DATA")}
         flags = (f"--kubeconfig={self.cluster.kubeconfig}", f"--namespace={self.namespace}")
-        done = subprocess.run(
+        result = subprocess.run(
             [self.binary, *argv, *flags],
             env={**os.environ, **homes},
             capture_output=True,
@@ -47,8 +47,8 @@ class Release:
             timeout=120,
             check=False,
         )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert result.returncode == 0, result.stderr
+        return result.stdout
 
     def install(self, *settings: str) -> str:
         """Install the chart."""
@@ -88,10 +88,10 @@ def release(cluster: Cluster, namespace: None, helm: Path) -> Iterator[Release]:
     cluster.kubectl("delete", CRD, "--ignore-not-found")
 
 
-def can(cluster: Cluster, verb: str, resource: str, namespace: str, *more: str) -> bool:
+def can(cluster: Cluster, verb: str, resource: str, namespace: str, *flags: str) -> bool:
     """Whether `kubectl auth can-i` allows a request of the operator's ServiceAccount."""
     account = f"system:serviceaccount:{NAMESPACE}:{OPERATOR}"
-    result = cluster.try_kubectl("auth", "can-i", verb, resource, f"--as={account}", f"--namespace={namespace}", *more)
+    result = cluster.try_kubectl("auth", "can-i", verb, resource, f"--as={account}", f"--namespace={namespace}", *flags)
     return result.stdout.strip() == "yes"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cluster.operated import Namespace, Operator, serve_metrics, wait_for
+from cluster.framework import Namespace, Operator, serve_metrics, wait_for
 from harness.cluster import Cluster
 
 pytestmark = pytest.mark.cluster

@@ -1,4 +1,4 @@
-"""Faults: no write is lost or repeated, whenever the operator dies and whatever the API server answers."""
+"""No write is lost or repeated if the operator is killed at any write, or if a response of the API server is lost."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from cluster.operated import Api, Namespace, Operator, documented_permissions, free_port, wait_for
+from cluster.framework import Api, Namespace, Operator, documented_permissions, free_port, wait_for
 from cluster.proxy import Moment, Proxy
 from harness.cluster import Cluster
 
 pytestmark = pytest.mark.cluster
 
 
-class OncePerStep:
+class OncePerWrite:
     """Injects a fault once per write of the operator: before it, after it, or both.
 
     Status updates count as the same write if attempt and condition reasons are the same.
@@ -35,10 +35,10 @@ class OncePerStep:
         obj = json.loads(body or b"{}")
         status = obj.get("status", {})
         reasons = [it["reason"] for it in status.get("conditions", [])]
-        step = str((method, path, obj.get("metadata", {}).get("name"), status.get("attempt"), reasons, moment))
-        if not self.armed or moment not in self._moments or step in self.seen:
+        write = str((method, path, obj.get("metadata", {}).get("name"), status.get("attempt"), reasons, moment))
+        if not self.armed or moment not in self._moments or write in self.seen:
             return False
-        self.seen.add(step)
+        self.seen.add(write)
         self._inject()
         return True
 
@@ -50,21 +50,21 @@ class OncePerStep:
 def test_converges_with_one_job_per_attempt_after_a_fault_at_every_write(
     namespace: Namespace, kubeconfig: Path, config: Path, tmp_path: Path, killed: bool, moments: tuple[Moment, ...]
 ) -> None:
-    """The operator is killed before and after every write; or it stays alive, but every response is dropped once."""
+    """The operator is killed before and after every write, or keeps running while every response is dropped once."""
 
     def restart_if_killed() -> None:
         if killed:
             operator.kill()
             operator.start()
 
-    fault = OncePerStep(restart_if_killed, moments)
+    fault = OncePerWrite(restart_if_killed, moments)
     with Proxy(kubeconfig, fault) as proxy:
         options = ("--no-leader-elect", f"--namespace={namespace.name}")
         operator = Operator(proxy.kubeconfig(), config, tmp_path / "operator.log", *options).start()
         try:
             created = _run_through_all_states(namespace)
         finally:
-            # The proxy may be about to restart it.
+            # The lock prevents the proxy from restarting it.
             with proxy.lock:
                 fault.armed = False
                 operator.kill()
@@ -76,12 +76,12 @@ def test_converges_with_one_job_per_attempt_after_a_fault_at_every_write(
         (1, "Crashed"), (2, "Suspended"), (3, "Succeeded"),
     ]  # fmt: skip
     assert sorted(created) == ["job-a1", "job-a2", "job-a3"] and all(len(uids) == 1 for uids in created.values())
-    left = [it["metadata"]["name"] for it in namespace.api.get(namespace.path("configmaps"))["items"]]
-    assert not namespace.attempts() and not [name for name in left if name.startswith("job-a")]
+    configmaps = [it["metadata"]["name"] for it in namespace.api.get(namespace.path("configmaps"))["items"]]
+    assert not namespace.attempts() and not [name for name in configmaps if name.startswith("job-a")]
 
 
 def _run_through_all_states(namespace: Namespace) -> dict[str, set[str]]:
-    """A job crashes, is suspended, succeeds, and is cleaned up. Returns the UIDs of its Jobs by name."""
+    """Crash, suspend, finish and clean up a job; return the UIDs of its Jobs by name."""
     created: dict[str, set[str]] = {}
 
     def pod(number: int) -> dict[str, Any]:
@@ -166,8 +166,8 @@ def test_command_reports_errors_without_a_traceback(tmp_path: Path) -> None:
         f"--health-port={free_port()}",
         f"--metrics-port={free_port()}",
     ]
-    done = subprocess.run([*command, f"--config={config}"], capture_output=True, text=True, check=False, env={})
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "trainer.imagePullPolicy" in done.stderr
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={})
-    assert done.returncode == 1 and "Traceback" not in done.stderr and "KUBECONFIG" in done.stderr
+    result = subprocess.run([*command, f"--config={config}"], capture_output=True, text=True, check=False, env={})
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "trainer.imagePullPolicy" in result.stderr
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env={})
+    assert result.returncode == 1 and "Traceback" not in result.stderr and "KUBECONFIG" in result.stderr

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cluster.operated import Namespace, Operator, wait_for
+from cluster.framework import Namespace, Operator, wait_for
 from harness.cluster import Cluster
 
 pytestmark = pytest.mark.cluster
@@ -41,19 +41,19 @@ def test_every_runtime_field_is_set_on_the_pod(
         {"claim": "captions", "mountPath": "/again", "readOnly": True},
         {"claim": "more", "mountPath": "/opt/more"},
     ]
-    own = {
-        "image": "own:1", "imagePullPolicy": "Never", "runAsUser": 1000, "fsGroup": 2000, "cacheClaim": "downloads",
+    fields = {
+        "image": "custom:1", "imagePullPolicy": "Never", "runAsUser": 1000, "fsGroup": 2000, "cacheClaim": "downloads",
         "env": [{"name": "A", "value": "1"}], "envFrom": [{"prefix": "X_", "configMapRef": {"name": "settings"}}],
         "tolerations": [toleration], "volumes": volumes,
     }  # fmt: skip
-    namespace.create_job(data={"train": {"source": "pvc://captions"}}, runtime=PLACEMENT | own)
+    namespace.create_job(data={"train": {"source": "pvc://captions"}}, runtime=PLACEMENT | fields)
     pod = namespace.pod()["spec"]
     assert {key: pod[key] for key in PLACEMENT} == PLACEMENT
     assert toleration in pod["tolerations"] and pod["priority"] == 7
     assert not any("serviceAccountToken" in str(it) for it in pod["volumes"])
     (container,) = pod["containers"]
-    assert (container["image"], container["imagePullPolicy"]) == ("own:1", "Never")
-    assert container["envFrom"] == own["envFrom"]
+    assert (container["image"], container["imagePullPolicy"]) == ("custom:1", "Never")
+    assert container["envFrom"] == fields["envFrom"]
     assert {"name": "HF_HOME", "value": "/cache/huggingface"} in container["env"]
     mounts = {it["mountPath"]: it.get("readOnly", False) for it in container["volumeMounts"]}
     assert mounts.items() >= {"/again": True, "/claims/captions": True, "/opt/more": False, "/cache": False}.items()
@@ -109,8 +109,8 @@ def test_queue_suspends_and_resumes_the_job(operator: Operator, namespace: Names
     wide = control_plane.kubectl(
         "get", "ftj", "-n", namespace.name, "-o", "wide", "--field-selector=spec.queueName=team"
     )
-    head, *rows = wide.splitlines()
-    assert "QUEUE" in head and [row.split()[0] for row in rows] == ["job"] and "team" in rows[0]
+    header, *rows = wide.splitlines()
+    assert "QUEUE" in header and [row.split()[0] for row in rows] == ["job"] and "team" in rows[0]
 
 
 def test_suspending_a_queued_job_deletes_its_job(operator: Operator, namespace: Namespace) -> None:
@@ -137,12 +137,12 @@ def test_exceeded_active_deadline_stops_pods_with_grace_period(operator: Operato
     assert "spec.activeDeadlineSeconds" in namespace.condition("Succeeded")["message"]
     assert status["attempts"][0]["reason"] == "DeadlineExceeded" and status["activeSeconds"] >= 2
     wait_for(lambda: not namespace.attempts())
-    (left,) = namespace.pods()
-    assert left["metadata"]["deletionGracePeriodSeconds"] == 120
+    (pod,) = namespace.pods()
+    assert pod["metadata"]["deletionGracePeriodSeconds"] == 120
     namespace.force_delete(pod)
 
 
-def test_leftovers_are_deleted_after_the_ttl(operator: Operator, namespace: Namespace) -> None:
+def test_jobs_pods_and_config_maps_are_deleted_after_the_ttl(operator: Operator, namespace: Namespace) -> None:
     namespace.create_job()
     namespace.terminate(namespace.pod(1), 75)
     report = '{"reason": "Succeeded", "message": "done", "progress": {"step": 40, "plannedSteps": 40}}'

@@ -176,7 +176,7 @@ def api(control_plane: Cluster) -> Iterator[Api]:
     control_plane.kubectl("wait", "--for=condition=Established", "crd/finetunejobs.finetune.dev", "--timeout=60s")
     api = Api(control_plane.kubeconfig)
     deadline = time.monotonic() + 30
-    while not api.answers(JOBS) and time.monotonic() < deadline:
+    while not api.is_success(JOBS) and time.monotonic() < deadline:
         time.sleep(0.1)
     yield api
     control_plane.kubectl("delete", "ftj", "--all", "--namespace=default")

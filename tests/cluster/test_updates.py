@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 from pydantic import ValidationError
 
-from cluster.operated import Api
+from cluster.framework import Api
 from cluster.specs import DELETE, SchemaPath, SpecGenerator, get, with_value
 from cluster.test_schema_validation import JOBS
 from finetune_api.job import ALWAYS_MUTABLE, parse

@@ -46,35 +46,35 @@ def manifest(written: str) -> str:
 
 @pytest.fixture(scope="module")
 def kubectl_read(control_plane: Cluster, api: Api) -> dict[str, Any]:
-    """What the real kubectl reads; a `YamlParseError` where it rejects the manifest."""
+    """The values as parsed by the real kubectl; a `YamlParseError` for a manifest that it rejects."""
 
-    def ask(written: str) -> Any:
+    def read(written: str) -> Any:
         command = ("create", "--dry-run=client", "--validate=false", "--output=json", "--filename=-")
-        done = control_plane.try_kubectl(*command, input=manifest(written))
-        return YamlParseError(done.stderr) if done.returncode else json.loads(done.stdout)["spec"].get("field")
+        result = control_plane.try_kubectl(*command, input=manifest(written))
+        return YamlParseError(result.stderr) if result.returncode else json.loads(result.stdout)["spec"].get("field")
 
     with ThreadPoolExecutor(4) as pool:
-        return dict(zip(WRITTEN, pool.map(ask, WRITTEN), strict=True))
+        return dict(zip(WRITTEN, pool.map(read, WRITTEN), strict=True))
 
 
 @pytest.mark.parametrize("written", WRITTEN)
 def test_value_is_parsed_as_kubectl_does_or_flagged(kubectl_read: dict[str, Any], written: str) -> None:
-    theirs = kubectl_read[written]
+    expected = kubectl_read[written]
     try:
         (document,) = parse_yaml(manifest(written))
     except YamlParseError:
         return
     if not document.ambiguous:
-        assert not isinstance(theirs, YamlParseError), f"kubectl rejects what we parse as {document.value['spec']}"
-        assert exactly(document.value["spec"]["field"]) == exactly(theirs)
+        assert not isinstance(expected, YamlParseError), f"kubectl rejects what we parse as {document.value['spec']}"
+        assert with_types(document.value["spec"]["field"]) == with_types(expected)
 
 
 @pytest.mark.parametrize("written", PLAIN)
 def test_plain_scalar_is_parsed_as_kubectl_does(kubectl_read: dict[str, Any], written: str) -> None:
-    """Also for flagged scalars, whose message states what kubectl reads."""
-    theirs = kubectl_read[written]
-    if not isinstance(theirs, YamlParseError):
-        assert exactly(parse_kubectl_scalar(written)) == exactly(theirs)
+    """Also checked for flagged scalars, because their message states the value that kubectl parses."""
+    expected = kubectl_read[written]
+    if not isinstance(expected, YamlParseError):
+        assert with_types(parse_kubectl_scalar(written)) == with_types(expected)
 
 
 @pytest.mark.parametrize("written", ["hello", "a b", "true", "1", "1.5", "2e-5", "1e3", ".5", "2001-01-01", "'y'", "~"])
@@ -82,12 +82,12 @@ def test_portable_scalar_is_not_flagged(kubectl_read: dict[str, Any], written: s
     assert parse_yaml(manifest(written))[0].ambiguous == ()
 
 
-def exactly(value: Any) -> Any:
+def with_types(value: Any) -> Any:
     """A value with its types, so that 1, true and 1.0 differ; integers beyond 64 bits become floats."""
     if isinstance(value, dict):
-        return {key: exactly(item) for key, item in value.items()}
+        return {key: with_types(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [exactly(item) for item in value]
+        return [with_types(item) for item in value]
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 2**63:
         value = float(value)
     return type(value).__name__, value

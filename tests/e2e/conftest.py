@@ -1,4 +1,4 @@
-"""The product as a cluster runs it: chart, operator image and example inputs on a real node, once for all tests."""
+"""Fixtures of the end-to-end tests: the chart, the operator image and the inputs of the example on a real node."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from harness.node import Node
 
 OPERATOR_IMAGE = "localhost/finetune-operator:e2e"
 TRAINER_IMAGE = "localhost/finetune-trainer:e2e"
-PROVEN = "trainer-image-proven"
+TESTED_TRAINER_IMAGES = "trainer-image-proven"
 
 
 @pytest.fixture(scope="session")
 def trainer_image(node: Node, require_tier: Callable[[preflight.Tier], None]) -> Iterator[str]:
-    """The image trainer pods run.
+    """The image of trainer pods.
 
-    Every day it is an empty one that shows this checkout's environment. FINETUNE_E2E_TRAINER=image builds the real one;
-    in CI that happens whenever its Dockerfile or the lock file changed since it was last seen to work, and anywhere
-    when the checkout lies where a trainer pod mounts something of its own, such as /tmp.
+    By default it is the host image, with the Python environment of this checkout. `FINETUNE_E2E_TRAINER=image` selects
+    the image built from the Dockerfile. That is also the default in CI if the Dockerfile or the lock file has changed
+    since the tests last passed with it, and if a trainer pod mounts a volume over this checkout, such as one in /tmp.
     """
     require_tier(preflight.IMAGES)
     key = cache.digest(ROOT / "trainer" / "Dockerfile", ROOT / "uv.lock")
-    unproven = bool(os.environ.get("CI")) and not cache.entry_path(PROVEN, key).exists()
-    everyday = "image" if unproven or host_image.is_shadowed(*POD_DIRS) else "bound"
-    if os.environ.get("FINETUNE_E2E_TRAINER", everyday) == "bound":
+    is_untested = bool(os.environ.get("CI")) and not cache.entry_path(TESTED_TRAINER_IMAGES, key).exists()
+    default = "image" if is_untested or host_image.is_shadowed(*POD_DIRS) else "bound"
+    if os.environ.get("FINETUNE_E2E_TRAINER", default) == "bound":
         yield host_image.NAME
         return
     node.import_image(images.build(ROOT / "trainer" / "Dockerfile", ROOT, TRAINER_IMAGE))
     yield TRAINER_IMAGE
-    cache.get_or_create(PROVEN, key, lambda _: None)
+    cache.get_or_create(TESTED_TRAINER_IMAGES, key, lambda _: None)
 
 
 @pytest.fixture(scope="session")
 def operator_image(node: Node, require_tier: Callable[[preflight.Tier], None]) -> str:
-    """The operator's image, always the real one."""
+    """The image of the operator, built from its Dockerfile."""
     require_tier(preflight.IMAGES)
     node.import_image(images.build(ROOT / "operator" / "Dockerfile", ROOT, OPERATOR_IMAGE))
     return OPERATOR_IMAGE
@@ -54,11 +54,11 @@ def operator_image(node: Node, require_tier: Callable[[preflight.Tier], None]) -
 
 @pytest.fixture(scope="session")
 def installed(node: Node, helm: Path, operator_image: str, trainer_image: str) -> None:
-    """The chart, installed with helm; the operator is ready."""
+    """Install the chart with Helm, and wait until the operator is ready."""
     values = {
         "image": image(operator_image),
         "trainer": {"image": image(trainer_image), "imagePullDeadlineSeconds": 20},
-        "resources": {"requests": {"cpu": "0"}},  # on two cores a job wants both
+        "resources": {"requests": {"cpu": "0"}},  # a job requests both CPUs of a node with two
         "progressIntervalSeconds": 3,
         "scrapeIntervalSeconds": 1,
     }
@@ -73,25 +73,25 @@ def installed(node: Node, helm: Path, operator_image: str, trainer_image: str) -
 
 
 def image(name: str) -> dict[str, str]:
-    """An image that is on the node already, as the chart's values name it."""
+    """The values of the chart for an image that is already on the node."""
     repository, _, tag = name.rpartition(":")
     return {"repository": repository, "tag": tag, "pullPolicy": "Never"}
 
 
 @pytest.fixture(scope="session")
 def inputs() -> Path:
-    """The example's inputs, prepared once per checkout."""
+    """The inputs of the example, prepared once per checkout."""
     folder = ROOT / ".finetune" / "claims" / "digits"
-    # Two workers of pytest-xdist may want them at once.
+    # Two pytest-xdist workers may prepare them at the same time.
     with cache.lock(f"inputs-{cache.digest(str(folder))}"):
-        prepared = forkserver.run([ROOT / "examples" / "two-optimizers" / "prepare.py", folder], timeout=600)
-    assert prepared.returncode == 0, prepared.stderr
+        result = forkserver.run([ROOT / "examples" / "two-optimizers" / "prepare.py", folder], timeout=600)
+    assert result.returncode == 0, result.stderr
     return folder
 
 
 @pytest.fixture(scope="session")
 def namespace(node: Node, installed: None, inputs: Path) -> Namespace:
-    """A namespace under restricted Pod Security, with the claims `digits` (the example's inputs) and `models`."""
+    """A namespace with restricted Pod Security, and the claims `digits` (inputs of the example) and `models`."""
     node.kubectl("create", "namespace", NAMESPACE)
     node.kubectl("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")
     namespace = Namespace(node, Api(node.kubeconfig))
@@ -104,6 +104,6 @@ def namespace(node: Node, installed: None, inputs: Path) -> Namespace:
 
 @pytest.fixture(scope="session")
 def example() -> dict[str, Any]:
-    """The example's job, as a user applies it."""
-    document: dict[str, Any] = YAML(typ="safe").load(ROOT / "examples" / "two-optimizers" / "job.yaml")
-    return document
+    """The manifest of the example."""
+    manifest: dict[str, Any] = YAML(typ="safe").load(ROOT / "examples" / "two-optimizers" / "job.yaml")
+    return manifest

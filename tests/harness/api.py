@@ -42,7 +42,7 @@ class Api:
         """Delete an object."""
         self._json(self._client.delete(path))
 
-    def answers(self, path: str) -> bool:
+    def is_success(self, path: str) -> bool:
         """Whether a GET of this path succeeds."""
         try:
             return self._client.get(path).is_success

@@ -43,10 +43,10 @@ class Cluster:
         Raises:
             KubectlError: kubectl failed.
         """
-        done = self.try_kubectl(*args, input=input, timeout=timeout)
-        if done.returncode:
-            raise KubectlError(args, done.stderr)
-        return done.stdout
+        result = self.try_kubectl(*args, input=input, timeout=timeout)
+        if result.returncode:
+            raise KubectlError(args, result.stderr)
+        return result.stdout
 
     def try_kubectl(
         self, *args: str, input: str | None = None, timeout: float = 120

@@ -20,12 +20,12 @@ def run(
         HarnessError: the exit status is not zero.
     """
     command = [str(part) for part in argv]
-    done = subprocess.run(
+    result = subprocess.run(
         command, input=input, env={**os.environ, **(env or {})}, cwd=cwd, capture_output=True, text=True, check=False
     )
-    if done.returncode:
-        raise HarnessError(failure_message(command, done.returncode, done.stderr or done.stdout))
-    return done.stdout
+    if result.returncode:
+        raise HarnessError(failure_message(command, result.returncode, result.stderr or result.stdout))
+    return result.stdout
 
 
 def run_streaming(

@@ -51,12 +51,12 @@ def start(config: ClusterConfig, processes: Processes) -> None:
     wait_until("etcd", lambda: _is_healthy(health), 60, processes.require_alive)
     processes.start(api_server(config))
     api = Api(config.admin_kubeconfig)
-    wait_until("the API server", lambda: api.answers("/readyz"), 120, processes.require_alive)
+    wait_until("the API server", lambda: api.is_success("/readyz"), 120, processes.require_alive)
     processes.start(controller_manager(config))
     if config.scheduler:
         processes.start(scheduler(config))
     account = "/api/v1/namespaces/default/serviceaccounts/default"
-    wait_until("the controller-manager", lambda: api.answers(account), 60, processes.require_alive)
+    wait_until("the controller-manager", lambda: api.is_success(account), 60, processes.require_alive)
 
 
 def etcd(config: ClusterConfig) -> Command:

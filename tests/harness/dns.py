@@ -1,7 +1,7 @@
-"""Names of Services inside a node: a responder that asks the API server at each question.
+"""The cluster DNS of a node: answers each query with the current Services and EndpointSlices of the API server.
 
-It knows `<service>.<namespace>.svc.cluster.local`, headless Services, and `<hostname>.` in front of them, which is
-how the ranks of a Job find each other. Nothing is cached, so a name is right the moment its pod is.
+It resolves `<service>.<namespace>.svc.cluster.local` and, for headless Services, the same name prefixed with
+`<hostname>.`, with which the ranks of a Job reach each other. There is no cache: a new pod is resolved immediately.
 Run as `python -m harness.dns FOLDER`.
 """
 
@@ -21,13 +21,13 @@ TTL = 1
 
 
 class Responder:
-    """Answers questions from what the API server knows now."""
+    """Resolves the names of Services and of the pods of headless Services."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
 
     def lookup(self, name: str) -> list[str]:
-        """The addresses of a name; none if there is no such name."""
+        """The addresses of a name; empty if the name does not exist."""
         if not name.endswith(ZONE):
             return []
         labels = name.removesuffix(ZONE).split(".")
@@ -46,7 +46,7 @@ class Responder:
     def _endpoints(self, namespace: str, service: str, hostname: str | None, unready: bool) -> list[str]:
         path = f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
         slices = self._api.get(path, labelSelector=f"kubernetes.io/service-name={service}")["items"]
-        endpoints: list[dict[str, Any]] = [each for one in slices for each in one.get("endpoints") or []]
+        endpoints: list[dict[str, Any]] = [each for slice_ in slices for each in slice_.get("endpoints") or []]
         return [
             address
             for each in endpoints
@@ -55,7 +55,7 @@ class Responder:
         ]
 
     def resolve(self, request: DNSRecord, handler: DNSHandler) -> DNSRecord:
-        """The reply to one query: A records only, but a name without an IPv6 address exists all the same."""
+        """The reply to a query: A records only; an AAAA query for an existing name gets an empty answer."""
         reply = request.reply()
         try:
             addresses = self.lookup(str(request.q.qname).rstrip(".").lower())
@@ -70,7 +70,7 @@ class Responder:
 
 
 def serve(folder: Path) -> None:
-    """Answer on the node's address for ever."""
+    """Serve DNS on the address of the node until the process is killed."""
     config = ClusterConfig.load(folder)
     server = DNSServer(Responder(Api(config.admin_kubeconfig)), address=config.address, logger=DNSLogger("error"))
     server.server.serve_forever()

@@ -1,18 +1,18 @@
-"""Starts Python programs as forks of one process that has imported torch and the like already.
+"""A fork server: starts Python programs as forks of a process that has already imported torch.
 
-Importing them takes 10 s of a core, and dozens of tests start a program that needs them. A program started here is a
-process of its own in every other way: it has its own arguments, environment, working directory, standard streams,
-session and exit status, it receives signals directly, and its interpreter ends as it always does. What differs:
+Importing torch and the other libraries in PRELOADED takes 10 s of CPU time, and dozens of tests start a program that
+needs them. A forked program has its own arguments, environment, working directory, standard streams, session and exit
+status, receives signals directly, and exits like any other interpreter. The differences are:
 
-- The preloaded libraries have read their environment variables in the server. None of them reads a variable of the
-  Hugging Face Hub: each program imports those that do by itself.
+- Preloaded libraries have read their environment variables in the server. None of them reads a variable of the
+  Hugging Face Hub; the libraries that do are imported by each program.
 - torch uses one thread.
 - All programs have the same hash seed.
-- What is written to standard error after the exit handlers is lost.
-- The command line that `ps` shows is the server's; `Process.members` finds the program and its children.
+- Output to standard error after the exit handlers is lost.
+- `ps` shows the command line of the server; `Process.members` finds the program and its children.
 
-One server serves a whole test run, whose processes find it by an environment variable. It imports nothing before the
-first program is started.
+One server runs for a whole test session; the pytest-xdist workers find its socket in an environment variable. It
+imports the libraries when the first program is started.
 Run as `python -m harness.forkserver SOCKET`.
 """
 
@@ -60,64 +60,65 @@ PRELOADED = (
     "torchvision",
     "typer",
 )
-ADDRESS = "FINETUNE_TEST_FORK_SERVER"
-READ_HUB_VARIABLES = ("datasets", "huggingface_hub.constants", "transformers")
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-# pyarrow's allocator starts its thread again in a fork.
-SURVIVES_FORK = "jemalloc_bg_thd"
-LARGEST_REQUEST = 1 << 20
-IMPORTING = 600.0
+# These read the environment variables of the Hugging Face Hub when they are imported.
+NOT_PRELOADED = ("datasets", "huggingface_hub.constants", "transformers")
+SOCKET_VARIABLE = "FINETUNE_TEST_FORK_SERVER"
+SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+# A background thread of pyarrow's allocator. A fork has no threads of its parent, but jemalloc starts this one again.
+JEMALLOC_THREAD = "jemalloc_bg_thd"
+MAX_REQUEST_BYTES = 1 << 20
+PRELOAD_TIMEOUT_S = 600.0
 
 
 class ForkServer:
-    """A server for `start` and `run`, for as long as the `with` block and no longer than this process."""
+    """A context manager that runs the server for `start` and `run`; the server is killed if this process exits."""
 
     def __enter__(self) -> "ForkServer":
-        """Start it; takes a moment, since it has imported nothing yet."""
+        """Start the server. This is fast, because it has imported nothing yet."""
         self._folder = Path(tempfile.mkdtemp(prefix="finetune-forkserver-"))
         address = self._folder / "socket"
         self._process = subprocess.Popen(
             [sys.executable, "-m", "harness.forkserver", address],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            env=python_environment() | ONE_THREAD,
+            env=python_environment() | SINGLE_THREADED,
             start_new_session=True,
             preexec_fn=die_with_parent,  # noqa: PLW1509
         )
         wait_until("the fork server", address.exists, 30)
-        os.environ[ADDRESS] = str(address)
+        os.environ[SOCKET_VARIABLE] = str(address)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End it; the kernel then ends whatever it started."""
-        del os.environ[ADDRESS]
+        """Kill the server; the kernel then kills all programs that it started."""
+        del os.environ[SOCKET_VARIABLE]
         self._process.kill()
         self._process.wait()
         shutil.rmtree(self._folder)
 
 
 class Process:
-    """A program that the server started; used as `subprocess.Popen` is."""
+    """A program started by the server, with the interface of `subprocess.Popen`."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self.returncode: int | None = None
-        self.pid = self._receive(IMPORTING)
+        self.pid = self._receive(PRELOAD_TIMEOUT_S)
 
     def poll(self) -> int | None:
-        """The exit status, negative for a signal; None while it runs."""
+        """The exit status, negative for a signal; None while the program runs."""
         try:
             return self.wait(0)
         except TimeoutError:
             return None
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end and return the exit status.
+        """Wait until the program exits, and return the exit status.
 
         Raises:
-            TimeoutError: it still runs after `timeout` seconds.
+            TimeoutError: the program still runs after `timeout` seconds.
         """
         if self.returncode is None:
             self.returncode = self._receive(timeout)
@@ -125,7 +126,7 @@ class Process:
         return self.returncode
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send a signal to the program, unless it has ended."""
+        """Send a signal to the program unless it has exited."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
@@ -138,13 +139,13 @@ class Process:
         self.send_signal(signal.SIGKILL)
 
     def kill_session(self) -> None:
-        """Send SIGKILL to the program and its children, those it has left behind as well."""
+        """Send SIGKILL to the program and its children, even if the program has exited."""
         for pid in self.members():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
     def members(self) -> list[int]:
-        """The running processes of the program's session: itself and its children."""
+        """The PIDs of the running processes in the session of the program: the program and its children."""
         return [pid for pid in psutil.pids() if self._is_member(pid)]
 
     def _is_member(self, pid: int) -> bool:
@@ -162,7 +163,7 @@ class Process:
         except ConnectionResetError:
             message = b""
         if not message:
-            raise HarnessError("the fork server ended; its own words are on the standard error of the test run")
+            raise HarnessError("the fork server exited; its output is on the standard error of the test run")
         return int(message)
 
 
@@ -174,21 +175,21 @@ def start(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Process:
-    """Start a program; by default with this process's streams, working directory and environment.
+    """Start a program; by default it inherits the streams, working directory and environment of this process.
 
     Args:
         argv: a script and its arguments, or `-c`, code and its arguments.
-        stdout: where its standard output goes.
-        stderr: where its standard error goes.
-        cwd: its working directory.
-        env: its environment.
+        stdout: file for standard output.
+        stderr: file for standard error.
+        cwd: working directory.
+        env: environment variables.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    connection.connect(os.environ[ADDRESS])
+    connection.connect(os.environ[SOCKET_VARIABLE])
     environment = os.environ if env is None else env
     request = {"argv": [str(part) for part in argv], "cwd": str(cwd or Path.cwd()), "env": dict(environment)}
-    with Path(os.devnull).open() as nothing:
-        streams = [nothing.fileno(), stdout.fileno() if stdout else 1, stderr.fileno() if stderr else 2]
+    with Path(os.devnull).open() as devnull:
+        streams = [devnull.fileno(), stdout.fileno() if stdout else 1, stderr.fileno() if stderr else 2]
         socket.send_fds(connection, [json.dumps(request).encode()], streams)
     return Process(connection)
 
@@ -196,25 +197,29 @@ def start(
 def run(
     argv: Sequence[object], *, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 300
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a program to its end, as `subprocess.run(capture_output=True, text=True)` does."""
-    with _capture() as out, _capture() as err:
+    """Run a program like `subprocess.run(capture_output=True, text=True)`.
+
+    Raises:
+        subprocess.TimeoutExpired: the program was killed after `timeout` seconds.
+    """
+    with _temporary_file() as out, _temporary_file() as err:
         process = start(argv, stdout=out, stderr=err, cwd=cwd, env=env)
         try:
             process.wait(timeout)
         except TimeoutError:
             process.kill_session()
-        done = subprocess.CompletedProcess(list(map(str, argv)), process.returncode or 0, _text(out), _text(err))
+        result = subprocess.CompletedProcess(list(map(str, argv)), process.returncode or 0, _text(out), _text(err))
     if process.returncode is None:
-        raise subprocess.TimeoutExpired(done.args, timeout, done.stdout, done.stderr)
-    return done
+        raise subprocess.TimeoutExpired(result.args, timeout, result.stdout, result.stderr)
+    return result
 
 
 def script(name: str) -> Path:
-    """A command of this environment, such as `finetune`."""
+    """The path of a console script of this environment, such as `finetune`."""
     return Path(sys.executable).with_name(name)
 
 
-def _capture() -> IO[str]:
+def _temporary_file() -> IO[str]:
     return tempfile.TemporaryFile("w+", errors="replace")
 
 
@@ -223,24 +228,24 @@ def _text(file: IO[str]) -> str:
     return file.read()
 
 
-# The server's side
+# Server
 
 
 def main(address: str) -> None:
-    """Serve for ever. Each program returns from `serve` in a process of its own and runs here, to its very end."""
+    """Run the server until it is killed. In the process of a program, `serve` returns, and the program is run here."""
     argv = serve(address)
-    script, code = ("<string>", argv[1]) if argv[0] == "-c" else (argv[0], Path(argv[0]).read_text())
+    filename, code = ("<string>", argv[1]) if argv[0] == "-c" else (argv[0], Path(argv[0]).read_text())
     sys.argv = ["-c", *argv[2:]] if argv[0] == "-c" else argv
-    outside = [path for path in sys.path[1:] if path != str(PACKAGES)]
-    sys.path[:] = ["" if argv[0] == "-c" else str(Path(script).resolve().parent), *outside]
-    program = ModuleType("__main__")
-    program.__dict__.update({"__builtins__": builtins, "__file__": script})
-    sys.modules["__main__"] = program
-    exec(compile(code, script, "exec"), program.__dict__)
+    search_path = [path for path in sys.path[1:] if path != str(PACKAGES)]
+    sys.path[:] = ["" if argv[0] == "-c" else str(Path(filename).resolve().parent), *search_path]
+    module = ModuleType("__main__")
+    module.__dict__.update({"__builtins__": builtins, "__file__": filename})
+    sys.modules["__main__"] = module
+    exec(compile(code, filename, "exec"), module.__dict__)
 
 
 def serve(address: str) -> list[str]:
-    """Fork a program for each connection; returns its arguments, in the program."""
+    """Fork a process for each connection. Returns only in the process of a program, with its arguments."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(address)
@@ -253,7 +258,7 @@ def serve(address: str) -> list[str]:
             connection.close()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     die_with_parent()
-    return _attend(connection)
+    return _handle_connection(connection)
 
 
 def _preload() -> None:
@@ -261,11 +266,11 @@ def _preload() -> None:
         return
     for name in PRELOADED:
         importlib.import_module(name)
-    early = [name for name in READ_HUB_VARIABLES if name in sys.modules]
-    assert not early, f"{early} would read the server's environment, not the program's"
+    imported = [name for name in NOT_PRELOADED if name in sys.modules]
+    assert not imported, f"a preloaded library imports {imported}, which would ignore the environment of the program"
     threads = [task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
-    assert threads.count(SURVIVES_FORK) == len(threads) - 1, f"a fork would lack threads of the server's: {threads}"
-    # Memory that garbage collection does not touch stays shared with the forks, and exits take a second less.
+    assert threads.count(JEMALLOC_THREAD) == len(threads) - 1, f"the server has threads that a fork lacks: {threads}"
+    # Memory that the garbage collector does not write to stays shared with the forks; exits take a second less.
     gc.collect()
     gc.freeze()
     atexit.register(_silence_leak_report)
@@ -274,26 +279,27 @@ def _preload() -> None:
 def _silence_leak_report() -> None:
     """Close standard error as the last exit handler: triton's bindings report frozen objects as leaked after it."""
     sys.stderr.flush()
-    with Path(os.devnull).open("w") as nothing:
-        os.dup2(nothing.fileno(), 2)
+    with Path(os.devnull).open("w") as devnull:
+        os.dup2(devnull.fileno(), 2)
 
 
-def _attend(connection: socket.socket) -> list[str]:
-    """Fork the program and tell its process number and its exit status; returns the arguments, in the program."""
-    message, streams, *_ = socket.recv_fds(connection, LARGEST_REQUEST, 3)
-    program = os.fork()
-    if program == 0:
+def _handle_connection(connection: socket.socket) -> list[str]:
+    """Fork the program, and send its PID and its exit status. Returns only in the program, with its arguments."""
+    message, streams, *_ = socket.recv_fds(connection, MAX_REQUEST_BYTES, 3)
+    pid = os.fork()
+    if pid == 0:
         connection.close()
-        return _become(json.loads(message), streams)
-    # The test may have ended.
+        return _set_up_program(json.loads(message), streams)
+    # The test may have closed the connection.
     with suppress(BrokenPipeError):
-        connection.send(str(program).encode())
-        _, status = os.waitpid(program, 0)
+        connection.send(str(pid).encode())
+        _, status = os.waitpid(pid, 0)
         connection.send(str(os.waitstatus_to_exitcode(status)).encode())
     os._exit(0)
 
 
-def _become(request: dict[str, Any], streams: list[int]) -> list[str]:
+def _set_up_program(request: dict[str, Any], streams: list[int]) -> list[str]:
+    """Set session, streams, working directory and environment of the program, and return its arguments."""
     die_with_parent()
     os.setsid()
     for number, stream in enumerate(streams):

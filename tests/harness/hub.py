@@ -87,8 +87,8 @@ class Hub:
 
 
 @contextmanager
-def serving() -> Iterator[Hub]:
-    """Serve a hub on a free port of the loopback interface while the `with` block runs."""
+def serve_hub() -> Iterator[Hub]:
+    """Run the server on a free port of the loopback interface while the `with` block runs."""
     hub = Hub()
     handler = type("Handler", (_Handler,), {"hub": hub})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

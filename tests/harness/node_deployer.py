@@ -86,7 +86,7 @@ def host_interface(name: str) -> str:
 
 def _is_ready(api: Api, name: str) -> bool:
     path = f"/api/v1/nodes/{name}"
-    if not api.answers(path):
+    if not api.is_success(path):
         return False
     conditions = api.get(path)["status"].get("conditions", [])
     return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)

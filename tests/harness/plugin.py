@@ -1,6 +1,7 @@
-"""Clusters as pytest fixtures. Where one cannot run, its tests say why and how to cure it; in CI they fail.
+"""A pytest plugin: clusters as fixtures, the fork server, and the distribution of tests to pytest-xdist workers.
 
-Enable with `pytest_plugins = ["harness.plugin"]` in the top conftest.
+If a test environment is unavailable, its tests are skipped with the reason and how to fix it; in CI they fail.
+Enable with `pytest_plugins = ["harness.plugin"]` in the top-level conftest.py.
 """
 
 import os
@@ -22,17 +23,17 @@ from harness.forkserver import ForkServer
 from harness.node import Node
 from harness.preflight import Tier
 
-MOST_WORKERS = 6
-CANNOT_RUN = pytest.StashKey[dict[str, str]]()
+MAX_WORKERS = 6
+UNAVAILABLE = pytest.StashKey[dict[str, str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the markers, and a place for what cannot run; start the fork server."""
+    """Register the markers, and start the fork server."""
     config.addinivalue_line("markers", "cluster: needs a real API server (started by the harness, no root)")
     config.addinivalue_line("markers", "e2e: needs a real node (started by the harness, as root)")
-    config.stash[CANNOT_RUN] = {}
+    config.stash[UNAVAILABLE] = {}
     if not hasattr(config, "workerinput"):
-        # The workers of pytest-xdist share the one of the process that started them.
+        # pytest-xdist workers use the server of the process that started them.
         stack = ExitStack()
         config.add_cleanup(stack.close)
         stack.enter_context(ForkServer())
@@ -40,19 +41,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One worker more than cores, because tests also wait; each takes 1 GB of memory."""
-    return min(len(os.sched_getaffinity(0)) + 1, MOST_WORKERS)
+    """One more worker than CPUs, because tests also wait; a worker uses 1 GB of memory."""
+    return min(len(os.sched_getaffinity(0)) + 1, MAX_WORKERS)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
-    """Distribute files, in the order of the command line, so that what takes longest can start first."""
+    """Distribute files in the order of the command line, so that slow tests can be started first."""
     config.option.loadscopereorder = False
     return FileScheduling(config, log)
 
 
 class FileScheduling(LoadScopeScheduling):  # type: ignore[misc]
-    """A worker of pytest-xdist runs a whole file, whose tests share fixtures; those of the folder `node` share one."""
+    """Assigns whole files to workers, because their tests share fixtures, and the directory `node` to one worker."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = PurePosixPath(nodeid.partition("::")[0])
@@ -60,52 +61,52 @@ class FileScheduling(LoadScopeScheduling):  # type: ignore[misc]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """List what could not run here, with reasons and cures."""
-    if cannot := config.stash[CANNOT_RUN]:
-        terminalreporter.section("cannot run here")
-        for tier, reasons in cannot.items():
+    """List the unavailable test environments, with reasons and fixes."""
+    if unavailable := config.stash[UNAVAILABLE]:
+        terminalreporter.section("unavailable test environments")
+        for tier, reasons in unavailable.items():
             terminalreporter.line(f"{tier}: {reasons}")
 
 
 @pytest.fixture(scope="session")
 def require_tier(request: pytest.FixtureRequest) -> Callable[[Tier], None]:
-    """A function that skips the test if a tier cannot run here; in CI it fails the test."""
+    """A function that skips the test if a tier is unavailable; in CI it fails the test."""
 
     def require(tier: Tier) -> None:
         if unmet := tier.unmet_requirements():
-            _cannot_run(request.config, tier.name, "; ".join(map(str, unmet)))
+            _skip_or_fail(request.config, tier.name, "; ".join(map(str, unmet)))
 
     return require
 
 
 @pytest.fixture(scope="session")
 def cluster_binaries(request: pytest.FixtureRequest) -> None:
-    """Compile the cluster's programs if need be, with progress that pytest does not swallow."""
+    """Compile the Kubernetes binaries unless they are cached; pytest does not capture the progress."""
     capture = request.config.pluginmanager.getplugin("capturemanager")
     try:
         with capture.global_and_fixture_disabled():
             binaries.find_client("kubectl")
     except HarnessError as error:
-        _cannot_run(request.config, "control plane", str(error))
+        _skip_or_fail(request.config, "control plane", str(error))
 
 
 @pytest.fixture(scope="session")
 def external_cluster() -> Iterator[Cluster | None]:
-    """The cluster that the environment names, if it names one."""
+    """The cluster that the environment variables select; None if they are unset."""
     try:
-        named = external.configured_cluster()
+        configured = external.configured_cluster()
     except HarnessError as error:
         pytest.fail(str(error), pytrace=False)
-    if named is None:
+    if configured is None:
         yield None
         return
-    with ExternalCluster(*named) as cluster:
+    with ExternalCluster(*configured) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="session")
 def control_plane(external_cluster: Cluster | None, request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """An API server and its controllers, for the whole session; the external cluster if one is named."""
+    """An API server and its controllers for the whole session, or the external cluster if one is configured."""
     if external_cluster is not None:
         yield external_cluster
         return
@@ -117,7 +118,7 @@ def control_plane(external_cluster: Cluster | None, request: pytest.FixtureReque
 
 @pytest.fixture(scope="session")
 def node(require_tier: Callable[[Tier], None], request: pytest.FixtureRequest) -> Iterator[Node]:
-    """A node that runs pods, for the whole session; always the harness' own."""
+    """A node that runs pods, for the whole session. It is never an external cluster."""
     require_tier(preflight.NODE)
     request.getfixturevalue("cluster_binaries")
     with Node() as running:
@@ -126,7 +127,7 @@ def node(require_tier: Callable[[Tier], None], request: pytest.FixtureRequest) -
 
 @pytest.fixture(scope="session")
 def e2e_cluster(external_cluster: Cluster | None, request: pytest.FixtureRequest) -> Cluster:
-    """A cluster that runs pods: the external one if it is named, else the node."""
+    """A cluster that runs pods: the external cluster if one is configured, otherwise the node."""
     if external_cluster is not None:
         return external_cluster
     running: Cluster = request.getfixturevalue("node")
@@ -145,8 +146,8 @@ def helm(cluster_binaries: None) -> Path:
     return binaries.find_client("helm")
 
 
-def _cannot_run(config: pytest.Config, name: str, reasons: str) -> NoReturn:
-    config.stash[CANNOT_RUN][name] = reasons
+def _skip_or_fail(config: pytest.Config, name: str, reasons: str) -> NoReturn:
+    config.stash[UNAVAILABLE][name] = reasons
     if os.environ.get("CI"):
-        pytest.fail(f"the {name} has to run in CI: {reasons}", pytrace=False)
-    pytest.skip(f"the {name} cannot run here: {reasons}")
+        pytest.fail(f"{name} is unavailable, but required in CI: {reasons}", pytrace=False)
+    pytest.skip(f"{name} is unavailable: {reasons}")

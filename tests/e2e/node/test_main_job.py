@@ -22,7 +22,7 @@ def test_main_example_trains_and_reports(namespace: Namespace, example: dict[str
     namespace.apply(example)
 
     # In step 1 the warmup factor is 0, so the learning rate is 0.
-    running = namespace.wait(name, lambda job: step(job) > 1, "a second step", timeout=240)
+    running = namespace.wait(name, lambda job: step(job) > 1, "step 2", timeout=240)
     assert state(running) == "Running"
     assert condition(running, "Reconciling")["status"] == "True"
     assert running["status"]["progress"]["plannedSteps"] > step(running)

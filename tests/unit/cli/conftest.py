@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 from typer.testing import CliRunner
 
 from finetune_trainer.cli.main import app
-from harness.hub import serving
+from harness.hub import serve_hub
 
 WORDS = {"fruit": ["apple", "pear", "plum"], "tool": ["saw", "drill", "hammer"]}
 
@@ -76,8 +76,8 @@ def _write_data(folder: Path) -> None:
 
 @pytest.fixture
 def empty_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A hub that has no repositories, on this machine: the real one takes long to fail where there is no network."""
-    with serving() as hub:
+    """A local Hugging Face Hub without repositories; offline, requests to the real one time out slowly."""
+    with serve_hub() as hub:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
         template = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)

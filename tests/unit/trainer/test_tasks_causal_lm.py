@@ -351,11 +351,12 @@ def test_always_decoders_are_causal(language: Path, kind: str) -> None:
     CausalLM.build(config, prepare(tiny.job("chatty", "texts"), tiny.claim_paths(language, language)).train)
 
 
-def test_batch_without_targets_has_zero_loss(language: Path) -> None:
+def test_batch_without_targets_has_zero_loss_and_no_metrics(language: Path) -> None:
     task = CausalLM(("prompt", "completion"))
     processors = dataclasses.replace(make_processors(), max_length=3)
     batch = task.collate([{"prompt": "What colour is the", "completion": " sky"}], processors)
     assert task.num_items(batch) == 0
     assert float(task.loss(load_model(language), batch).detach()) == 0.0
     with torch.no_grad():
-        assert task.evaluate(load_model(language), [batch])["eval/loss"] == 0.0
+        metrics = task.evaluate(load_model(language), [batch])
+    assert all(map(math.isnan, metrics.values())), "0 would be a perfect loss"

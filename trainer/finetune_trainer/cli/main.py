@@ -233,7 +233,7 @@ def plot(
             with spinner("counting samples"):
                 samples = samples or count_samples(job, claim_paths)
             steps_per_epoch = run_plan.steps_per_epoch(job.spec.training, samples)
-        plan = plan_schedules(with_defaults(job, job.spec.task), steps_per_epoch)
+        plan = plan_schedules(with_defaults(job, None), steps_per_epoch)
         try:
             plots.save_figure(plots.plot_schedules(plan), target)
         except (OSError, ValueError) as error:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from finetune_api.defaults import lower_is_better
+from finetune_api.metrics import find_direction
 from finetune_trainer.callbacks import EvaluationRecord, StepRecord
 from finetune_trainer.cli.describe import describe_optimizer, describe_schedule, describe_steps
 from finetune_trainer.cli.plan_table import module_color
@@ -77,7 +77,7 @@ class History:
     def maximized_metrics(self, metric: str | None) -> list[str]:
         """Evaluation metrics for which higher is better, `metric` first."""
         names = dict.fromkeys(name for one in self.evaluations for name in one.metrics)
-        return sorted((name for name in names if not lower_is_better(name)), key=lambda name: name != metric)
+        return sorted((name for name in names if find_direction(name) != "Minimize"), key=lambda name: name != metric)
 
     def _while_trainable(self, module: str, values: Sequence[float]) -> list[float]:
         return [math.nan if frozen else value for frozen, value in zip(self.frozen(module), values, strict=True)]

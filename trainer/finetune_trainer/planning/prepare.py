@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from finetune_api.data import Columns, DataSource, Validation
-from finetune_api.defaults import with_defaults
+from finetune_api.defaults import EffectiveJob, UnknownDirectionError, with_defaults
 from finetune_api.job import FineTuneJob
 from finetune_api.suggestions import closest_match
 from finetune_trainer import data
@@ -61,20 +61,33 @@ def prepare(job: FineTuneJob, claim_paths: ClaimPaths) -> PreparedRun:
     task_class = get_task(task_name)
     training = job.spec.training
     task_class.check_batch_size(training.batch_size, training.micro_batch_size or training.batch_size)
-    job = with_defaults(job, task_name)
     spec = job.spec
     bad_rows = BadRowPolicy.from_spec(spec.data)
     all_rows, train, validation, test = _open_data(job, task_class, claim_paths, bad_rows)
     task = task_class.build(config, all_rows)
-    check_metric(spec.evaluation.metric, task.metric_names)
+    effective_job = with_checked_defaults(job, task_name, task.metric_names)
     if bad_rows.skip:  # before samples are counted; with onBadRow: Fail, a run checks the rows once it has processors
         processors = model_loader.load_processors(pretrained, task, config, spec.data.max_length)
         train = bad_rows.drop_rows(train, task.find_problems(train, processors))
         validation = bad_rows.drop_rows(validation, task.find_problems(validation, processors)) if validation else None
         test = bad_rows.drop_rows(test, task.find_problems(test, processors)) if test else None
     parameters = tuple(model_loader.list_parameters(model_loader.build_meta_model(task.auto_class, config)))
-    plan = plan_run(job, parameters, len(train), len(validation) if validation else 0)
+    plan = plan_run(effective_job, parameters, len(train), len(validation) if validation else 0)
     return PreparedRun(task, pretrained, config, train, validation, test, plan, parameters, tuple(bad_rows.notes()))
+
+
+def with_checked_defaults(job: FineTuneJob, task_name: str, metric_names: Sequence[str]) -> EffectiveJob:
+    """The job with its defaults, after checking the metric that selects the best checkpoint.
+
+    Raises:
+        UserError: the task does not compute the metric, or its direction is not known.
+    """
+    if job.spec.evaluation.metric is not None:
+        check_metric(job.spec.evaluation.metric, metric_names)
+    try:
+        return with_defaults(job, task_name)
+    except UnknownDirectionError as error:
+        raise UserError(str(error)) from error
 
 
 def check_metric(metric: str, available: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from finetune_api.defaults import DefaultedJob, with_defaults
+from finetune_api.defaults import DefaultedJob, UnknownDirectionError, with_defaults
 from finetune_api.job import UNSUPPORTED_TASKS, FineTuneJob
 from finetune_api.modules import Module
 from finetune_api.sources import locate
@@ -198,7 +198,7 @@ def _preview_from_config(
     inputs: _Inputs, config: PretrainedConfig, task: str | None, error: UserError | None
 ) -> RunPreview:
     """The preview from the model's config, without the data or for a job that a run would reject."""
-    job = with_defaults(inputs.job, None if task in UNSUPPORTED_TASKS else task)
+    job = _with_known_defaults(inputs.job, None if task in UNSUPPORTED_TASKS else task)
     model = _match_parameters(job, _build_model(config, task))
     error = error or _assignment_error(job, model)
     length, error = (None, error) if inputs.data_gap or error else _run_length(job, inputs.claim_paths)
@@ -207,8 +207,16 @@ def _preview_from_config(
     return RunPreview(inputs.job, job, modules, model, None, length, unknown, proposal, error)
 
 
+def _with_known_defaults(job: FineTuneJob, task: str | None) -> DefaultedJob:
+    """The job with its defaults; those of the evaluation stay unset where its metric is not known."""
+    try:
+        return with_defaults(job, task)
+    except UnknownDirectionError:
+        return with_defaults(job, None)
+
+
 def _preview_without_model(inputs: _Inputs, model_gap: str | None, error: UserError | None) -> RunPreview:
-    job = with_defaults(inputs.job, inputs.job.spec.task)
+    job = _with_known_defaults(inputs.job, inputs.job.spec.task)
     length, error = (None, error) if inputs.data_gap or error else _run_length(job, inputs.claim_paths)
     modules = tuple(_preview_module(module, None, length) for module in job.spec.modules)
     unknown = _gaps(model_gap, inputs.data_gap)

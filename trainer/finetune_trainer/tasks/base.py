@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from finetune_trainer.data import Batch, Dataset, RowProblem, Sample
+from finetune_trainer.tasks.metrics import Predictions, TaskMetrics
 
 
 @dataclass(frozen=True)
@@ -130,5 +131,16 @@ class Task(ABC):
         """The loss of a micro-batch, summed over its items; a scalar."""
 
     @abstractmethod
+    def predict(self, model: nn.Module, batch: Batch) -> Predictions:
+        """What the metrics need of a micro-batch, on the device, without gradients."""
+
+    @abstractmethod
+    def metrics(self) -> TaskMetrics:
+        """A new state of the metrics, without samples."""
+
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        """All metrics over a whole dataset, by name."""
+        """All metrics over the batches, by name. The device is read once, at the end."""
+        metrics = self.metrics()
+        for batch in batches:
+            metrics.update(self.predict(model, batch), batch)
+        return metrics.compute()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -26,6 +25,7 @@ from finetune_trainer.tasks.loss_mask import (
     from_messages,
     tokenize,
 )
+from finetune_trainer.tasks.metrics import CausalLMMetrics, Predictions
 
 ALWAYS_DECODERS = ("gpt_neox", "gpt_neox_japanese")
 """Model types that are decoders although `is_decoder` is False in their configs by default."""
@@ -111,23 +111,19 @@ class CausalLM(Task):
         logits = _logits(model, batch)[batch["positions"]].float()
         return cross_entropy(logits, batch["targets"], reduction="sum")
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        total_loss, correct, count = 0.0, 0, 0
-        for batch in batches:
-            all_logits = _logits(model, batch)
-            for start in range(0, self.num_items(batch), EVAL_CHUNK_TOKENS):
-                chunk = slice(start, start + EVAL_CHUNK_TOKENS)
-                positions, targets = batch["positions"][chunk], batch["targets"][chunk]
-                logits = all_logits[positions].float()
-                total_loss += float(cross_entropy(logits, targets, reduction="sum"))
-                correct += int((logits.argmax(dim=1) == targets).sum())
-            count += self.num_items(batch)
-        loss = total_loss / max(1, count)
-        return {
-            "eval/loss": loss,
-            "eval/perplexity": math.exp(min(loss, 700.0)),  # exp overflows a float above 709
-            "eval/token_accuracy": correct / max(1, count),
-        }
+    def predict(self, model: nn.Module, batch: Batch) -> Predictions:
+        """`loss` and `token`, the most probable one, for each target; both of shape (targets,)."""
+        all_logits = _logits(model, batch)
+        losses, tokens = [all_logits.new_zeros(0).float()], [batch["targets"][:0]]  # a batch may have no targets
+        for start in range(0, self.num_items(batch), EVAL_CHUNK_TOKENS):
+            chunk = slice(start, start + EVAL_CHUNK_TOKENS)
+            logits = all_logits[batch["positions"][chunk]].float()
+            losses.append(cross_entropy(logits, batch["targets"][chunk], reduction="none"))
+            tokens.append(logits.argmax(dim=1))
+        return {"loss": torch.cat(losses), "token": torch.cat(tokens)}
+
+    def metrics(self) -> CausalLMMetrics:
+        return CausalLMMetrics()
 
     def _masked_text(self, sample: Sample, tokenizer: Any) -> MaskedText:
         if "messages" in self.text_roles:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -16,6 +16,7 @@ from finetune_api.suggestions import closest_match
 from finetune_trainer.data import Batch, Dataset, RowProblem, Sample, merge_problems
 from finetune_trainer.errors import UserError
 from finetune_trainer.tasks.base import Processors, Task
+from finetune_trainer.tasks.metrics import ClassificationMetrics, Predictions
 
 Label = int | str
 MAX_SHOWN_CLASSES = 8
@@ -81,14 +82,12 @@ class Classification(Task):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return cross_entropy(_logits(model, batch), batch["labels"], reduction="sum")
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        loss, correct, count = 0.0, 0, 0
-        for batch in batches:
-            logits = _logits(model, batch)
-            loss += float(cross_entropy(logits, batch["labels"], reduction="sum"))
-            correct += int((logits.argmax(dim=1) == batch["labels"]).sum())
-            count += len(batch["labels"])
-        return {"eval/loss": loss / count, "eval/accuracy": correct / count}
+    def predict(self, model: nn.Module, batch: Batch) -> Predictions:
+        """`logits` in FP32, of shape (samples, classes)."""
+        return {"logits": _logits(model, batch)}
+
+    def metrics(self) -> ClassificationMetrics:
+        return ClassificationMetrics()
 
     def _describe_unknown(self, label: Any) -> str:
         names = [str(name) for name in self.label2id]

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy
 from transformers import AutoModel, PretrainedConfig
 
 from finetune_trainer.compat.hf_transformers import base_model_class
 from finetune_trainer.data import Batch, Dataset, RowProblem, Sample, merge_problems
 from finetune_trainer.errors import UserError
 from finetune_trainer.tasks.base import Processors, Task
-
-RETRIEVAL_CHUNK_IMAGES = 1024
-"""Images compared with all texts at once in the retrieval metrics."""
+from finetune_trainer.tasks.metrics import ContrastiveMetrics, Predictions
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,8 @@ class Contrastive(Task):
     @property
     def metric_names(self) -> tuple[str, ...]:
         with_labels = ("eval/zero_shot_accuracy",) if self.has_labels else ()
-        return ("eval/loss", "eval/recall_at_1", "eval/recall_at_5", *with_labels)
+        text_to_image = ("eval/text_to_image_recall_at_1", "eval/text_to_image_recall_at_5")
+        return ("eval/loss", "eval/recall_at_1", "eval/recall_at_5", *text_to_image, *with_labels)
 
     def find_problems(self, data: Dataset, processors: Processors) -> Iterator[RowProblem]:
         label_problems = [data.missing_values("label")] if self.has_labels else []
@@ -80,17 +79,14 @@ class Contrastive(Task):
         outputs = model(**_model_inputs(batch))
         return contrastive_loss(outputs.logits_per_image, _group_ids(batch)) * self.num_items(batch)
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        loss, parts = 0.0, []
-        for batch in batches:
-            outputs = model(**_model_inputs(batch))
-            loss += float(contrastive_loss(outputs.logits_per_image, _group_ids(batch))) * self.num_items(batch)
-            embeddings = {"image": outputs.image_embeds.float(), "text": outputs.text_embeds.float()}
-            parts.append(embeddings | {key: batch[key] for key in ("text_id", "label_id") if key in batch})
-        data = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-        # Autocast would compute similarities in half precision, with many ties.
-        with torch.autocast(data["image"].device.type, enabled=False):
-            return {"eval/loss": loss / len(data["text_id"])} | _retrieval_metrics(data) | _zero_shot_accuracy(data)
+    def predict(self, model: nn.Module, batch: Batch) -> Predictions:
+        """`image_embeds` and `text_embeds` of shape (pairs, dimensions), and the `loss` of the batch, a scalar."""
+        outputs = model(**_model_inputs(batch))
+        loss = contrastive_loss(outputs.logits_per_image, _group_ids(batch))
+        return {"image_embeds": outputs.image_embeds, "text_embeds": outputs.text_embeds, "loss": loss}
+
+    def metrics(self) -> ContrastiveMetrics:
+        return ContrastiveMetrics(self.has_labels)
 
 
 def contrastive_loss(logits: Tensor, group_ids: Tensor) -> Tensor:
@@ -111,38 +107,6 @@ def contrastive_loss(logits: Tensor, group_ids: Tensor) -> Tensor:
     targets = same / same.sum(dim=1, keepdim=True)
     logits = logits.float()
     return (cross_entropy(logits, targets) + cross_entropy(logits.t(), targets)) / 2
-
-
-def _retrieval_metrics(data: Batch) -> dict[str, float]:
-    """Recall at k: the fraction of images with a correct text among the k most similar ones."""
-    hits = {1: 0, 5: 0}
-    for start in range(0, len(data["image"]), RETRIEVAL_CHUNK_IMAGES):
-        chunk = slice(start, start + RETRIEVAL_CHUNK_IMAGES)
-        similarity = data["image"][chunk] @ data["text"].t()
-        top = similarity.topk(min(5, len(data["text"])), dim=1).indices
-        correct = _is_correct(data, chunk, top)
-        for k in hits:
-            hits[k] += int(correct[:, :k].any(dim=1).sum())
-    return {f"eval/recall_at_{k}": count / len(data["image"]) for k, count in hits.items()}
-
-
-def _is_correct(data: Batch, images: slice, texts: Tensor) -> Tensor:
-    """Whether a text is one of its row's image, or has the same label; `texts` has shape (images, k)."""
-    correct = data["text_id"][texts] == data["text_id"][images, None]
-    if "label_id" in data:
-        correct |= data["label_id"][texts] == data["label_id"][images, None]
-    return correct
-
-
-def _zero_shot_accuracy(data: Batch) -> dict[str, float]:
-    """The fraction of images closest to their own class, where the embedding of a class is the mean of its texts."""
-    if "label_id" not in data:
-        return {}
-    classes, label = torch.unique(data["label_id"], return_inverse=True)
-    sums = torch.zeros(len(classes), data["text"].shape[1], device=data["text"].device)
-    class_embeddings = normalize(sums.index_add(0, label, data["text"]), dim=1)
-    predicted = (data["image"] @ class_embeddings.t()).argmax(dim=1)
-    return {"eval/zero_shot_accuracy": float((predicted == label).float().mean())}
 
 
 def _group_ids(batch: Batch) -> Tensor:

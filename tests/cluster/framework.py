@@ -1,4 +1,4 @@
-"""Helpers of the operator's cluster tests: the operator as a process that can be killed, and a simulated kubelet.
+"""Helpers of the cluster tests: the operator as a process that can be killed, and a simulated kubelet.
 
 The operator is forked from a server that has imported it already, so that starting it takes half a second and a test
 can kill it at every write.
