@@ -221,6 +221,8 @@ def _train(run: _RunContext, context: TrainingContext, state: TrainState) -> Non
         trainer = Trainer(context, state, run.checkpoints, callback, run.stop, before_save=metrics.flush)
         with _start_watchdog(run, heartbeat):
             trainer.train()
+    if metrics.problem:
+        callback.on_message(f"cannot write {metrics.problem}; rows are missing")
     if state.step < context.plan.planned_steps:
         metric = context.plan.job.spec.evaluation.metric
         callback.on_message(f"stopped early after step {state.step}: {metric} no longer improves")
@@ -254,10 +256,18 @@ def _test_and_export(run: _RunContext, context: TrainingContext, state: TrainSta
         metadata = export.build_run_metadata(run.job, context.plan, state, run.options.attempt, test)
         output = export.export_model(context, run.checkpoints, run.destination, metadata, heartbeat)
         run.checkpoints.remove()
-    message = (
-        f"{describe_trained_steps(state.step, state.skipped.total)}; {run.job.destination} has the weights of {weights}"
-    )
+    trained = describe_trained_steps(state.step, state.skipped.total)
+    message = f"{trained}; {run.job.destination} has the weights of {weights}{_compare_with_before(context, state)}"
     return run.tracker.report("Succeeded", message, output)
+
+
+def _compare_with_before(context: TrainingContext, state: TrainState) -> str:
+    """A note if no evaluation was better than the one before the first step."""
+    metric_tracker = MetricTracker(context.plan.job.spec.evaluation)
+    if metric_tracker.is_better_than_before(state.history):
+        return ""
+    before = state.history[0].metrics[metric_tracker.metric]
+    return f"; the best {metric_tracker.metric} is no better than before training ({before:.4g})"
 
 
 def _select_weights(run: _RunContext, context: TrainingContext, state: TrainState) -> str:
