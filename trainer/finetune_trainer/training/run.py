@@ -27,6 +27,7 @@ from finetune_trainer.training.checkpoint import Checkpoint, CheckpointManager, 
 from finetune_trainer.training.device import LossScale, explain_out_of_memory, select_device, set_determinism
 from finetune_trainer.training.divergence import SkippedSteps, describe_trained_steps
 from finetune_trainer.training.evaluation import MetricTracker
+from finetune_trainer.training.failures import detecting_repeated_failures, forget_failure
 from finetune_trainer.training.optimizers import build_optimizers, set_optimizer_state_dict
 from finetune_trainer.training.rng import set_rng_state, set_seed
 from finetune_trainer.training.signals import StopFlag, stop_on_signals
@@ -126,8 +127,9 @@ def _execute(run: _RunContext) -> Report:
     try:
         context = _build_context(prepared, run.callback)
         state = _restore(run, context)
-        _train(run, context, state)
-        return _test_and_export(run, context, state)
+        with detecting_repeated_failures(checkpoints.folder, lambda: state.step):
+            _train(run, context, state)
+            return _test_and_export(run, context, state)
     except torch.OutOfMemoryError as error:
         raise explain_out_of_memory(prepared.plan.job.spec, error) from error
 
@@ -177,6 +179,7 @@ def _restore(run: _RunContext, context: TrainingContext) -> TrainState:
     state = TrainState(LossScale.for_device(context.device_config))
     if run.options.fresh:
         run.checkpoints.clear()
+        forget_failure(run.checkpoints.folder)
     checkpoint = run.checkpoints.load_latest(run.callback.on_message)
     if checkpoint is None:
         return state
