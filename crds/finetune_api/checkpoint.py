@@ -11,16 +11,20 @@ from finetune_api.sources import Destination
 
 
 class Checkpoint(Model):
-    """When checkpoints are written. They hold weights, optimizer state, position in the data and random state."""
+    """When checkpoints are written. They hold the trained weights, optimizer state, position in the data and random
+    state. There is always one after the last step, until the output is complete."""
 
-    rules = (at_most_one_of("everySteps", "everyEpochs"),)
+    rules = (at_most_one_of("everySteps", "everyEpochs", "everySeconds"),)
 
     every_steps: Steps | None = None
-    """Number of optimizer steps between checkpoints. Mutually exclusive with everyEpochs. If not set, checkpoints are
-    written by epochs."""
+    """Number of optimizer steps between checkpoints. Mutually exclusive with everyEpochs and everySeconds. If not set,
+    checkpoints are written by epochs or seconds."""
     every_epochs: Epochs | None = None
-    """Number of epochs between checkpoints; may be fractional. Mutually exclusive with everySteps. Defaults to 1 if
-    everySteps is not set."""
+    """Number of epochs between checkpoints; may be fractional. Mutually exclusive with everySteps and everySeconds.
+    Defaults to 1 if neither everySteps nor everySeconds is set."""
+    every_seconds: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
+    """Seconds of training between checkpoints; each is written after the step that is running. Mutually exclusive with
+    everySteps and everyEpochs. If not set, checkpoints are written by steps or epochs."""
     keep: Annotated[int, Field(ge=1, le=100)] = 2
     """Number of most recent checkpoints to keep."""
     keep_best: bool = True

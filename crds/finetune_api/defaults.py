@@ -96,7 +96,7 @@ def with_defaults(job: FineTuneJob, task: str | None) -> DefaultedJob:
     """
     spec = job.spec.manifest()
     _default_training(spec["training"])
-    if "everySteps" not in spec["checkpoint"]:
+    if not spec["checkpoint"].keys() & {"everySteps", "everySeconds"}:
         spec["checkpoint"].setdefault("everyEpochs", 1.0)
     spec["output"].setdefault("destination", job.destination)
     resources = spec["resources"]

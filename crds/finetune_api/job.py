@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
@@ -12,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from finetune_api.base import DNS_1035_LABEL, DNS_SUBDOMAIN, ListMapKey, Model, Rule, not_yet_supported, without_nulls
 from finetune_api.checkpoint import Checkpoint, Output
 from finetune_api.data import Data
+from finetune_api.effects import Effect, hash_fields
 from finetune_api.evaluation import Evaluation
 from finetune_api.model import ModelSource
 from finetune_api.modules import Module
@@ -34,20 +33,6 @@ UNSUPPORTED_TASKS = ("ImageTextToText", "Custom")
 
 ALWAYS_MUTABLE = ("suspend", "activeDeadlineSeconds", "ttlSecondsAfterFinished")
 """Spec fields that may change at any time; the others are immutable once an attempt exists."""
-
-HASHED_FIELDS = (
-    "model",
-    "task",
-    "entrypoint",
-    "data",
-    "training",
-    "evaluation",
-    "modules",
-    "unmatched",
-    "checkpoint",
-)
-"""Spec fields that determine the result: jobs with the same values train the same model."""
-
 
 _HAS_EVALUATION = "has(self.data.validation) || has(self.data.fold)"
 _HAS_PLATEAU = (
@@ -157,8 +142,7 @@ class JobSpec(Model):
 
     def content_hash(self) -> str:
         """SHA-256 (hex) of the fields that determine the result."""
-        hashed = {key: value for key, value in self.manifest().items() if key in HASHED_FIELDS}
-        return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
+        return hash_fields(self.manifest(), Effect.RESULT, Effect.POSITION)
 
 
 class ObjectMeta(Model):

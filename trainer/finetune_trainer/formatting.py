@@ -19,6 +19,19 @@ def format_count(count: int) -> str:
     return f"{value:.0f}{unit}" if value >= 100 else f"{value:.3g}{unit}"
 
 
+def format_bytes(count: int) -> str:
+    """A size in binary units.
+
+    >>> [format_bytes(n) for n in (842, 1_536, 3 * 2**30)]
+    ['842 B', '1.5 KiB', '3 GiB']
+    """
+    value, units = float(count), iter(("B", "KiB", "MiB", "GiB", "TiB"))
+    unit = next(units)
+    while float(f"{value:.3g}") >= 1024 and unit != "TiB":
+        value, unit = value / 1024, next(units)
+    return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+
+
 def format_number(value: float) -> str:
     """A number as a manifest would spell it.
 

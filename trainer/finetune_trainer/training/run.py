@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from finetune_api.effects import Effect
 from finetune_api.job import FineTuneJob
 from finetune_api.status import Report
 from finetune_trainer.callbacks import Callback, CallbackList, TestRecord
@@ -23,7 +24,16 @@ from finetune_trainer.reporting.tracker import StatusTracker
 from finetune_trainer.tasks import Processors
 from finetune_trainer.training import export
 from finetune_trainer.training.assembly import assemble
-from finetune_trainer.training.checkpoint import Checkpoint, CheckpointManager, diff_specs, set_model_state_dict
+from finetune_trainer.training.checkpoint import (
+    Checkpoint,
+    CheckpointManager,
+    FrozenWeights,
+    RunRecord,
+    Segment,
+    set_model_state_dict,
+)
+from finetune_trainer.training.checkpoint.differences import diff_specs
+from finetune_trainer.training.checkpoint.weights import check_frozen
 from finetune_trainer.training.device import LossScale, explain_out_of_memory, select_device, set_determinism
 from finetune_trainer.training.divergence import SkippedSteps, describe_trained_steps
 from finetune_trainer.training.evaluation import MetricTracker
@@ -78,12 +88,25 @@ def run(job: FineTuneJob, options: RunOptions, callback: Callback) -> Report:
             )
             destination = options.claims.create_destination(job.destination)
             checkpoints = CheckpointManager.for_job(job, destination, options.attempt)
-            report = _execute(_RunContext(job, options, callbacks, tracker, stop, destination, checkpoints))
+            try:
+                report = _execute(_RunContext(job, options, callbacks, tracker, stop, destination, checkpoints))
+            finally:
+                _finish_saving(checkpoints, callbacks)
     except BaseException as error:
         _report_end(tracker.report(*_describe_failure(error)), options, callbacks)
         raise
     _report_end(report, options, callbacks)
     return report
+
+
+def _finish_saving(checkpoints: CheckpointManager, callback: Callback) -> None:
+    """Complete the checkpoint that is being written. Its error must not hide how the run ended."""
+    try:
+        if record := checkpoints.wait():
+            callback.on_save(record)
+    except RunError as error:
+        callback.on_message(str(error))
+    checkpoints.close()
 
 
 def _report_end(report: Report, options: RunOptions, callback: Callback) -> None:
@@ -182,13 +205,17 @@ def _restore(run: _RunContext, context: TrainingContext) -> TrainState:
         forget_failure(run.checkpoints.folder)
     checkpoint = run.checkpoints.load_latest(run.callback.on_message)
     if checkpoint is None:
+        _start_run(run, context, None)
         return state
-    _check_same_data(checkpoint, context)
+    assert checkpoint.run is not None, "a loaded checkpoint has it"
+    _check_same_data(checkpoint.run, context)
     run.callback.on_message(_describe_resume(checkpoint, context))
-    set_model_state_dict(context.model.base, checkpoint.weights)
+    check_frozen(checkpoint.run.frozen, context.model.parameters)
+    set_model_state_dict(context.model.base, checkpoint.weights, checkpoint.run.frozen)
     set_optimizer_state_dict(context.optimizers, context.model.base, checkpoint.optimizer)
     set_rng_state(dict(checkpoint.rng_state))
     state.loss_scale.scale, state.loss_scale.good_steps = checkpoint.loss_scale
+    _start_run(run, context, checkpoint)
     return replace(
         state,
         step=checkpoint.step,
@@ -199,18 +226,33 @@ def _restore(run: _RunContext, context: TrainingContext) -> TrainState:
     )
 
 
+def _start_run(run: _RunContext, context: TrainingContext, checkpoint: Checkpoint | None) -> None:
+    """Set what the checkpoints of this attempt record.
+
+    A parameter that the restored checkpoint has is stored again even if it is frozen now: it may have been trained.
+    """
+    parameters = context.model.parameters
+    trained = {name for module in context.model.modules for name in module.plan.parameters}
+    stored = trained | (checkpoint.weights.keys() if checkpoint else set())
+    samples = {"train": len(context.train)}
+    segment = Segment(checkpoint.step if checkpoint else 0, context.plan.job.spec.manifest(), export.package_versions())
+    record = RunRecord(run.job.name, run.options.attempt, (segment,), samples=samples)
+    frozen = FrozenWeights({name: parameter for name, parameter in parameters.items() if name not in stored})
+    run.checkpoints.start_run(record, frozen)
+
+
 def _describe_resume(checkpoint: Checkpoint, context: TrainingContext) -> str:
-    changes = diff_specs(checkpoint.spec, context.plan.job.spec.manifest())
+    assert checkpoint.run is not None, "a loaded checkpoint has it"
+    changes = diff_specs(checkpoint.run.spec, context.plan.job.spec.manifest(), Effect.RESULT)
     changed = f"; these fields have changed since, and their new values apply: {'; '.join(changes)}" if changes else ""
-    return f"resuming from step {checkpoint.step} of attempt {checkpoint.attempt}{changed}"
+    return f"resuming from step {checkpoint.step} of attempt {checkpoint.run.attempt}{changed}"
 
 
-def _check_same_data(checkpoint: Checkpoint, context: TrainingContext) -> None:
-    if checkpoint.train_samples != len(context.train):
+def _check_same_data(record: RunRecord, context: TrainingContext) -> None:
+    if record.samples["train"] != len(context.train):
         raise UserError(
             f"data.train.source: the training set has {len(context.train):,} samples, but had "
-            f"{checkpoint.train_samples:,} when the checkpoint of step {checkpoint.step} was written: restore the data "
-            "or start over with --fresh"
+            f"{record.samples['train']:,} when the checkpoint was written: restore the data or start over with --fresh"
         )
 
 
@@ -219,6 +261,7 @@ def _train(run: _RunContext, context: TrainingContext, state: TrainState) -> Non
     run.tracker.restore(run.metrics_file)
     with closing(MetricsWriter(run.metrics_file)) as metrics:
         heartbeat = Heartbeat()
+        run.checkpoints.store.on_progress = heartbeat.beat
         callback = CallbackList((run.callback, metrics, heartbeat))
         callback.on_train_begin(context.plan, state.step)
         trainer = Trainer(context, state, run.checkpoints, callback, run.stop, before_save=metrics.flush)
@@ -238,6 +281,8 @@ def _start_watchdog(run: _RunContext, heartbeat: Heartbeat) -> AbstractContextMa
 
 def _report_stall(run: _RunContext, timeout: float) -> str:
     """Write the termination log of a run that hangs. Returns its message."""
+    if run.checkpoints.latest:  # completed in the background; the loop may have had no time to report it
+        run.tracker.on_save(run.checkpoints.latest)
     report = run.tracker.report(
         "Stalled",
         f"no progress for {timeout:g} s after step {run.tracker.steps_done}: no step, evaluation batch, checkpoint or "
@@ -280,7 +325,7 @@ def _select_weights(run: _RunContext, context: TrainingContext, state: TrainStat
     if best is None:
         return f"step {state.step}, the last"
     if best.step != state.step:
-        set_model_state_dict(context.model.base, run.checkpoints.load_weights(best.step))
+        set_model_state_dict(context.model.base, run.checkpoints.load_weights(best.step), run.checkpoints.frozen.hashes)
     metric = metric_tracker.metric
     return f"step {best.step}, the best by {metric} ({best.metrics[metric]:.4g})"
 

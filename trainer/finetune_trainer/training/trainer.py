@@ -69,7 +69,7 @@ class Trainer:
         self.metric_tracker = MetricTracker(self.spec.evaluation)
         self.timer = StepTimer(state.step, state.elapsed)
         self.trainable: tuple[TrainableModule, ...] = ()
-        self.last_saved_step = state.step
+        self.last_saved_step, self.last_saved_elapsed = state.step, state.elapsed
         self.group = context.process_group
         self._is_stop_agreed = False
 
@@ -87,11 +87,12 @@ class Trainer:
             while True:
                 self._evaluate_if_due()
                 self._save_if_due()
+                self._report_saved()
                 if self.stop.immediate:
                     self.stop.defer()
                 if self.is_done():
                     self._check_divergence(self.state.step)
-                    self._save_before_test()
+                    self._save_last()
                     return
                 if self._must_stop():
                     self._interrupt()
@@ -314,28 +315,45 @@ class Trainer:
     # Checkpoints
 
     def _save_if_due(self) -> None:
-        step, spec = self.state.step, self.spec.checkpoint
-        every = Interval(steps=spec.every_steps) if spec.every_steps else Interval(epochs=spec.every_epochs or 1.0)
-        is_best = spec.keep_best and self._best_step() == step
-        if step > self.last_saved_step and (is_best or is_due(every, step, self.plan.steps_per_epoch)):
+        step = self.state.step
+        is_best = self.spec.checkpoint.keep_best and self._best_step() == step
+        if step > self.last_saved_step and (is_best or self._is_checkpoint_due(step)):
             self._save()
 
-    def _save_before_test(self) -> None:
-        """The best weights may be loaded for the test, and an interrupted test resumes after the last step."""
-        if self.context.test is not None and self.state.step > self.last_saved_step:
+    def _is_checkpoint_due(self, step: int) -> bool:
+        spec = self.spec.checkpoint
+        if spec.every_seconds:
+            return self.state.elapsed - self.last_saved_elapsed >= spec.every_seconds
+        every = Interval(steps=spec.every_steps) if spec.every_steps else Interval(epochs=spec.every_epochs or 1.0)
+        return is_due(every, step, self.plan.steps_per_epoch)
+
+    def _save_last(self) -> None:
+        """The end of training is durable: whatever fails after it, the next attempt only tests and exports."""
+        if self.state.step > self.last_saved_step:
             self._save()
+        self._finish_saving()
 
     def _save(self) -> None:
+        self._finish_saving()
         self.before_save()
-        record = self.checkpoints.save(self.checkpoint())
-        self.checkpoints.prune(self._best_step() if self.spec.checkpoint.keep_best else None)
-        self.last_saved_step = record.step
-        self.callback.on_save(record)
+        self.checkpoints.save(self.checkpoint(), self._best_step() if self.spec.checkpoint.keep_best else None)
+        self.last_saved_step, self.last_saved_elapsed = self.state.step, self.state.elapsed
+
+    def _report_saved(self) -> None:
+        """Report the checkpoint that was completed in the background, or its error."""
+        if record := self.checkpoints.poll():
+            self.callback.on_save(record)
+
+    def _finish_saving(self) -> None:
+        """Wait for the checkpoint that is written in the background."""
+        if record := self.checkpoints.wait():
+            self.callback.on_save(record)
 
     def _interrupt(self) -> None:
         step = self.state.step
         if step > self.last_saved_step:
             self._save()
+        self._finish_saving()
         if step == 0:
             raise Interrupted("interrupted before the first step")
         raise Interrupted(
@@ -348,14 +366,11 @@ class Trainer:
         return Checkpoint(
             step=state.step,
             position=state.position,
-            train_samples=len(context.train),
             history=tuple(state.history),
             elapsed=state.elapsed,
             skipped_steps=asdict(state.skipped),
             loss_scale=(state.loss_scale.scale, state.loss_scale.good_steps),
             rng_state=get_rng_state(),
-            spec=self.spec.manifest(),
-            attempt=self.checkpoints.attempt,
             weights=get_model_state_dict(context.model.base),
             optimizer=get_optimizer_state_dict(context.optimizers, context.model.base),
         )
