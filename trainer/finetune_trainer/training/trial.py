@@ -73,18 +73,11 @@ def _trials(context: TrainingContext, state: TrainState) -> Iterator[Trial]:
         with torch.no_grad(), context.device_config.autocast():
             context.task.predict(context.model.forward, batch)
 
-    for dataset, compute in ((context.train, train), (context.validation, predict), (context.test, predict)):
-        if dataset is not None and len(dataset):
-            yield Trial(dataset, _longest_rows(dataset, size), compute)
-
-
-def _longest_rows(dataset: Dataset, count: int) -> list[int]:
-    """The rows with the longest texts, or the first ones."""
-    rows = range(len(dataset))
-    if "text" not in dataset.columns:
-        return list(rows[:count])
-    lengths = [len(str(text)) for text in dataset.values("text")]
-    return sorted(rows, key=lambda row: -lengths[row])[:count]
+    indexes = context.indexes
+    yield Trial(context.train, indexes.train.longest(size), train)
+    for dataset, index in ((context.validation, indexes.validation), (context.test, indexes.test)):
+        if dataset is not None and index is not None:
+            yield Trial(dataset, index.longest(size), predict)
 
 
 def _largest_trainable(modules: Sequence[TrainableModule], step: int) -> tuple[TrainableModule, ...]:
@@ -116,7 +109,7 @@ def _run_trial(context: TrainingContext, trial: Trial) -> None:
 
 
 def _compute(context: TrainingContext, trial: Trial, rows: Sequence[int]) -> None:
-    batch = context.task.collate([trial.dataset[row] for row in rows], context.processors)
+    batch = context.task.make_batch([trial.dataset[row] for row in rows], context.processors)
     trial.compute(context.device_config.move(batch))
     if context.device_config.is_cuda:
         torch.cuda.synchronize()
