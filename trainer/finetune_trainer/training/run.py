@@ -14,7 +14,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.status import Report
 from finetune_trainer.callbacks import Callback, CallbackList, TestRecord
 from finetune_trainer.claims import ClaimPaths
-from finetune_trainer.errors import RunError, UserError
+from finetune_trainer.errors import Interrupted, RunError, UserError
 from finetune_trainer.formatting import join_some
 from finetune_trainer.planning import model_loader
 from finetune_trainer.planning.prepare import PreparedRun, index_datasets, prepare
@@ -40,6 +40,7 @@ from finetune_trainer.training.device import LossScale, explain_out_of_memory, s
 from finetune_trainer.training.divergence import SkippedSteps, describe_trained_steps
 from finetune_trainer.training.dtypes import cast_weights, round_weights
 from finetune_trainer.training.evaluation import HistoryEntry, MetricTracker
+from finetune_trainer.training.failures import detecting_repeated_failures, forget_failure
 from finetune_trainer.training.optimizers import build_optimizers, set_optimizer_state_dict
 from finetune_trainer.training.rng import set_rng_state, set_seed
 from finetune_trainer.training.signals import StopFlag, stop_on_signals
@@ -85,6 +86,9 @@ def run(job: FineTuneJob, options: RunOptions, callback: Callback) -> Report:
     callbacks = CallbackList((tracker, callback))
     try:
         with stop_on_signals() as stop, serve_metrics(tracker, options.metrics_port):
+            stop.exit_hooks.append(
+                lambda message: _write_termination_log(tracker.report(Interrupted.reason, message), options)
+            )
             destination = options.claims.create_destination(job.destination)
             checkpoints = CheckpointManager.for_job(job, destination, options.attempt)
             try:
@@ -158,8 +162,9 @@ def _execute(run: _RunContext) -> Report:
     try:
         context = _build_context(prepared, run.callback, run.on_progress)
         state = _restore(run, context)
-        _train(run, context, state)
-        return _test_and_export(run, context, state)
+        with detecting_repeated_failures(checkpoints.folder, lambda: state.step):
+            _train(run, context, state)
+            return _test_and_export(run, context, state)
     except torch.OutOfMemoryError as error:
         raise explain_out_of_memory(prepared.plan.job.spec, error) from error
 
@@ -207,6 +212,7 @@ def _restore(run: _RunContext, context: TrainingContext) -> TrainState:
     state = TrainState(LossScale.for_device(context.device_config))
     if run.options.fresh:
         run.checkpoints.clear()
+        forget_failure(run.checkpoints.folder)
     checkpoint = run.checkpoints.load_latest(run.callback.on_message)
     if checkpoint is None:
         _start_run(run, context, None)
@@ -271,6 +277,8 @@ def _train(run: _RunContext, context: TrainingContext, state: TrainState) -> Non
         trainer = Trainer(context, state, run.checkpoints, callback, run.stop, before_save=metrics.flush)
         with _start_watchdog(run, heartbeat):
             trainer.train()
+    if metrics.problem:
+        callback.on_message(f"cannot write {metrics.problem}; rows are missing")
     if state.step < context.plan.planned_steps:
         tracker = MetricTracker(context.plan.job.spec.evaluation)
         reason = "was never finite" if tracker.is_never_finite(state.history) else "no longer improves"
@@ -309,10 +317,18 @@ def _test_and_export(run: _RunContext, context: TrainingContext, state: TrainSta
         _cast_weights(run, context)
         output = export.export_model(context, run.checkpoints, run.destination, metadata, heartbeat)
         run.checkpoints.remove()
-    message = (
-        f"{describe_trained_steps(state.step, state.skipped.total)}; {run.job.destination} has the weights of {weights}"
-    )
+    trained = describe_trained_steps(state.step, state.skipped.total)
+    message = f"{trained}; {run.job.destination} has the weights of {weights}{_compare_with_before(context, state)}"
     return run.tracker.report("Succeeded", message, output)
+
+
+def _compare_with_before(context: TrainingContext, state: TrainState) -> str:
+    """A note if no evaluation was better than the one before the first step."""
+    metric_tracker = MetricTracker(context.plan.job.spec.evaluation)
+    if metric_tracker.is_better_than_before(state.history):
+        return ""
+    before = state.history[0].metrics[metric_tracker.metric]
+    return f"; the best {metric_tracker.metric} is no better than before training ({before:.4g})"
 
 
 def _select_weights(run: _RunContext, context: TrainingContext, state: TrainState) -> str:
