@@ -8,10 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import platform
 import shutil
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,45 @@ from finetune_trainer.callbacks import TestRecord
 from finetune_trainer.errors import UserError
 from finetune_trainer.plan import RunPlan
 from finetune_trainer.reporting.metrics_jsonl import METRICS_FILE
-from finetune_trainer.training.checkpoint import CheckpointManager, file_sha256
+from finetune_trainer.training.checkpoint import CheckpointManager, Fingerprints, RunRecord, file_sha256
 from finetune_trainer.training.evaluation import HistoryEntry, MetricTracker
 from finetune_trainer.training.state import TrainingContext, TrainState
+from finetune_trainer.training.versions import package_versions
 from finetune_trainer.training.watchdog import Heartbeat
 
 RUN_FILE = "run.json"
 STAGING_FOLDER = "output"
-PACKAGES = ("finetune-operator", "torch", "transformers", "safetensors", "datasets", "pyarrow", "numpy")
 
 
-def find_existing_output(job: FineTuneJob, destination: Path, run_folder: Path) -> OutputStatus | None:
+@dataclass(frozen=True)
+class ExistingOutput:
+    """The output of an earlier run of the same object or the same spec.
+
+    Args:
+        status: the output as the status reports it.
+        is_same_object: whether the same FineTuneJob object wrote it.
+        fingerprints: content that it was trained on.
+    """
+
+    status: OutputStatus
+    is_same_object: bool
+    fingerprints: Fingerprints
+
+    def check_same_content(self, job: FineTuneJob, fingerprints: Fingerprints) -> None:
+        """Check that the output was trained on the data and the model that the job would read now.
+
+        Raises:
+            UserError: it was not.
+        """
+        if differences := self.fingerprints.describe_differences(fingerprints):
+            raise UserError(
+                f"output.destination: {job.destination} already has a model with the same spec, but "
+                f"{'; '.join(differences.values())} since it was trained: to replace it, set output.ifExists: "
+                f"Overwrite; to keep it, {_suggest_destination(job)}"
+            )
+
+
+def find_existing_output(job: FineTuneJob, destination: Path, run_folder: Path) -> ExistingOutput | None:
     """The output of an earlier run of this job, if the destination has it.
 
     Args:
@@ -51,7 +78,8 @@ def find_existing_output(job: FineTuneJob, destination: Path, run_folder: Path) 
     is_same_object = run is not None and job.metadata.uid is not None and run.get("uid") == job.metadata.uid
     is_same_spec = run is not None and run.get("contentHash") == job.spec.content_hash()
     if run is not None and (is_same_object or (is_same_spec and job.spec.output.if_exists == "Fail")):
-        return OutputStatus(destination=job.destination, digest=run.get("digest"))
+        status = OutputStatus(destination=job.destination, digest=run.get("digest"))
+        return ExistingOutput(status, is_same_object, Fingerprints(**run.get("fingerprints", {})))
     if job.spec.output.if_exists == "Fail":
         raise UserError(
             f"output.destination: {job.destination} already has {_describe_output(run, job)} ({destination}): "
@@ -100,15 +128,15 @@ def export_model(
 
 
 def build_run_metadata(
-    job: FineTuneJob, plan: RunPlan, state: TrainState, attempt: int, test: TestRecord | None = None
+    job: FineTuneJob, record: RunRecord, plan: RunPlan, state: TrainState, test: TestRecord | None = None
 ) -> dict[str, Any]:
     """The content of `run.json`, without digest and files.
 
     Args:
         job: the job as written by the user; the plan has the effective one.
+        record: the record of the run.
         plan: the plan of the run.
         state: the state at its end.
-        attempt: number of the attempt.
         test: metrics on the test set, if there is one.
     """
     history = state.history
@@ -119,7 +147,9 @@ def build_run_metadata(
         "spec": plan.job.spec.manifest(),
         "seed": job.spec.training.seed,
         "versions": package_versions(),
-        "attempt": attempt,
+        "fingerprints": asdict(record.fingerprints),
+        "segments": [asdict(segment) for segment in record.segments],
+        "attempt": record.attempt,
         "steps": state.step,
         "skippedSteps": state.skipped.total,
         "plannedSteps": plan.planned_steps,
@@ -133,17 +163,6 @@ def build_run_metadata(
             "test": _to_json(test),
         },
     }
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that determine the result."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
 
 
 def _to_json(entry: HistoryEntry | TestRecord | None) -> dict[str, Any] | None:
@@ -167,6 +186,8 @@ def _read_run_file(destination: Path) -> dict[str, Any] | None:
 def _describe_output(run: Mapping[str, Any] | None, job: FineTuneJob) -> str:
     if run is None:
         return "a model that was not written by a job"
+    if run.get("name") == job.name and "fingerprints" not in run:
+        return f"the output of a job with the same name, {job.name!r}, that an earlier version of the trainer wrote"
     if run.get("name") == job.name:
         return f"the output of an earlier job with the same name, {job.name!r}, and a different spec"
     return f"the output of job {run.get('name', 'unknown')!r}"
