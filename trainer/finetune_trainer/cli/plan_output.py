@@ -6,7 +6,7 @@ The same content as text and as JSON. Pure functions of a `RunPreview`; nothing 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -21,6 +21,9 @@ from finetune_trainer.formatting import format_number, pluralize
 from finetune_trainer.plan import RunPlan
 from finetune_trainer.planning.presets import ProposedModules, modules_yaml
 from finetune_trainer.planning.preview import ModelParameters, ModulePreview, RunPreview, preview_modules
+
+if TYPE_CHECKING:
+    from finetune_trainer.planning.weight_check import WeightReport
 
 # Text ------------------------------------------------------------------------------------------------------------
 
@@ -42,6 +45,8 @@ def render_preview(preview: RunPreview) -> RenderableType:
     parts: list[RenderableType] = [_render_manifest(preview), "", facts_table(facts), "", module_table(preview.modules)]
     if preview.model:
         parts += ["", _render_parameters(preview, preview.model)]
+    if preview.weights:
+        parts += [Text.assemble("\n", ("weights: ", "bold"), message) for message in preview.weights.messages()]
     if preview.proposal:
         parts += ["", _render_proposal(preview.proposal)]
     parts += [Text.assemble("\n", ("unknown: ", "bold yellow"), gap) for gap in preview.unknown]
@@ -113,9 +118,17 @@ def preview_document(preview: RunPreview) -> dict[str, Any]:
         "stepsPerEpoch": length.steps_per_epoch if length else None,
         "trainSamples": plan.train_samples if plan else None,
         "validationSamples": plan.validation_samples if plan else None,
+        "weights": _weights_document(preview.weights) if preview.weights else None,
         "unknown": list(preview.unknown),
         "proposal": _proposal_document(preview.proposal) if preview.proposal else None,
         "error": str(preview.error) if preview.error else None,
+    }
+
+
+def _weights_document(weights: WeightReport) -> dict[str, Any]:
+    return {
+        "new": {reason: list(names) for reason, names in weights.new.items()},
+        "unused": [{"pattern": pattern, "tensors": count} for pattern, count in weights.unused],
     }
 
 

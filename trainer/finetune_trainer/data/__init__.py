@@ -9,9 +9,10 @@ from finetune_trainer.data.bad_rows import BadRowPolicy
 from finetune_trainer.data.columns import resolve_columns
 from finetune_trainer.data.data_files import check_no_overlap
 from finetune_trainer.data.dataset import Dataset, RowProblem, Sample, merge_problems
+from finetune_trainer.data.fingerprints import content_hash
 from finetune_trainer.data.labels import align_labels
 from finetune_trainer.data.loader import Batch, load_batches
-from finetune_trainer.data.readers import count_rows, read_table
+from finetune_trainer.data.readers import count_rows, read_columns, read_table
 from finetune_trainer.data.resolve import resolve_files
 from finetune_trainer.data.sampler import Position, TrainBatchSampler, TrainDataSource, evaluation_batches
 from finetune_trainer.data.splits import split_sizes, train_validation_split
@@ -29,10 +30,12 @@ __all__ = [
     "TrainDataSource",
     "align_labels",
     "check_no_overlap",
+    "content_hash",
     "count_rows",
     "evaluation_batches",
     "load_batches",
     "merge_problems",
+    "read_columns",
     "read_table",
     "resolve_columns",
     "resolve_files",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,32 +50,47 @@ def config_patterns(configs: MetadataConfigs, source: DataSource | Validation, f
     return [base + pattern for pattern in dict.fromkeys([*patterns, *without_folder])]
 
 
+@dataclass(frozen=True)
+class ConfigFiles:
+    """What the card says about the files of a configuration.
+
+    Args:
+        data_dir: folder of the configuration, relative to that of the dataset; empty for the same.
+        splits: files by split; None if their names determine the splits, as without a card.
+        features: the columns that the card declares.
+    """
+
+    data_dir: str
+    splits: Mapping[str, list[Path]] | None
+    features: Features | None
+
+
 def config_files(
     folder: Path, root: Path, configs: MetadataConfigs, source: DataSource | Validation, field: str
-) -> tuple[dict[str, list[Path]], Features | None]:
+) -> ConfigFiles:
     """The files of the selected configuration.
-
-    Returns:
-        Files by split, and the columns that the card declares.
 
     Raises:
         UserError: there is no such configuration, or it names files outside the dataset's folder, or none.
     """
     name = _select_config(configs, source, field)
     config, resolved_folder = configs[name], folder.resolve()
-    for path in filter(None, (config.get("data_dir"), *_file_patterns(config))):
+    data_dir = (config.get("data_dir") or "").rstrip("/")
+    for path in filter(None, (data_dir, *_file_patterns(config))):
         if problem := check_path(path, folder, root):
             raise UserError(f"{field}.source: {source.source}: configuration {name!r} of its README.md: {problem}")
     try:
         features = card_features(folder, name)
-        splits = resolve_splits(resolved_folder / (config.get("data_dir") or ""), config.get("data_files"))
+        if not config.get("data_files"):
+            return ConfigFiles(data_dir, None, features)
+        splits = resolve_splits(resolved_folder / data_dir, config["data_files"])
         relative = {
             split: [folder / file.relative_to(resolved_folder) for file in files] for split, files in splits.items()
         }
     except Exception as error:  # datasets raises many types for a malformed card
         kind = RunError if hub.is_transient(error) else UserError
         raise kind(f"{field}.source: {source.source}: its README.md: {hub.first_line(error)}") from error
-    return relative, features
+    return ConfigFiles(data_dir, relative, features)
 
 
 def _select_config(configs: MetadataConfigs, source: DataSource | Validation, field: str) -> str:

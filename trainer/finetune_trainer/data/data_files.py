@@ -30,6 +30,8 @@ class DataFiles:
         files: the files, in order.
         split: name of the split.
         features: columns declared by the dataset card.
+        classes: the class of each file, for a folder of images.
+        notes: what is left out, and what may be a mistake, for the user.
     """
 
     field: str
@@ -40,6 +42,8 @@ class DataFiles:
     files: tuple[Path, ...]
     split: str
     features: Features | None = None
+    classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def field_path(self) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
@@ -14,7 +16,10 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from finetune_trainer.data.cache import cache_key
+from finetune_trainer.data.fingerprints import content_hash, digest_column
 from finetune_trainer.data.images import UnreadableImageError, decode_image
+from finetune_trainer.data.paths import check_path
 from finetune_trainer.errors import RunError, UserError
 
 Sample = Mapping[str, Any]
@@ -98,12 +103,45 @@ class Dataset:
 
     def iter_chunks(self, role: str) -> Iterator[list[Any]]:
         """All values of a role, in order, as lists of at most `CHUNK_ROWS`; every role is split at the same rows."""
+        for chunk in self._iter_encoded(role):
+            yield [self._decode(role, value) for value in chunk.to_pylist()]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the rows: of their values by role and column, in order, and of the names of the classes.
+
+        It depends neither on the paths and other columns of the files nor on how the rows are divided into files. Of
+        images in files of their own, the content counts; in a dataset of more than `MAX_VERIFIED_IMAGES`, their paths
+        and sizes.
+        """
+        return cache_key(len(self), *(self._fingerprint_role(role) for role in sorted(self.columns)))
+
+    def _fingerprint_role(self, role: str) -> tuple[Any, ...]:
+        values = digest_column(
+            chain.from_iterable(chunk.chunks for chunk in self._iter_encoded(role)), self._type(role)
+        )
+        files = list(self._describe_image_files()) if role == "image" else []
+        return role, self.column_names[role], values, self.classes.get(role), role in self.decoders, files
+
+    def _type(self, role: str) -> pa.DataType:
+        return self.columns[role].type
+
+    def _describe_image_files(self) -> Iterator[str | tuple[str, int]]:
+        """Content hash, or path and size, of each image in a file of its own, as far as it can be read."""
+        for value in chain.from_iterable(self.iter_chunks("image")):
+            path = value.get("path") if isinstance(value, Mapping) and not value.get("bytes") else value
+            if isinstance(path, str) and not check_path(path, self.origin.folder, self.origin.root):
+                file = self.origin.folder / path
+                with suppress(OSError):
+                    yield content_hash(file) if len(self) <= MAX_VERIFIED_IMAGES else (path, file.stat().st_size)
+
+    def _iter_encoded(self, role: str) -> Iterator[pa.ChunkedArray]:
+        """All values of a role as they are stored, in order."""
         column = self.columns[role]
         for start in range(0, len(column), CHUNK_ROWS):
             first, last = np.searchsorted(self.rows, (start, start + CHUNK_ROWS))
             if first < last:
-                chunk = column.slice(start, CHUNK_ROWS).take(pa.array(self.rows[first:last] - start))
-                yield [self._decode(role, value) for value in chunk.to_pylist()]
+                yield column.slice(start, CHUNK_ROWS).take(pa.array(self.rows[first:last] - start))
 
     def class_names(self, role: str) -> list[str] | None:
         """The names of the classes, for a column of type ClassLabel; else None."""

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import cache
+from pathlib import PurePath
+from typing import TypeVar
+
+from finetune_trainer.data.images import image_suffixes
+
+PathType = TypeVar("PathType", bound=PurePath)
 
 TABLE_FORMATS: Mapping[str, str] = {
     ".parquet": "parquet",
@@ -15,8 +21,6 @@ TABLE_FORMATS: Mapping[str, str] = {
     ".tsv": "csv",
     ".arrow": "arrow",
 }
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-DATA_PATTERNS = [f"*{suffix}" for suffix in (*TABLE_FORMATS, *IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES))]
 SUPPORTED_FORMATS = "parquet, jsonl, json, csv, or a folder of images"
 
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -33,35 +37,44 @@ DESCRIPTION_FILES = (
 """Files that describe a dataset and contain no rows."""
 
 
-def detect_format(files: Sequence[Path]) -> str | None:
+def file_format(path: PurePath) -> str | None:
+    """The format of a file: `metadata`, `images`, or that of a table; None for a file without rows."""
+    if path.name in DESCRIPTION_FILES:
+        return None
+    if path.name in METADATA_FILES:
+        return "metadata"
+    suffix = path.suffix.lower()
+    return "images" if suffix in image_suffixes() else TABLE_FORMATS.get(suffix)
+
+
+def detect_format(files: Sequence[PurePath]) -> str | None:
     """The format of a dataset: the most common one of its tables, else images; None without data files.
 
     Tables take precedence over images, because a table can refer to images but not the other way round.
     """
-    data_files = [file for file in files if file.name not in DESCRIPTION_FILES]
-    if any(file.name in METADATA_FILES for file in data_files):
+    counts = Counter(found for file in files if (found := file_format(file)))
+    if "metadata" in counts:
         return "metadata"
-    suffixes = [file.suffix.lower() for file in data_files]
-    counts = Counter(TABLE_FORMATS[suffix] for suffix in suffixes if suffix in TABLE_FORMATS)
-    if counts:
-        return counts.most_common(1)[0][0]
-    return "images" if any(suffix in IMAGE_SUFFIXES for suffix in suffixes) else None
+    tables = [found for found, _ in counts.most_common() if found != "images"]
+    return tables[0] if tables else next(iter(counts), None)
 
 
-def files_of_format(format: str, files: Sequence[Path]) -> tuple[Path, ...]:
+def files_of_format(format: str, files: Sequence[PathType]) -> tuple[PathType, ...]:
     """The files that have this format, in order."""
-
-    def has_format(file: Path) -> bool:
-        if format == "metadata":
-            return file.name in METADATA_FILES
-        if format == "images":
-            return file.suffix.lower() in IMAGE_SUFFIXES
-        return TABLE_FORMATS.get(file.suffix.lower()) == format and file.name not in DESCRIPTION_FILES
-
-    return tuple(file for file in files if has_format(file))
+    return tuple(file for file in files if file_format(file) == format)
 
 
-def describe_other_files(files: Sequence[Path]) -> str:
+@cache
+def download_patterns() -> tuple[str, ...]:
+    """Glob patterns of all data files, in upper and lower case."""
+    return tuple(f"*{_any_case(suffix)}" for suffix in sorted({*TABLE_FORMATS, *image_suffixes()}))
+
+
+def _any_case(suffix: str) -> str:
+    return "".join(f"[{letter}{letter.upper()}]" if letter.isalpha() else letter for letter in suffix)
+
+
+def describe_other_files(files: Sequence[PurePath]) -> str:
     """What a folder without data contains, as the end of an error message."""
     suffixes = sorted({file.suffix for file in files} - {""})
     return f", found {', '.join(suffixes)} files" if suffixes else "; it is empty"

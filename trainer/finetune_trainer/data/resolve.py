@@ -6,33 +6,37 @@ pinned revision is honored, and cached files are enough without network access.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from datasets import Features
 from huggingface_hub import constants
 
 from finetune_api.data import DataSource, Validation
 from finetune_api.sources import locate
 from finetune_trainer import hub
 from finetune_trainer.claims import ClaimPaths
-from finetune_trainer.compat.hf_datasets import EmptyDatasetError, MetadataConfigs, resolve_splits, split_aliases
-from finetune_trainer.data.card import config_files, config_patterns, read_configs
+from finetune_trainer.compat.hf_datasets import MetadataConfigs, split_aliases
+from finetune_trainer.data.card import ConfigFiles, config_files, config_patterns, read_configs
 from finetune_trainer.data.data_files import DataFiles, describe_choices
 from finetune_trainer.data.download import download_repository
 from finetune_trainer.data.formats import (
-    DATA_PATTERNS,
     DESCRIPTION_FILES,
-    METADATA_FILES,
     SUPPORTED_FORMATS,
     describe_other_files,
     detect_format,
+    download_patterns,
     files_of_format,
 )
+from finetune_trainer.data.layout import Layout, describe_left_out, image_classes, infer_layout
+from finetune_trainer.data.listing import Listing, list_files
 from finetune_trainer.data.paths import is_inside
 from finetune_trainer.errors import RunError, UserError
+from finetune_trainer.formatting import join_some, pluralize
 
+NO_CONFIG = ConfigFiles("", None, None)
 DEFAULT_SPLIT = {"data.train": "train", "data.validation": "validation", "data.test": "test"}
 
 
@@ -52,7 +56,7 @@ def resolve_files(source: DataSource | Validation, field: str, claim_paths: Clai
     if locate(source.source).scheme == "hf":
         folder = download_repository(source, field, ["README.md", ".huggingface.yaml"])
         configs = read_configs(folder, source, field)
-        patterns = config_patterns(configs, source, field) if configs else DATA_PATTERNS
+        patterns = config_patterns(configs, source, field) if configs else list(download_patterns())
         folder = download_repository(source, field, patterns)
         root = Path(constants.HF_HUB_CACHE).resolve()
     else:
@@ -60,73 +64,113 @@ def resolve_files(source: DataSource | Validation, field: str, claim_paths: Clai
         root = claim_paths.folder(locate(source.source).name).resolve()
         _check_inside([folder, *(folder / name for name in DESCRIPTION_FILES)], root, source, field)
         configs = None if folder.is_file() else read_configs(folder, source, field)
-    data_files = _resolve(folder, root, configs, source, field)
+    data_files = _select_files(_find_files(folder, root, configs, source, field), source, field)
     if data_files.format != "images":  # each image is a row, and is checked as one
         _check_inside(data_files.files, root, source, field)
     return data_files
 
 
-def _resolve(
+@dataclass(frozen=True)
+class _FoundFiles:
+    """All files of a dataset, before a split is selected.
+
+    Args:
+        folder, root: as in `DataFiles`.
+        layout: their splits.
+        features: the columns that the dataset card declares.
+        listing: what else there is, if the files were found by their names.
+        start: folder that the paths of the layout are relative to.
+    """
+
+    folder: Path
+    root: Path
+    layout: Layout
+    start: Path
+    features: Features | None = None
+    listing: Listing = field(default_factory=Listing)
+
+
+def _find_files(
     folder: Path, root: Path, configs: MetadataConfigs | None, source: DataSource | Validation, field: str
-) -> DataFiles:
-    if configs is not None:
-        return _from_card(folder, root, configs, source, field)
-    if source.config:
-        raise UserError(
-            f"{field}.config: {source.source} has no configurations, so {source.config!r} does not exist; leave it out"
-        )
-    return _from_file_names(folder, root, source, field)
+) -> _FoundFiles:
+    if configs is None:
+        if source.config:
+            raise UserError(
+                f"{field}.config: {source.source} has no configurations, so {source.config!r} does not exist; "
+                "leave it out"
+            )
+        return _find_by_name(folder, root, source, field)
+    found = config_files(folder, root, configs, source, field)
+    if found.splits is None:
+        return _find_by_name(folder, root, source, field, found)
+    splits = {
+        split: tuple(file.relative_to(folder).as_posix() for file in files) for split, files in found.splits.items()
+    }
+    classes = {path: PurePosixPath(path).parts[-2:-1] for paths in splits.values() for path in paths}
+    return _FoundFiles(folder, root, Layout(splits, class_folders=classes), folder, found.features)
 
 
-def _from_card(
-    folder: Path, root: Path, configs: MetadataConfigs, source: DataSource | Validation, field: str
-) -> DataFiles:
-    """The files of one configuration; those of the others may be missing."""
-    assert source.source is not None, "validation by fraction has no source"
-    splits, features = config_files(folder, root, configs, source, field)
-    split = _select_split(splits, source, field)
-    format = detect_format(splits[split])
-    if format is None:
-        found = describe_other_files(splits[split])
-        raise UserError(f"{field}.source: {source.source}: expected {SUPPORTED_FORMATS}{found}")
-    files = files_of_format(format, splits[split])
-    return DataFiles(field, source.source, folder, root, format, files, split, features)
-
-
-def _from_file_names(folder: Path, root: Path, source: DataSource | Validation, field: str) -> DataFiles:
-    assert source.source is not None, "validation by fraction has no source"
+def _find_by_name(
+    folder: Path,
+    root: Path,
+    source: DataSource | Validation,
+    field: str,
+    config: ConfigFiles = NO_CONFIG,
+) -> _FoundFiles:
+    """The files of a folder, or of one configuration, whose names determine the splits; or a single file."""
+    start = folder / config.data_dir
     try:
-        splits = {"train": [folder]} if folder.is_file() else _infer_splits(folder)
-    except (ValueError, OSError) as error:
+        if folder.is_file():
+            listing = Listing([folder.name])
+            folder = start = folder.parent
+        else:
+            listing = list_files(start, root)
+        layout = infer_layout(listing.files)
+    except (OSError, ValueError) as error:
         kind = RunError if hub.is_transient(error) else UserError
         raise kind(f"{field}.source: {source.source}: {hub.first_line(error)}") from error
-    all_files = [file for files in splits.values() for file in files]
-    format = detect_format(all_files)
+    if not layout.splits:
+        found = describe_other_files([PurePosixPath(path) for path in listing.files])
+        raise UserError(f"{field}.source: {source.source}: no data in {start}: expected {SUPPORTED_FORMATS}{found}")
+    return _FoundFiles(folder, root, layout, start, config.features, listing)
+
+
+def _select_files(found: _FoundFiles, source: DataSource | Validation, field: str) -> DataFiles:
+    """The files of the selected split that have its most common format."""
+    assert source.source is not None, "validation by fraction has no source"
+    splits = found.layout.splits
+    split = _select_split(splits, source, field)
+    paths = [PurePosixPath(path) for path in splits[split]]
+    format = detect_format(paths)
     if format is None:
-        found = describe_other_files(all_files)
-        raise UserError(f"{field}.source: {source.source}: no data in {folder}: expected {SUPPORTED_FORMATS}{found}")
-    of_format = {split: kept for split, files in splits.items() if (kept := files_of_format(format, files))}
-    split = _select_split(of_format, source, field)
-    base = folder.parent if folder.is_file() else folder
-    return DataFiles(field, source.source, base, root, format, of_format[split], split)
-
-
-def _infer_splits(folder: Path) -> dict[str, list[Path]]:
-    """All files by split, inferred from the names of files and folders."""
-    os.scandir(folder).close()  # raises for an unreadable folder, which datasets treats as empty
-    resolved_folder = folder.resolve()
+        raise UserError(f"{field}.source: {source.source}: expected {SUPPORTED_FORMATS}{describe_other_files(paths)}")
+    kept = files_of_format(format, paths)
+    files = tuple(found.start / path for path in kept)
+    data_files = DataFiles(field, source.source, found.folder, found.root, format, files, split, found.features)
+    others = {str(path): f"of another format than {format}" for path in paths if path not in set(kept)}
+    notes = _notes(data_files, {**found.listing.left_out, **found.layout.left_out, **others}, found.layout)
+    if format != "images":
+        return replace(data_files, notes=tuple(notes))
+    class_folders = {str(path): found.layout.class_folders[str(path)] for path in kept}
     try:
-        resolved = resolve_splits(resolved_folder)
-    except (EmptyDatasetError, FileNotFoundError):
-        return {}
-    splits = {
-        split: [folder / file.relative_to(resolved_folder) for file in files] for split, files in resolved.items()
-    }
-    # A metadata file at the top of a folder describes the images of all split folders: they are one split.
-    metadata = [folder / name for name in METADATA_FILES if (folder / name).is_file()]
-    if metadata and len(splits) > 1 and not any(set(metadata) & set(files) for files in splits.values()):
-        return {"train": metadata}
-    return splits
+        classes, class_notes = image_classes(class_folders, found.start.name)
+    except ValueError as error:
+        raise data_files.error(str(error)) from error
+    empty = [f"empty folders are no classes: {join_some(empty)}"] if (empty := found.listing.empty_folders) else []
+    all_notes = (*notes, *(f"{field}.source: {source.source}: {note}" for note in (*class_notes, *empty)))
+    return replace(data_files, classes=tuple(classes[str(path)] for path in kept), notes=all_notes)
+
+
+def _notes(data_files: DataFiles, left_out: Mapping[str, str], layout: Layout) -> Iterator[str]:
+    """Messages about everything in the folder that is not read."""
+    prefix = f"{data_files.field_path}: {data_files.source}: "
+    if described := describe_left_out(left_out, layout.splits, data_files.split):
+        files = pluralize(len(data_files.files), "file")
+        yield f"{prefix}reading {files} of split {data_files.split!r}; not read: {described}"
+    if layout.num_referenced:
+        images = pluralize(layout.num_referenced, "image")
+        yield f"{prefix}{images} beside the tables: read only where a row names them"
+    yield from (prefix + note for note in layout.notes)
 
 
 def _check_inside(paths: Sequence[Path], root: Path, source: DataSource | Validation, field: str) -> None:

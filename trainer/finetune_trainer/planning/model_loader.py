@@ -8,9 +8,9 @@ longer than planning.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from finetune_api.model import ModelSource
@@ -18,8 +18,9 @@ from finetune_api.sources import locate
 from finetune_trainer import hub
 from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.errors import RunError, UserError
-from finetune_trainer.formatting import join_some
 from finetune_trainer.planning.parameters import ParameterInfo
+from finetune_trainer.planning.weight_check import POOLERS, WeightCheck, WeightReport, check_duplicates, check_ties
+from finetune_trainer.planning.weight_files import has_weights, missing_files_message, read_headers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -135,18 +136,49 @@ def list_parameters(model: nn.Module) -> list[ParameterInfo]:
     return [ParameterInfo(tuple(found), shapes[key]) for key, found in names.items()]
 
 
+def check_weights(
+    pretrained: PretrainedSource, config: PretrainedConfig, model: PreTrainedModel, new_head: bool
+) -> WeightReport | None:
+    """Check the headers of the weights before anything is loaded.
+
+    Args:
+        pretrained: where the weights are loaded from.
+        config: the model's config.
+        model: the model on the meta device; its parameters are replaced.
+        new_head: whether the task makes the head anew.
+
+    Returns:
+        None if the headers are not available now; loading the weights reports why.
+
+    Raises:
+        UserError: the weights do not fit the model.
+        RunError: they cannot be read now, but may be later.
+    """
+    from finetune_trainer.compat.hf_transformers import simulate_loading
+
+    if not has_weights(pretrained) or (files := read_headers(pretrained, config)) is None:
+        return None
+    head = head_weights(model) if new_head else frozenset()
+    with _silence_transformers():
+        keys = simulate_loading(model, {name: header.to_meta() for name, header in files.tensors.items()})
+    if keys is None:
+        return None
+    check_ties(pretrained, files, keys.tied)
+    check_duplicates(pretrained, keys.duplicates)
+    report = WeightCheck(pretrained, model, head, files.tensors).run(keys.missing, keys.unexpected, keys.mismatched)
+    return replace(report, dtypes=keys.dtypes)
+
+
 def load_model(
     pretrained: PretrainedSource, task: Task, config: PretrainedConfig
-) -> tuple[PreTrainedModel, dict[str, list[str]]]:
+) -> tuple[PreTrainedModel, dict[str, Sequence[str]]]:
     """The model with its weights, and the names of newly initialized weights by the reason for it.
 
     Raises:
         UserError: the weights do not fit the config.
     """
     import torch
-    from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         with _silence_transformers():
             model, info = pretrained.load(
@@ -160,26 +192,30 @@ def load_model(
             )
     except UserError as error:
         if "named model.safetensors" in str(error):
-            raise UserError(
-                f"model.source: {pretrained.source}: cannot load the weights from {pretrained.name_or_path}: there is "
-                "no model.safetensors, and other formats can run code when they are loaded; convert them with "
-                "save_pretrained"
-            ) from error
+            raise UserError(missing_files_message(pretrained)) from error
         raise
-    head = _reinitialize_head(model, task) if task.new_head else []
-    _check_shapes(pretrained, [found for found in sorted(info["mismatched_keys"]) if found[0] not in head])
-    missing = sorted(info["missing_keys"])
-    replaced = sorted(set(head).difference(missing))
-    reasons = {
-        "the checkpoint does not contain them": missing,
-        "the classes of the model are not those of the data": replaced,
-    }
-    return model, {reason: names for reason, names in reasons.items() if names}
+    head = head_weights(model) if task.new_head else frozenset()
+    check = WeightCheck(pretrained, model, head)
+    reasons = dict(check.run(info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"]).new)
+    replaced = sorted(set(_reinitialize_head(model) if task.new_head else []).difference(info["missing_keys"]))
+    if replaced:
+        reasons["the classes of the model are not those of the data"] = replaced
+    return model, reasons
 
 
-def describe_new_weights(by_reason: Mapping[str, Sequence[str]]) -> list[str]:
-    """Messages about newly initialized weights, from their names by the reason for it."""
-    return [f"newly initialized, because {reason}: {join_some(names)}" for reason, names in by_reason.items()]
+def head_weights(model: PreTrainedModel) -> frozenset[str]:
+    """The names of the weights of a classification head, with the pooler before it.
+
+    They are outside the base model; in models without one, next to the weights whose shape depends on the number of
+    classes.
+    """
+    names, base = list(model.state_dict()), model.base_model_prefix
+    if model.base_model is not model:
+        heads = [name for name in names if not name.startswith(f"{base}.")]
+    else:
+        parts = {name.partition(".")[0] for name in _class_weights(model)}
+        heads = [name for name in names if name.partition(".")[0] in parts]
+    return frozenset([*heads, *(name for name in names if set(name.split(".")).intersection(POOLERS))])
 
 
 def configure_model(model: PreTrainedModel, task: Task, processors: Processors, activation_checkpointing: bool) -> None:
@@ -244,30 +280,25 @@ def _load_tokenizer(pretrained: PretrainedSource) -> Any:
     return tokenizer
 
 
-def _check_shapes(pretrained: PretrainedSource, mismatched: Sequence[tuple[str, Sequence[int], Sequence[int]]]) -> None:
-    """Reject weights of another shape, in whose place transformers would silently use newly initialized ones."""
-    if not mismatched:
-        return
-    name, actual, expected = mismatched[0]
-    more = f" (and {len(mismatched) - 1} more do not fit)" if len(mismatched) > 1 else ""
-    raise UserError(
-        f"model.source: {pretrained.source}: {name} has shape {list(actual)} in the files of "
-        f"{pretrained.name_or_path}, but {list(expected)} in its config.json{more}; use the config that the weights "
-        "were saved with"
-    )
+def _class_weights(model: PreTrainedModel) -> list[str]:
+    """The names of the parameters whose shape depends on the number of classes."""
+    import torch
+
+    one_more = copy.deepcopy(model.config)
+    one_more.num_labels = len(model.config.id2label or ()) + 1
+    with torch.device("meta"):
+        others = dict(type(model)(one_more).named_parameters())
+    return [name for name, weight in model.named_parameters() if name in others and weight.shape != others[name].shape]
 
 
-def _reinitialize_head(model: PreTrainedModel, task: Task) -> list[str]:
+def _reinitialize_head(model: PreTrainedModel) -> list[str]:
     """Initialize a head for other classes, even if it has the right size; return the names of its weights.
 
     They are the weights whose shape depends on the number of classes.
     """
     from finetune_trainer.compat.hf_transformers import reinitialize
 
-    one_more = copy.deepcopy(model.config)
-    one_more.num_labels = len(model.config.id2label or ()) + 1
-    others = dict(build_meta_model(task.auto_class, one_more).named_parameters())
-    names = [name for name, weight in model.named_parameters() if weight.shape != others[name].shape]
+    names = _class_weights(model)
     for name in {name.rpartition(".")[0] for name in names}:
         reinitialize(model, name)
     return names
@@ -298,6 +329,7 @@ def _silence_transformers() -> Iterator[None]:
     """Suppress transformers' table of new weights, which ours replaces by one line."""
     from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:

@@ -30,6 +30,11 @@ class ParameterInfo:
         return self.names[0]
 
     @property
+    def label(self) -> str:
+        """The name for messages; a tied parameter with all its names."""
+        return f"{self.name} (tied to {', '.join(self.names[1:])})" if self.names[1:] else self.name
+
+    @property
     def numel(self) -> int:
         return math.prod(self.shape)
 
@@ -139,7 +144,7 @@ def _check_muon(
         names = assignment.by_module[module.name]
         unsupported = [name for name in names if name in not_2d]
         if unsupported and module.optimizer is not None and module.optimizer.type == "Muon":
-            groups = join_some(_with_counts(group_by_suffix(unsupported, names)))
+            groups = join_some(with_counts(group_by_suffix(unsupported, names)))
             raise UserError(
                 f"modules[{index}].optimizer ({module.name}): Muon supports 2-D parameters only, not "
                 f"{pluralize(len(unsupported), 'parameter')} of the module: {groups}; "
@@ -151,7 +156,7 @@ def _unmatched_message(orphans: Sequence[str], names: Sequence[str]) -> str:
     verb = "matches" if len(orphans) == 1 else "match"
     return (
         f"modules: {pluralize(len(orphans), 'parameter')} {verb} no module: "
-        f"{join_some(_with_counts(group_by_prefix(orphans, names)))}; "
+        f"{join_some(with_counts(group_by_prefix(orphans, names)))}; "
         "add them to a module, or freeze them with unmatched: Freeze"
     )
 
@@ -189,5 +194,6 @@ def _prefixes(name: str) -> list[str]:
     return [".".join(parts[:length]) for length in range(1, len(parts))]
 
 
-def _with_counts(groups: Iterable[tuple[str, int]]) -> list[str]:
+def with_counts(groups: Iterable[tuple[str, int]]) -> list[str]:
+    """Groups of names as text, each with its number of names."""
     return [f"{group} ({count})" if count > 1 else group for group, count in groups]

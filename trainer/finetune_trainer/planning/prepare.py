@@ -18,6 +18,7 @@ from finetune_trainer.plan import RunPlan
 from finetune_trainer.planning import model_loader
 from finetune_trainer.planning.parameters import ParameterInfo
 from finetune_trainer.planning.run_plan import plan_run
+from finetune_trainer.planning.weight_check import WeightReport
 from finetune_trainer.tasks import Task, get_task, infer_task
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class PreparedRun:
         train, validation, test: the datasets.
         plan: steps, modules and schedules.
         parameters: the model's parameters.
+        weights: how the weights in the files fit the model; None if that is not known before they are loaded.
         notes: what happened to the data, for the user.
     """
 
@@ -46,6 +48,7 @@ class PreparedRun:
     test: Dataset | None
     plan: RunPlan
     parameters: tuple[ParameterInfo, ...]
+    weights: WeightReport | None
     notes: tuple[str, ...] = ()
 
 
@@ -71,9 +74,12 @@ def prepare(job: FineTuneJob, claim_paths: ClaimPaths) -> PreparedRun:
         train = bad_rows.drop_rows(train, task.find_problems(train, processors))
         validation = bad_rows.drop_rows(validation, task.find_problems(validation, processors)) if validation else None
         test = bad_rows.drop_rows(test, task.find_problems(test, processors)) if test else None
-    parameters = tuple(model_loader.list_parameters(model_loader.build_meta_model(task.auto_class, config)))
+    model = model_loader.build_meta_model(task.auto_class, config)
+    parameters = tuple(model_loader.list_parameters(model))
+    weights = model_loader.check_weights(pretrained, config, model, task.new_head)
     plan = plan_run(effective_job, parameters, len(train), len(validation) if validation else 0)
-    return PreparedRun(task, pretrained, config, train, validation, test, plan, parameters, tuple(bad_rows.notes()))
+    notes = tuple(bad_rows.notes())
+    return PreparedRun(task, pretrained, config, train, validation, test, plan, parameters, weights, notes)
 
 
 def with_checked_defaults(job: FineTuneJob, task_name: str, metric_names: Sequence[str]) -> EffectiveJob:
@@ -109,9 +115,12 @@ def _open_data(
     """All of `data.train`, then training, validation and test set, with the columns that the task needs."""
     spec = job.spec.data
     data_files = data.resolve_files(spec.train, "data.train", claim_paths)
-    table = data.read_table(data_files, bad_rows)
+    available = data.read_columns(data_files)
     roles = task_class.required_roles, task_class.optional_roles
-    names = data.resolve_columns(table.columns, spec.columns, *roles, table.data_files.field_path)
+    names = data.resolve_columns(available, spec.columns, *roles, data_files.field_path)
+    fold_columns = (spec.fold.group_by, spec.fold.stratify_by) if spec.fold else ()
+    used = dict.fromkeys([*names.values(), *(name for name in fold_columns if name in available)])
+    table = data.read_table(data_files, bad_rows, list(used))
     all_rows = _drop_incomplete_rows(table, names, bad_rows)
     train, validation = data.train_validation_split(all_rows, spec, table)
 
@@ -120,8 +129,8 @@ def _open_data(
             return None
         found = data.resolve_files(source, field_path, claim_paths)
         data.check_no_overlap(found, data_files)
-        table = data.read_table(found, bad_rows)
-        named = data.resolve_columns(table.columns, Columns(**names), [list(names)], (), table.data_files.field_path)
+        named = data.resolve_columns(data.read_columns(found), Columns(**names), [list(names)], (), found.field_path)
+        table = data.read_table(found, bad_rows, list(dict.fromkeys(named.values())))
         return data.align_labels(_drop_incomplete_rows(table, named, bad_rows), train)
 
     validation = validation or open_eval_set(spec.validation, "data.validation")

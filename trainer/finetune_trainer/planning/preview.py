@@ -33,6 +33,11 @@ from finetune_trainer.planning.run_plan import (
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from finetune_trainer.planning.weight_check import WeightReport
+
+TASKS_WITH_HEAD = ("SequenceClassification", "ImageClassification")
+"""Tasks that make a head for the classes of the data."""
+
 TRAIN, VALIDATION, TEST = "data.train.source", "data.validation.source", "data.test.source"
 
 
@@ -96,6 +101,7 @@ class RunPreview:
         length: None if the data is not available.
         unknown: unknown parts of the plan, each with the reason.
         proposal: modules for a job without any.
+        weights: how the weights in the files fit the model; None if the files are not available.
         error: why a run would reject the job.
     """
 
@@ -108,6 +114,7 @@ class RunPreview:
     unknown: tuple[str, ...] = ()
     proposal: ProposedModules | None = None
     error: UserError | None = None
+    weights: WeightReport | None = None
 
     @property
     def unmatched(self) -> list[str]:
@@ -191,7 +198,8 @@ def _full_preview(inputs: _Inputs, config: PretrainedConfig, task: str | None) -
     model = _match_parameters(plan.job, build_meta_model(prepared.task.auto_class, prepared.config))
     length = RunLength(plan.planned_steps, plan.steps_per_epoch)
     proposal = _propose(inputs.job, prepared.config, model)
-    return RunPreview(inputs.job, plan.job, tuple(preview_modules(plan)), model, plan, length, proposal=proposal)
+    modules = tuple(preview_modules(plan))
+    return RunPreview(inputs.job, plan.job, modules, model, plan, length, proposal=proposal, weights=prepared.weights)
 
 
 def _preview_from_config(
@@ -200,11 +208,12 @@ def _preview_from_config(
     """The preview from the model's config, without the data or for a job that a run would reject."""
     job = _with_known_defaults(inputs.job, None if task in UNSUPPORTED_TASKS else task)
     model = _match_parameters(job, _build_model(config, task))
-    error = error or _assignment_error(job, model)
+    weights, weights_error = (None, None) if error else _check_weights(inputs, config, task)
+    error = error or weights_error or _assignment_error(job, model)
     length, error = (None, error) if inputs.data_gap or error else _run_length(job, inputs.claim_paths)
     modules = tuple(_preview_module(module, model, length) for module in job.spec.modules)
     unknown, proposal = _gaps(None, inputs.data_gap), _propose(inputs.job, config, model)
-    return RunPreview(inputs.job, job, modules, model, None, length, unknown, proposal, error)
+    return RunPreview(inputs.job, job, modules, model, None, length, unknown, proposal, error, weights)
 
 
 def _with_known_defaults(job: FineTuneJob, task: str | None) -> DefaultedJob:
@@ -280,6 +289,24 @@ def _match_parameters(job: DefaultedJob, model: PreTrainedModel) -> ModelParamet
     return ModelParameters(
         type(model).__name__, tuple(MatchedParameter(info, tuple(modules[info.name])) for info in infos)
     )
+
+
+def _check_weights(
+    inputs: _Inputs, config: PretrainedConfig, task: str | None
+) -> tuple[WeightReport | None, UserError | None]:
+    """How the weights fit the model, or why a run would reject them.
+
+    Without the data it is not known whether the task makes the head anew, so it may be missing.
+    """
+    from finetune_trainer.planning.model_loader import check_weights, resolve_model
+
+    pretrained = resolve_model(inputs.job.spec.model, inputs.claim_paths)
+    if task is None:
+        return None, None
+    try:
+        return check_weights(pretrained, config, _build_model(config, task), task in TASKS_WITH_HEAD), None
+    except UserError as error:
+        return None, error
 
 
 def _assignment_error(job: DefaultedJob, model: ModelParameters) -> UserError | None:

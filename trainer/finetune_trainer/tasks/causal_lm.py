@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from finetune_trainer.data import Batch, Dataset, RowProblem, Sample, merge_problems
 from finetune_trainer.errors import UserError
+from finetune_trainer.tasks.auxiliary_loss import check_loss_terms, get_auxiliary_loss
 from finetune_trainer.tasks.base import Processors, Task
 from finetune_trainer.tasks.infer import infer_task_name
 from finetune_trainer.tasks.loss_mask import (
@@ -42,6 +43,9 @@ class CausalLM(Task):
     micro-batches. The covered logits are selected by index: a boolean mask would synchronize with the GPU in every
     micro-batch.
 
+    Mixture-of-experts models with `output_router_logits: true` add their load balancing loss: the mean over the
+    micro-batches, weighted by their covered tokens. The loss of an evaluation is without it.
+
     Args:
         text_roles: the roles that hold the text.
     """
@@ -62,6 +66,7 @@ class CausalLM(Task):
                 f"task: CausalLM needs a decoder, but model.source is a {config.model_type} model with "
                 "is_decoder: false in its config"
             )
+        check_loss_terms(config)
         return cls(next(roles for roles in cls.required_roles if set(roles) <= set(data.columns)))
 
     @property
@@ -108,12 +113,15 @@ class CausalLM(Task):
         return len(batch["targets"])
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        logits = _logits(model, batch)[batch["positions"]].float()
-        return cross_entropy(logits, batch["targets"], reduction="sum")
+        outputs = _forward(model, batch)
+        logits = outputs.logits.flatten(0, 1)[batch["positions"]].float()
+        loss = cross_entropy(logits, batch["targets"], reduction="sum")
+        auxiliary_loss = get_auxiliary_loss(model, outputs)
+        return loss if auxiliary_loss is None else loss + auxiliary_loss * self.num_items(batch)
 
     def predict(self, model: nn.Module, batch: Batch) -> Predictions:
         """`loss` and `token`, the most probable one, for each target; both of shape (targets,)."""
-        all_logits = _logits(model, batch)
+        all_logits = _forward(model, batch).logits.flatten(0, 1)
         losses, tokens = [all_logits.new_zeros(0).float()], [batch["targets"][:0]]  # a batch may have no targets
         for start in range(0, self.num_items(batch), EVAL_CHUNK_TOKENS):
             chunk = slice(start, start + EVAL_CHUNK_TOKENS)
@@ -165,11 +173,9 @@ class CausalLM(Task):
         return ((index, results[index]) for index in samples)
 
 
-def _logits(model: nn.Module, batch: Batch) -> Tensor:
-    """The logits of all tokens, of shape (samples * tokens, vocabulary)."""
-    outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-    logits: Tensor = outputs.logits
-    return logits.flatten(0, 1)
+def _forward(model: nn.Module, batch: Batch) -> Any:
+    """The outputs of the model, with logits of shape (samples, tokens, vocabulary)."""
+    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
 
 
 def _check_trainable(tokens: MaskedTokens | UntrainableRowError, max_tokens: int) -> str | None:

@@ -9,7 +9,7 @@ model do not depend on how the loop calls it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from finetune_trainer.formatting import join_some
 from finetune_trainer.plan import ModulePlan
 from finetune_trainer.planning import model_loader
 from finetune_trainer.planning.parameters import ParameterInfo
+from finetune_trainer.planning.weight_check import WeightReport, tie_message
 from finetune_trainer.training.device import DeviceConfig
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ def assemble(
     """
     spec, task = prepared.plan.job.spec, prepared.task
     base, new_weights = model_loader.load_model(prepared.pretrained, task, prepared.config)
-    verify(base, prepared.parameters, prepared.pretrained.source)
+    weights = replace(prepared.weights or _check_weights(prepared), new=new_weights)
+    verify(base, prepared.parameters, prepared.pretrained)
     model_loader.configure_model(base, task, processors, spec.training.activation_checkpointing)
     base.requires_grad_(False)
     base = adapt(base, spec)
@@ -88,19 +90,32 @@ def assemble(
     parameters = dict(base.named_parameters())
     plans = [module for module in prepared.plan.modules if module.window.length]
     modules = tuple(TrainableModule(plan, [parameters[name] for name in plan.parameters]) for plan in plans)
-    return AssembledModel(base, forward, modules), model_loader.describe_new_weights(new_weights)
+    return AssembledModel(base, forward, modules), weights.messages()
 
 
-def verify(model: nn.Module, planned: Sequence[ParameterInfo], source: str) -> None:
+def _check_weights(prepared: PreparedRun) -> WeightReport:
+    """The headers of weights that were not on this machine before they were loaded."""
+    model = model_loader.build_meta_model(prepared.task.auto_class, prepared.config)
+    found = model_loader.check_weights(prepared.pretrained, prepared.config, model, prepared.task.new_head)
+    return found or WeightReport()
+
+
+def verify(model: nn.Module, planned: Sequence[ParameterInfo], pretrained: model_loader.PretrainedSource) -> None:
     """Check that the parameters of a loaded model (names, ties and shapes) are those of the plan.
 
     Raises:
         UserError: they differ.
     """
-    loaded = set(model_loader.list_parameters(model))
-    if different := sorted(loaded.symmetric_difference(planned), key=lambda info: info.names):
-        names = join_some(list(dict.fromkeys(" = ".join(info.names) for info in different)))
-        raise UserError(f"model.source: {source}: the loaded parameters are not those of the plan: {names}")
+    loaded = model_loader.list_parameters(model)
+    if set(loaded) == set(planned):
+        return
+    separate = {info.name for info in loaded}
+    for info in planned:
+        if other := next((name for name in info.names[1:] if name in separate), None):
+            raise UserError(tie_message(pretrained, info.name, other))
+    different = set(loaded).symmetric_difference(planned)
+    names = join_some(sorted(f"{info.label} {list(info.shape)}" for info in different))
+    raise UserError(f"model.source: {pretrained.source}: the loaded parameters are not those of the plan: {names}")
 
 
 def adapt(model: PreTrainedModel, spec: EffectiveSpec) -> PreTrainedModel:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 from finetune_trainer.data.bad_rows import BadRowPolicy
 from finetune_trainer.data.data_files import DataFiles
@@ -23,8 +25,23 @@ TABLE_READERS: Mapping[str, Reader] = {
 }
 
 
-def read_table(data_files: DataFiles, bad_rows: BadRowPolicy) -> Table:
+def read_columns(data_files: DataFiles) -> list[str]:
+    """The names of the columns of a split, in the order of the files.
+
+    Raises:
+        UserError: a file cannot be parsed, or there are no rows.
+        RunError: the disk or the machine failed; a retry can help.
+    """
+    return list(read_table(data_files, BadRowPolicy(skip=True, limit=sys.maxsize)).data.column_names)
+
+
+def read_table(data_files: DataFiles, bad_rows: BadRowPolicy, columns: Collection[str] | None = None) -> Table:
     """Read all rows of a split.
+
+    Args:
+        data_files: the files.
+        bad_rows: receives malformed rows.
+        columns: names of the columns to read, of those from `read_columns`; None reads all of them.
 
     Raises:
         UserError: a file cannot be parsed, the files have different columns, or there are no rows.
@@ -34,7 +51,7 @@ def read_table(data_files: DataFiles, bad_rows: BadRowPolicy) -> Table:
         table = _read(data_files, bad_rows)
     if not table.data.num_rows:
         raise empty_error(data_files)
-    return table
+    return table if columns is None else replace(table, data=table.data.select(list(columns)))
 
 
 def count_rows(data_files: DataFiles, bad_rows: BadRowPolicy) -> int:

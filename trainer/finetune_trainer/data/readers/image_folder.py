@@ -9,20 +9,36 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 
-from finetune_trainer.data.data_files import DataFiles
+from finetune_trainer.data.data_files import DataFiles, describe_choices
 from finetune_trainer.data.formats import TABLE_FORMATS
-from finetune_trainer.data.readers.common import build
 from finetune_trainer.data.table import RowLocations, Table
 
 
 def read_image_folder(data_files: DataFiles) -> Table:
-    """One row for each image; its folder is its class. Image paths are relative, as in any other table of images."""
-    data, features = build(data_files)
+    """One row for each image; its folder is its class. Image paths are relative, as in any other table of images.
+
+    Raises:
+        UserError: the dataset card declares other classes.
+    """
     paths = [file.relative_to(data_files.folder).as_posix() for file in data_files.files]
-    data = data.drop_columns(["image"]).append_column("image", pa.array(paths, pa.string()))
-    features = datasets.Features({**features, "image": datasets.Value("string")})
+    names = _declared_classes(data_files) or sorted(set(data_files.classes))
+    labels = [names.index(name) for name in data_files.classes]
+    data = pa.table({"image": pa.array(paths, pa.string()), "label": pa.array(labels, pa.int64())})
+    features = datasets.Features({"image": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
     locations = RowLocations(data_files, lambda: [range(1)] * len(data_files.files))
     return Table(data_files, data, features, locations)
+
+
+def _declared_classes(data_files: DataFiles) -> list[str] | None:
+    """The classes that the dataset card declares, in its order; None if it declares none."""
+    declared = (data_files.features or {}).get("label")
+    if not isinstance(declared, datasets.ClassLabel):
+        return None
+    for file, name in zip(data_files.files, data_files.classes, strict=True):
+        if name not in declared.names:
+            hint = describe_choices(name, declared.names)
+            raise data_files.error(f"{data_files.display_path(file)}: the dataset card has no class {name!r}; {hint}")
+    return list(declared.names)
 
 
 def read_image_metadata(data_files: DataFiles, read_metadata: Callable[[DataFiles], Table]) -> Table:
