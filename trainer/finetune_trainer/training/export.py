@@ -1,6 +1,7 @@
 """Exports the model: a folder that `from_pretrained` loads, with a `run.json` that describes the run.
 
-`run.json` is moved into place last, so a folder that has one is complete.
+Files are renamed into the destination, which never follows a symbolic link there. `run.json` is moved last, so a
+folder that has one is complete.
 """
 
 from __future__ import annotations
@@ -14,14 +15,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from finetune_api.job import FineTuneJob
 from finetune_api.status import OutputStatus
 from finetune_trainer.callbacks import TestRecord
-from finetune_trainer.errors import UserError
+from finetune_trainer.errors import RunError, UserError
+from finetune_trainer.formatting import format_bytes
 from finetune_trainer.plan import RunPlan
 from finetune_trainer.reporting.metrics_jsonl import METRICS_FILE
 from finetune_trainer.training.checkpoint import CheckpointManager, Fingerprints, RunRecord, file_sha256
+from finetune_trainer.training.checkpoint.store import describe_free_space, fsync
 from finetune_trainer.training.evaluation import HistoryEntry, MetricTracker
+from finetune_trainer.training.selection import SelectedWeights
 from finetune_trainer.training.state import TrainingContext, TrainState
 from finetune_trainer.training.versions import package_versions
 from finetune_trainer.training.watchdog import Heartbeat
@@ -105,16 +111,40 @@ def export_model(
         heartbeat: receives the progress.
 
     Raises:
-        RunError: a newer attempt has taken over.
+        RunError: it cannot be written.
+        UserError: another run or a newer attempt has taken over.
     """
     staging = checkpoints.folder / STAGING_FOLDER
-    shutil.rmtree(staging, ignore_errors=True)
+    _remove(staging)
+    try:
+        digest, files = _write_output(context, checkpoints.folder / METRICS_FILE, staging, run_metadata, heartbeat)
+    except (OSError, SafetensorError) as error:
+        _remove(staging)
+        needed = sum(tensor.nbytes for tensor in (*context.model.base.parameters(), *context.model.base.buffers()))
+        raise RunError(
+            f"output.destination: {context.plan.job.destination}: cannot save the model in {staging} (it needs about "
+            f"{format_bytes(needed)}; {describe_free_space(checkpoints.folder)}): {error}; training is complete and in "
+            "the last checkpoint, so the next attempt only saves the model"
+        ) from error
+    checkpoints.check_owner()
+    _replace_output(destination, staging, [*files, RUN_FILE])
+    return OutputStatus(destination=context.plan.job.destination, digest=digest)
+
+
+def _write_output(
+    context: TrainingContext, metrics_file: Path, staging: Path, run_metadata: Mapping[str, Any], heartbeat: Heartbeat
+) -> tuple[str, list[str]]:
+    """Write all files of the output.
+
+    Returns:
+        The digest of the weights, and the names of all files but `run.json`.
+    """
     staging.mkdir()
     context.model.base.save_pretrained(staging)
     heartbeat.beat()
     for processor in context.processors.members:
         processor.save_pretrained(staging)
-    shutil.copyfile(checkpoints.folder / METRICS_FILE, staging / METRICS_FILE)
+    shutil.copyfile(metrics_file, staging / METRICS_FILE)
     digest = _digest(sorted(staging.glob("*.safetensors")))
     heartbeat.beat()
     files = sorted(path.name for path in staging.iterdir())
@@ -122,13 +152,19 @@ def export_model(
     for path in staging.rglob("*"):
         # safetensors creates files with mode 0600, but other users of the claim read them too.
         path.chmod(0o755 if path.is_dir() else 0o644)
-    checkpoints.check_owner()
-    _replace_output(destination, staging, [*files, RUN_FILE])
-    return OutputStatus(destination=context.plan.job.destination, digest=digest)
+        if path.is_file():
+            fsync(path)
+    return digest, files
 
 
 def build_run_metadata(
-    job: FineTuneJob, record: RunRecord, plan: RunPlan, state: TrainState, test: TestRecord | None = None
+    job: FineTuneJob,
+    record: RunRecord,
+    plan: RunPlan,
+    state: TrainState,
+    weights: SelectedWeights,
+    *,
+    test: TestRecord | None = None,
 ) -> dict[str, Any]:
     """The content of `run.json`, without digest and files.
 
@@ -137,6 +173,7 @@ def build_run_metadata(
         record: the record of the run.
         plan: the plan of the run.
         state: the state at its end.
+        weights: the weights that are saved.
         test: metrics on the test set, if there is one.
     """
     history = state.history
@@ -151,6 +188,8 @@ def build_run_metadata(
         "segments": [asdict(segment) for segment in record.segments],
         "attempt": record.attempt,
         "steps": state.step,
+        "savedStep": weights.step,
+        "notes": list(weights.notes),
         "skippedSteps": state.skipped.total,
         "plannedSteps": plan.planned_steps,
         "stepsPerEpoch": plan.steps_per_epoch,
@@ -204,12 +243,13 @@ def _replace_output(destination: Path, staging: Path, names: Sequence[str]) -> N
     previous = _read_run_file(destination) or {}
     (destination / RUN_FILE).unlink(missing_ok=True)
     for name in previous.get("files", []):
-        if name not in names:
-            _remove(destination / Path(name).name)
+        if name not in names and (name := Path(name).name).strip("."):  # it may come from anywhere
+            _remove(destination / name)
     for name in names:
         if (staging / name).is_dir() or (destination / name).is_dir():
             _remove(destination / name)  # rename cannot replace a folder
         (staging / name).replace(destination / name)
+    fsync(destination)
 
 
 def _remove(path: Path) -> None:

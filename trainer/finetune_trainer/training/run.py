@@ -23,13 +23,14 @@ from finetune_trainer.reporting.tracker import StatusTracker
 from finetune_trainer.tasks import Processors
 from finetune_trainer.training import export, resume
 from finetune_trainer.training.assembly import assemble
-from finetune_trainer.training.checkpoint import CheckpointManager, set_model_state_dict
+from finetune_trainer.training.checkpoint import CheckpointManager
 from finetune_trainer.training.device import explain_out_of_memory, select_device, set_determinism
+from finetune_trainer.training.disk_space import check_disk_space
 from finetune_trainer.training.divergence import describe_trained_steps
-from finetune_trainer.training.evaluation import MetricTracker
 from finetune_trainer.training.optimizers import build_optimizers
 from finetune_trainer.training.resume import ResumeMode
 from finetune_trainer.training.rng import set_seed
+from finetune_trainer.training.selection import select_weights
 from finetune_trainer.training.signals import StopFlag, stop_on_signals
 from finetune_trainer.training.state import TrainingContext, TrainState
 from finetune_trainer.training.trainer import Trainer
@@ -145,6 +146,7 @@ def _execute(run: _RunContext) -> Report:
     try:
         context = _build_context(prepared, run.callback)
         state = resume.start_run(checkpoints, checkpoint, record, context, log)
+        check_disk_space(checkpoints, context, state, log)
         _train(run, context, state)
         return _test_and_export(run, context, state)
     except torch.OutOfMemoryError as error:
@@ -235,31 +237,20 @@ def _test_and_export(run: _RunContext, context: TrainingContext, state: TrainSta
     """Load the best weights, unless the last ones are to be kept, then test and export them."""
     heartbeat = Heartbeat()
     with _start_watchdog(run, heartbeat):
-        weights = _select_weights(run, context, state)
+        weights = select_weights(run.checkpoints, context, state)
         heartbeat.beat()
-        run.callback.on_message(f"saving the weights of {weights}")
+        for note in weights.notes:
+            run.callback.on_message(note)
+        run.callback.on_message(f"saving the weights of {weights.description}")
         test = _test(run, context, state, heartbeat) if context.test is not None else None
-        metadata = export.build_run_metadata(run.job, run.checkpoints.record, context.plan, state, test)
+        metadata = export.build_run_metadata(run.job, run.checkpoints.record, context.plan, state, weights, test=test)
         output = export.export_model(context, run.checkpoints, run.destination, metadata, heartbeat)
         run.checkpoints.remove()
     message = (
-        f"{describe_trained_steps(state.step, state.skipped.total)}; {run.job.destination} has the weights of {weights}"
+        f"{describe_trained_steps(state.step, state.skipped.total)}; {run.job.destination} has the weights of "
+        f"{weights.description}"
     )
     return run.tracker.report("Succeeded", message, output)
-
-
-def _select_weights(run: _RunContext, context: TrainingContext, state: TrainState) -> str:
-    """Load the weights to export into the model, and describe them."""
-    metric_tracker = MetricTracker(context.plan.job.spec.evaluation)
-    best = metric_tracker.best(state.history) if context.plan.job.spec.checkpoint.keep_best else None
-    if best is None:
-        return f"step {state.step}, the last"
-    if best.step != state.step:
-        set_model_state_dict(
-            context.model.base, run.checkpoints.store.load_weights(best.step), run.checkpoints.frozen.hashes
-        )
-    metric = metric_tracker.metric
-    return f"step {best.step}, the best by {metric} ({best.metrics[metric]:.4g})"
 
 
 def _test(run: _RunContext, context: TrainingContext, state: TrainState, heartbeat: Heartbeat) -> TestRecord:

@@ -67,6 +67,10 @@ class CheckpointManager:
             UserError: another run holds the destination.
             RunError: a newer attempt has started.
         """
+        if self.folder.is_symlink():
+            raise UserError(
+                f"output.destination: {self.folder} is a symbolic link: replace it with a folder, or delete it"
+            )
         self.lease.acquire(log, raise_if_stopped)
         self.folder.mkdir(parents=True, exist_ok=True)
         if (newest := self._newest_attempt()) > self.attempt:
