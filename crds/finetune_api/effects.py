@@ -39,7 +39,7 @@ _FIELDS = {
         data.validation.source data.validation.config data.validation.split data.validation.revision
         data.test.source data.test.config data.test.split data.test.revision
         data.columns.image data.columns.text data.columns.label
-        data.columns.messages data.columns.prompt data.columns.completion
+        data.columns.messages data.columns.tools data.columns.prompt data.columns.completion
         data.maxLength
         training.epochs training.steps training.microBatchSize training.precision training.clipGradNorm
         training.deterministic training.compile training.activationCheckpointing
@@ -65,7 +65,7 @@ _FIELDS = {
         modules[].freeze.untilStep modules[].freeze.untilEpoch modules[].freeze.fromStep modules[].freeze.fromEpoch
         modules[].adapter.type modules[].adapter.rank modules[].adapter.alpha modules[].adapter.dropout
         modules[].adapter.targetModules
-        unmatched checkpoint.keepBest
+        unmatched checkpoint.keepBest output.dtype
     """,
     # How bad rows are handled decides which rows are used; the fingerprint of the data shows whether they changed.
     Effect.NEITHER: """

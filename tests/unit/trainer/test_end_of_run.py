@@ -3,6 +3,7 @@
 import json
 import resource
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,6 +69,10 @@ def run_json(out: Path) -> dict[str, Any]:
 
 
 def saved_checkpoint(out: Path, step: int) -> Path:
+    """The checkpoint of a step, which may still be being written."""
+    deadline = time.monotonic() + 30
+    while not list(out.glob(f"result/.checkpoints/*/step-{step:08d}")) and time.monotonic() < deadline:
+        time.sleep(0.01)
     (folder,) = out.glob(f"result/.checkpoints/*/step-{step:08d}")
     return folder
 

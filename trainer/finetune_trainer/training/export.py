@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 
 from finetune_api.job import FineTuneJob
@@ -141,9 +142,9 @@ def _write_output(
     """
     staging.mkdir()
     context.model.base.save_pretrained(staging)
+    _set_config_dtype(staging / "config.json", context.model.output_dtypes.config)
     heartbeat.beat()
-    for processor in context.processors.members:
-        processor.save_pretrained(staging)
+    context.processors.save_pretrained(staging)
     shutil.copyfile(metrics_file, staging / METRICS_FILE)
     digest = _digest(sorted(staging.glob("*.safetensors")))
     heartbeat.beat()
@@ -157,6 +158,16 @@ def _write_output(
     return digest, files
 
 
+def _set_config_dtype(config_file: Path, dtype: torch.dtype) -> None:
+    """Name the dtype of most weights in the config; transformers names that of the first one."""
+    config, name = json.loads(config_file.read_text()), str(dtype).removeprefix("torch.")
+    config["dtype"] = name
+    for part in config.values():
+        if isinstance(part, dict) and "dtype" in part:
+            part["dtype"] = name
+    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
 def build_run_metadata(
     job: FineTuneJob,
     record: RunRecord,
@@ -165,6 +176,7 @@ def build_run_metadata(
     weights: SelectedWeights,
     *,
     test: TestRecord | None = None,
+    final: HistoryEntry | None = None,
 ) -> dict[str, Any]:
     """The content of `run.json`, without digest and files.
 
@@ -175,6 +187,7 @@ def build_run_metadata(
         state: the state at its end.
         weights: the weights that are saved.
         test: metrics on the test set, if there is one.
+        final: metrics of the saved weights on the validation set, if there is one.
     """
     history = state.history
     return {
@@ -199,6 +212,7 @@ def build_run_metadata(
             "first": _to_json(history[0] if history else None),
             "last": _to_json(history[-1] if history else None),
             "best": _to_json(MetricTracker(plan.job.spec.evaluation).best(history)),
+            "final": _to_json(final),
             "test": _to_json(test),
         },
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field
@@ -14,23 +13,28 @@ from finetune_api.job import FineTuneJob
 from finetune_api.status import Report
 from finetune_trainer.callbacks import Callback, CallbackList, TestRecord
 from finetune_trainer.claims import ClaimPaths
-from finetune_trainer.errors import RunError, UserError
+from finetune_trainer.errors import RunError
+from finetune_trainer.formatting import join_some
 from finetune_trainer.planning import model_loader
-from finetune_trainer.planning.prepare import PreparedRun, prepare
+from finetune_trainer.planning.prepare import PreparedRun, index_datasets, prepare
 from finetune_trainer.reporting.metrics_jsonl import METRICS_FILE, MetricsWriter, find_test_record, truncate
 from finetune_trainer.reporting.prometheus import serve_metrics
 from finetune_trainer.reporting.tracker import StatusTracker
 from finetune_trainer.tasks import Processors
+from finetune_trainer.tasks.index import ExampleIndex
+from finetune_trainer.tasks.indexing import OnProgress
 from finetune_trainer.training import export, resume
 from finetune_trainer.training.assembly import assemble
 from finetune_trainer.training.checkpoint import CheckpointManager
 from finetune_trainer.training.device import explain_out_of_memory, select_device, set_determinism
 from finetune_trainer.training.disk_space import check_disk_space
 from finetune_trainer.training.divergence import describe_trained_steps
+from finetune_trainer.training.dtypes import cast_weights, round_weights
+from finetune_trainer.training.evaluation import HistoryEntry
 from finetune_trainer.training.optimizers import build_optimizers
 from finetune_trainer.training.resume import ResumeMode
 from finetune_trainer.training.rng import set_seed
-from finetune_trainer.training.selection import select_weights
+from finetune_trainer.training.selection import SelectedWeights, select_weights
 from finetune_trainer.training.signals import StopFlag, stop_on_signals
 from finetune_trainer.training.state import TrainingContext, TrainState
 from finetune_trainer.training.trainer import Trainer
@@ -128,6 +132,15 @@ class _RunContext:
     def metrics_file(self) -> Path:
         return self.checkpoints.folder / METRICS_FILE
 
+    def on_progress(self, activity: str, done: int, total: int) -> None:
+        """Report the progress of what is done before the first step.
+
+        Raises:
+            Interrupted: a stop was requested.
+        """
+        self.stop.raise_if_requested()
+        self.callback.on_progress(activity, done, total)
+
 
 def _execute(run: _RunContext) -> Report:
     job, checkpoints, log = run.job, run.checkpoints, run.callback.on_message
@@ -136,7 +149,7 @@ def _execute(run: _RunContext) -> Report:
     if existing and existing.is_same_object:
         return _report_existing_output(run, existing)
     set_seed(job.spec.training.seed)
-    prepared = prepare(job, run.options.claims)
+    prepared = prepare(job, run.options.claims, run.on_progress)
     record = resume.build_record(prepared, run.options.attempt)
     if existing:
         existing.check_same_content(job, record.fingerprints)
@@ -144,7 +157,7 @@ def _execute(run: _RunContext) -> Report:
     mode = ResumeMode(run.options.resume, run.options.fresh)
     checkpoint = resume.find_checkpoint(checkpoints, record, prepared.plan.planned_steps, mode, log)
     try:
-        context = _build_context(prepared, run.callback)
+        context = _build_context(prepared, run.callback, run.on_progress)
         state = resume.start_run(checkpoints, checkpoint, record, context, log)
         check_disk_space(checkpoints, context, state, log)
         _train(run, context, state)
@@ -159,21 +172,17 @@ def _report_existing_output(run: _RunContext, existing: export.ExistingOutput) -
     return run.tracker.report("OutputAlreadyExists", message, existing.status)
 
 
-def _build_context(prepared: PreparedRun, callback: Callback) -> TrainingContext:
+def _build_context(prepared: PreparedRun, callback: Callback, on_progress: OnProgress) -> TrainingContext:
     """Load the weights, and build everything that the trainer needs."""
     spec, task = prepared.plan.job.spec, prepared.task
     device_config = select_device(spec)
     set_determinism(spec.training.deterministic)
     processors = model_loader.load_processors(prepared.pretrained, task, prepared.config, spec.data.max_length)
-    if spec.data.on_bad_row == "Fail":
-        for dataset in filter(None, (prepared.train, prepared.validation, prepared.test)):
-            for problem in task.find_problems(dataset, processors):
-                raise UserError(dataset.describe(problem))
+    indexes = index_datasets(prepared, processors, on_progress)
     callback.on_message(f"loading {prepared.pretrained.source}")
     model, model_messages = assemble(prepared, processors, device_config)
-    for message in (*_data_messages(prepared, processors), *model_messages):
+    for message in (*_data_messages(prepared, processors, indexes.train), *model_messages):
         callback.on_message(message)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # data workers run in parallel already
     return TrainingContext(
         plan=prepared.plan,
         task=task,
@@ -184,18 +193,19 @@ def _build_context(prepared: PreparedRun, callback: Callback) -> TrainingContext
         optimizers=build_optimizers([module.plan for module in model.modules], model.parameters),
         device_config=device_config,
         test=prepared.test,
+        indexes=indexes,
     )
 
 
-def _data_messages(prepared: PreparedRun, processors: Processors) -> Iterator[str]:
+def _data_messages(prepared: PreparedRun, processors: Processors, index: ExampleIndex) -> Iterator[str]:
     """Which data is skipped, dropped or truncated."""
     plan = prepared.plan
     yield from prepared.notes
     if dropped := plan.train_samples - plan.steps_per_epoch * plan.job.spec.training.batch_size:
         yield f"dropping the last incomplete batch: {dropped:,} of {plan.train_samples:,} samples per epoch"
-    if truncated := prepared.task.count_truncated(prepared.train, processors):
+    if processors.max_length and (truncated := index.count_truncated(processors.max_length)):
         texts = f"{truncated:,} of {plan.train_samples:,} texts"
-        yield f"truncating {texts} to {processors.max_tokens:,} tokens (data.maxLength)"
+        yield f"truncating {texts} to {processors.max_length:,} tokens (data.maxLength)"
 
 
 def _train(run: _RunContext, context: TrainingContext, state: TrainState) -> None:
@@ -242,8 +252,11 @@ def _test_and_export(run: _RunContext, context: TrainingContext, state: TrainSta
         for note in weights.notes:
             run.callback.on_message(note)
         run.callback.on_message(f"saving the weights of {weights.description}")
+        final = _measure_final(run, context, state, weights, heartbeat)
         test = _test(run, context, state, heartbeat) if context.test is not None else None
-        metadata = export.build_run_metadata(run.job, run.checkpoints.record, context.plan, state, weights, test=test)
+        record = run.checkpoints.record
+        metadata = export.build_run_metadata(run.job, record, context.plan, state, weights, test=test, final=final)
+        _cast_weights(run, context)
         output = export.export_model(context, run.checkpoints, run.destination, metadata, heartbeat)
         run.checkpoints.remove()
     message = (
@@ -251,6 +264,27 @@ def _test_and_export(run: _RunContext, context: TrainingContext, state: TrainSta
         f"{weights.description}"
     )
     return run.tracker.report("Succeeded", message, output)
+
+
+def _measure_final(
+    run: _RunContext, context: TrainingContext, state: TrainState, weights: SelectedWeights, heartbeat: Heartbeat
+) -> HistoryEntry | None:
+    """Round the weights to the dtypes of the output. Returns their metrics on the validation set, if there is one."""
+    is_rounded = round_weights(context.model.base, context.model.output_dtypes)
+    entry = weights.evaluation
+    if entry is None or not is_rounded:
+        return entry
+    callback = CallbackList((run.callback, heartbeat))
+    metrics = Trainer(context, state, run.checkpoints, callback, run.stop).evaluate()
+    metric = context.plan.job.spec.evaluation.metric
+    before, after = entry.metrics[metric], metrics[metric]
+    run.callback.on_message(f"{metric} of the weights as they are saved: {after:.4g} ({before:.4g} in FP32)")
+    return HistoryEntry(entry.step, metrics)
+
+
+def _cast_weights(run: _RunContext, context: TrainingContext) -> None:
+    if kept := cast_weights(context.model.base, context.model.output_dtypes):
+        run.callback.on_message(f"saving in FP32, because FP16 cannot represent the values: {join_some(kept)}")
 
 
 def _test(run: _RunContext, context: TrainingContext, state: TrainState, heartbeat: Heartbeat) -> TestRecord:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from finetune_trainer.training.checkpoint import Checkpoint, CheckpointManager, set_model_state_dict
-from finetune_trainer.training.evaluation import MetricTracker
+from finetune_trainer.training.evaluation import HistoryEntry, MetricTracker
 from finetune_trainer.training.state import TrainingContext, TrainState
 
 
@@ -16,11 +16,13 @@ class SelectedWeights:
     Args:
         step: optimizer steps after which they were taken.
         description: the step and why it was selected.
+        evaluation: the evaluation after that step, if there was one.
         notes: better checkpoints that could not be used, and why.
     """
 
     step: int
     description: str
+    evaluation: HistoryEntry | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -39,11 +41,12 @@ def select_weights(checkpoints: CheckpointManager, context: TrainingContext, sta
             rank = "the best" if not notes else "the best that is intact"
             value = f"{best.metrics[tracker.metric]:.4g}"
             description = f"step {best.step}, {rank} by {tracker.metric} ({value})"
-            return SelectedWeights(best.step, description, tuple(notes))
+            return SelectedWeights(best.step, description, best, tuple(notes))
         if not notes or checkpoints.store.path(best.step).exists():
             notes.append(f"the checkpoint of step {best.step} cannot be used for the output: {problem}")
         candidates.remove(best)
-    return SelectedWeights(state.step, f"step {state.step}, the last", tuple(notes))
+    last = state.history[-1] if state.last_evaluated_step == state.step else None
+    return SelectedWeights(state.step, f"step {state.step}, the last", last, tuple(notes))
 
 
 def _load_weights(checkpoints: CheckpointManager, context: TrainingContext, step: int) -> str | None:
