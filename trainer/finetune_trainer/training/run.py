@@ -35,9 +35,15 @@ from finetune_trainer.training.checkpoint import (
 )
 from finetune_trainer.training.checkpoint.differences import diff_specs
 from finetune_trainer.training.checkpoint.weights import check_frozen
-from finetune_trainer.training.device import LossScale, explain_out_of_memory, select_device, set_determinism
+from finetune_trainer.training.device import (
+    LossScale,
+    explain_nondeterminism,
+    explain_out_of_memory,
+    select_device,
+    set_determinism,
+)
 from finetune_trainer.training.divergence import SkippedSteps, describe_trained_steps
-from finetune_trainer.training.dtypes import cast_weights, round_weights
+from finetune_trainer.training.dtypes import cast_weights, round_weights, widen_weights
 from finetune_trainer.training.evaluation import HistoryEntry, MetricTracker
 from finetune_trainer.training.optimizers import build_optimizers, set_optimizer_state_dict
 from finetune_trainer.training.rng import set_rng_state, set_seed
@@ -152,6 +158,10 @@ def _execute(run: _RunContext) -> Report:
         return _test_and_export(run, context, state)
     except torch.OutOfMemoryError as error:
         raise explain_out_of_memory(prepared.plan.job.spec, error) from error
+    except RuntimeError as error:
+        if explanation := explain_nondeterminism(error):
+            raise explanation from error
+        raise
 
 
 def _build_context(prepared: PreparedRun, callback: Callback) -> TrainingContext:
@@ -207,6 +217,7 @@ def _restore(run: _RunContext, context: TrainingContext) -> TrainState:
     _check_same_data(checkpoint.run, context)
     run.callback.on_message(_describe_resume(checkpoint, context))
     check_frozen(checkpoint.run.frozen, context.model.parameters)
+    widen_weights(context.model.base, checkpoint.weights)
     set_model_state_dict(context.model.base, checkpoint.weights, checkpoint.run.frozen)
     set_optimizer_state_dict(context.optimizers, context.model.base, checkpoint.optimizer)
     set_rng_state(dict(checkpoint.rng_state))
