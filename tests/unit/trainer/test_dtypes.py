@@ -164,7 +164,7 @@ def test_final_metrics_are_those_of_the_saved_weights(folder: Callable[..., Path
     assert prepared.validation is not None
     samples = [prepared.validation[index] for index in range(len(prepared.validation))]
     with torch.no_grad():
-        batch = prepared.task.collate(samples, processors)
+        batch = prepared.task.collate(prepared.task.encode(samples, processors), processors)
         loss = float(prepared.task.loss(saved, batch)) / len(samples)
     assert loss == pytest.approx(metrics["final"]["eval/loss"], rel=1e-5)
 

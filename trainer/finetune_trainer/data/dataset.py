@@ -77,6 +77,7 @@ class Dataset:
         decoders: by role, how an encoded value is decoded; missing for values that are stored as they are.
         untyped_roles: roles whose values are strings only because the file format has no types.
         verify_all_images: decode all images before the first step, even beyond `MAX_VERIFIED_IMAGES`.
+        sliced_from: number of rows of the dataset that this is a slice of; None if it is not a slice.
     """
 
     origin: RowOrigin
@@ -87,6 +88,7 @@ class Dataset:
     decoders: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     untyped_roles: frozenset[str] = frozenset()
     verify_all_images: bool = False
+    sliced_from: int | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -137,8 +139,10 @@ class Dataset:
 
     def _iter_encoded(self, role: str) -> Iterator[pa.ChunkedArray]:
         """All values of a role as they are stored, in order."""
+        if not len(self.rows):
+            return
         column = self.columns[role]
-        for start in range(0, len(column), CHUNK_ROWS):
+        for start in range(int(self.rows[0]) // CHUNK_ROWS * CHUNK_ROWS, int(self.rows[-1]) + 1, CHUNK_ROWS):
             first, last = np.searchsorted(self.rows, (start, start + CHUNK_ROWS))
             if first < last:
                 yield column.slice(start, CHUNK_ROWS).take(pa.array(self.rows[first:last] - start))
@@ -164,13 +168,17 @@ class Dataset:
         """The dataset without the rows at these indices."""
         return replace(self, rows=np.delete(self.rows, sorted(set(indices))))
 
+    def slice(self, start: int, stop: int) -> Dataset:
+        """The rows from `start` up to, not including, `stop`."""
+        return replace(self, rows=self.rows[start:stop], sliced_from=self.sliced_from or len(self))
+
     # Validation
 
     def missing_values(self, role: str) -> Iterator[RowProblem]:
         """Values that are null."""
         column = self.columns[role]
         if column.null_count:
-            for index in np.flatnonzero(column.is_null().to_numpy()[self.rows]):
+            for index in np.flatnonzero(column.is_null().take(pa.array(self.rows)).to_numpy()):
                 yield RowProblem(int(index), role, "the value is missing")
 
     def invalid_texts(self, role: str, *, allow_blank: bool = False) -> Iterator[RowProblem]:
@@ -184,7 +192,7 @@ class Dataset:
         return merge_problems(self.missing_values("image"), self._unreadable_images())
 
     def _unreadable_images(self) -> Iterator[RowProblem]:
-        if self.verify_all_images or len(self) <= MAX_VERIFIED_IMAGES:
+        if self.verify_all_images or (self.sliced_from or len(self)) <= MAX_VERIFIED_IMAGES:
             for index in range(len(self)):
                 value = self._value("image", index)
                 if value is not None and (problem := self._check_image(value, index)):
@@ -196,7 +204,9 @@ class Dataset:
         return self._decode(role, self.columns[role][int(self.rows[index])].as_py())
 
     def _decode(self, role: str, value: Any) -> Any:
-        return self.decoders[role](value) if role in self.decoders and value is not None else value
+        if value is None or role not in self.decoders:
+            return drop_null_keys(value)
+        return self.decoders[role](value)
 
     def _check_image(self, value: Any, index: int) -> str | None:
         try:
@@ -222,6 +232,13 @@ class Dataset:
 def merge_problems(*problems: Iterator[RowProblem]) -> Iterator[RowProblem]:
     """Merge iterators of problems, each in row order, into one in row order."""
     return heapq.merge(*problems, key=attrgetter("index"))
+
+
+def drop_null_keys(value: Any) -> Any:
+    """A value without null keys, at any depth: an Arrow struct has the keys of all rows, null where a row has none."""
+    if isinstance(value, dict):
+        return {key: drop_null_keys(inner) for key, inner in value.items() if inner is not None}
+    return [drop_null_keys(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _check_text(value: Any, allow_blank: bool) -> str | None:

@@ -34,6 +34,9 @@ EXCLUDED_FORMATS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WM
 COMPOSITE_FORMATS = frozenset({"MPO", "PSD"})
 """Their first frame is the whole image; the others are its layers, or previews of it."""
 
+MODES: Mapping[int, str] = {1: "L", 3: "RGB"}
+"""Pillow's mode by number of channels."""
+
 BACKGROUND = (255, 255, 255, 255)
 """White, on which transparent images are composited, as the image processors of transformers do."""
 

@@ -87,8 +87,7 @@ def export_model(
     context.model.base.save_pretrained(staging)
     _set_config_dtype(staging / "config.json", context.model.output_dtypes.config)
     heartbeat.beat()
-    for processor in context.processors.members:
-        processor.save_pretrained(staging)
+    context.processors.save_pretrained(staging)
     shutil.copyfile(checkpoints.folder / METRICS_FILE, staging / METRICS_FILE)
     digest = _digest(sorted(staging.glob("*.safetensors")))
     heartbeat.beat()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field, replace
@@ -18,11 +17,13 @@ from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.errors import RunError, UserError
 from finetune_trainer.formatting import join_some
 from finetune_trainer.planning import model_loader
-from finetune_trainer.planning.prepare import PreparedRun, prepare
+from finetune_trainer.planning.prepare import PreparedRun, index_datasets, prepare
 from finetune_trainer.reporting.metrics_jsonl import METRICS_FILE, MetricsWriter, find_test_record, truncate
 from finetune_trainer.reporting.prometheus import serve_metrics
 from finetune_trainer.reporting.tracker import StatusTracker
 from finetune_trainer.tasks import Processors
+from finetune_trainer.tasks.index import ExampleIndex
+from finetune_trainer.tasks.indexing import OnProgress
 from finetune_trainer.training import export
 from finetune_trainer.training.assembly import assemble
 from finetune_trainer.training.checkpoint import (
@@ -142,6 +143,15 @@ class _RunContext:
     def metrics_file(self) -> Path:
         return self.checkpoints.folder / METRICS_FILE
 
+    def on_progress(self, activity: str, done: int, total: int) -> None:
+        """Report the progress of what is done before the first step.
+
+        Raises:
+            Interrupted: a stop was requested.
+        """
+        self.stop.raise_if_requested()
+        self.callback.on_progress(activity, done, total)
+
 
 def _execute(run: _RunContext) -> Report:
     job, checkpoints = run.job, run.checkpoints
@@ -150,9 +160,9 @@ def _execute(run: _RunContext) -> Report:
         message = f"{job.destination} already has the output of this job; nothing was trained"
         return run.tracker.report("OutputAlreadyExists", message, output)
     set_seed(job.spec.training.seed)
-    prepared = prepare(job, run.options.claims)
+    prepared = prepare(job, run.options.claims, run.on_progress)
     try:
-        context = _build_context(prepared, run.callback)
+        context = _build_context(prepared, run.callback, run.on_progress)
         state = _restore(run, context)
         _train(run, context, state)
         return _test_and_export(run, context, state)
@@ -164,21 +174,17 @@ def _execute(run: _RunContext) -> Report:
         raise
 
 
-def _build_context(prepared: PreparedRun, callback: Callback) -> TrainingContext:
+def _build_context(prepared: PreparedRun, callback: Callback, on_progress: OnProgress) -> TrainingContext:
     """Load the weights, and build everything that the trainer needs."""
     spec, task = prepared.plan.job.spec, prepared.task
     device_config = select_device(spec)
     set_determinism(spec.training.deterministic)
     processors = model_loader.load_processors(prepared.pretrained, task, prepared.config, spec.data.max_length)
-    if spec.data.on_bad_row == "Fail":
-        for dataset in filter(None, (prepared.train, prepared.validation, prepared.test)):
-            for problem in task.find_problems(dataset, processors):
-                raise UserError(dataset.describe(problem))
+    indexes = index_datasets(prepared, processors, on_progress)
     callback.on_message(f"loading {prepared.pretrained.source}")
     model, model_messages = assemble(prepared, processors, device_config)
-    for message in (*_data_messages(prepared, processors), *model_messages):
+    for message in (*_data_messages(prepared, processors, indexes.train), *model_messages):
         callback.on_message(message)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # data workers run in parallel already
     return TrainingContext(
         plan=prepared.plan,
         task=task,
@@ -189,18 +195,19 @@ def _build_context(prepared: PreparedRun, callback: Callback) -> TrainingContext
         optimizers=build_optimizers([module.plan for module in model.modules], model.parameters),
         device_config=device_config,
         test=prepared.test,
+        indexes=indexes,
     )
 
 
-def _data_messages(prepared: PreparedRun, processors: Processors) -> Iterator[str]:
+def _data_messages(prepared: PreparedRun, processors: Processors, index: ExampleIndex) -> Iterator[str]:
     """Which data is skipped, dropped or truncated."""
     plan = prepared.plan
     yield from prepared.notes
     if dropped := plan.train_samples - plan.steps_per_epoch * plan.job.spec.training.batch_size:
         yield f"dropping the last incomplete batch: {dropped:,} of {plan.train_samples:,} samples per epoch"
-    if truncated := prepared.task.count_truncated(prepared.train, processors):
+    if processors.max_length and (truncated := index.count_truncated(processors.max_length)):
         texts = f"{truncated:,} of {plan.train_samples:,} texts"
-        yield f"truncating {texts} to {processors.max_tokens:,} tokens (data.maxLength)"
+        yield f"truncating {texts} to {processors.max_length:,} tokens (data.maxLength)"
 
 
 def _restore(run: _RunContext, context: TrainingContext) -> TrainState:

@@ -244,7 +244,7 @@ class Trainer:
         return load_batches(
             dataset,
             batch_indices,
-            lambda samples: task.collate(samples, processors),
+            lambda samples: task.make_batch(samples, processors),
             num_workers=self.spec.data.workers,
             pin_memory=self.context.device_config.is_cuda,
         )
