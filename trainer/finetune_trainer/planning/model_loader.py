@@ -1,4 +1,4 @@
-"""Loads models and their processors: safetensors only, no code from the repository, FP32 weights.
+"""Loads models and their processors: safetensors only, no code from the repository.
 
 A model can also be built without weights, on the meta device, which is all that a plan needs. What only a run needs
 (tokenizers, image processors, torchvision with them) is imported by the functions that need it: importing it takes

@@ -1,4 +1,4 @@
-"""The device, the precision of the computation, and the loss scale. Weights and optimizer state are always FP32."""
+"""The device, the precision of the computation, and the loss scale."""
 
 from __future__ import annotations
 
