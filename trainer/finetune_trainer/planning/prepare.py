@@ -154,12 +154,12 @@ def _open_data(
     task_class.check_columns(available, spec.columns, data_files.field_path)
     roles = task_class.required_roles, task_class.optional_roles
     names = data.resolve_columns(available, spec.columns, *roles, data_files.field_path)
-    fold_columns = (spec.fold.group_by, spec.fold.stratify_by) if spec.fold else ()
-    used = dict.fromkeys([*names.values(), *(name for name in fold_columns if name in available)])
+    used = dict.fromkeys([*names.values(), *data.fold_columns(spec.fold, available, data_files.field_path)])
     table = data.read_table(data_files, bad_rows, list(used))
     nullable = task_class.nullable_roles
     all_rows = _drop_incomplete_rows(table, names, nullable, bad_rows)
     train, validation = data.train_validation_split(all_rows, spec, table)
+    notes.extend(data.describe_split(spec, len(all_rows)))
 
     def open_eval_set(source: DataSource | Validation | None, field_path: str) -> Dataset | None:
         if source is None or source.source is None:

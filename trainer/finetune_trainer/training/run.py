@@ -203,6 +203,7 @@ def _data_messages(prepared: PreparedRun, processors: Processors, index: Example
     """Which data is skipped, dropped or truncated."""
     plan = prepared.plan
     yield from prepared.notes
+    yield from prepared.task.notes(processors)
     if dropped := plan.train_samples - plan.steps_per_epoch * plan.job.spec.training.batch_size:
         yield f"dropping the last incomplete batch: {dropped:,} of {plan.train_samples:,} samples per epoch"
     if processors.max_length and (truncated := index.count_truncated(processors.max_length)):
