@@ -26,7 +26,12 @@ from finetune_trainer.tasks.indexing import OnProgress
 from finetune_trainer.training import export, resume
 from finetune_trainer.training.assembly import assemble
 from finetune_trainer.training.checkpoint import CheckpointManager
-from finetune_trainer.training.device import explain_out_of_memory, select_device, set_determinism
+from finetune_trainer.training.device import (
+    explain_nondeterminism,
+    explain_out_of_memory,
+    select_device,
+    set_determinism,
+)
 from finetune_trainer.training.disk_space import check_disk_space
 from finetune_trainer.training.divergence import describe_trained_steps
 from finetune_trainer.training.dtypes import cast_weights, round_weights
@@ -169,6 +174,10 @@ def _execute(run: _RunContext) -> Report:
             return _test_and_export(run, context, state)
     except torch.OutOfMemoryError as error:
         raise explain_out_of_memory(prepared.plan.job.spec, error) from error
+    except RuntimeError as error:
+        if explanation := explain_nondeterminism(error):
+            raise explanation from error
+        raise
 
 
 def _report_existing_output(run: _RunContext, existing: export.ExistingOutput) -> Report:
