@@ -189,3 +189,10 @@ def render_with_generations(
     )
     (text,), (generations,) = rendered
     return str(text), list(generations)
+
+
+def encodes_with_backend(tokenizer: Any) -> bool:
+    """Whether the token ids of a text are those of the Rust tokenizer: some classes change them."""
+    from transformers import PreTrainedTokenizerFast  # imported here: a plan needs no tokenizer
+
+    return tokenizer.is_fast and type(tokenizer)._encode_plus is PreTrainedTokenizerFast._encode_plus

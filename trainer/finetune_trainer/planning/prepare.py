@@ -79,7 +79,7 @@ def prepare(job: FineTuneJob, claim_paths: ClaimPaths, on_progress: OnProgress =
     task_class.check_batch_size(training.batch_size, training.micro_batch_size or training.batch_size)
     spec = job.spec
     bad_rows = BadRowPolicy.from_spec(spec.data)
-    all_rows, train, validation, test = _open_data(job, task_class, claim_paths, bad_rows)
+    all_rows, train, validation, test, file_notes = _open_data(job, task_class, claim_paths, bad_rows)
     task = task_class.build(config, all_rows)
     effective_job = with_checked_defaults(job, task_name, task.metric_names)
     indexes = None
@@ -94,7 +94,7 @@ def prepare(job: FineTuneJob, claim_paths: ClaimPaths, on_progress: OnProgress =
     parameters = tuple(model_loader.list_parameters(model))
     weights = model_loader.check_weights(pretrained, config, model, task.new_head)
     plan = plan_run(effective_job, parameters, len(train), len(validation) if validation else 0)
-    notes = tuple(bad_rows.notes())
+    notes = (*file_notes, *bad_rows.notes())
     return PreparedRun(task, pretrained, config, train, validation, test, plan, parameters, weights, notes, indexes)
 
 
@@ -145,26 +145,28 @@ def check_metric(metric: str, available: Sequence[str]) -> None:
 
 def _open_data(
     job: FineTuneJob, task_class: type[Task], claim_paths: ClaimPaths, bad_rows: BadRowPolicy
-) -> tuple[Dataset, Dataset, Dataset | None, Dataset | None]:
-    """All of `data.train`, then training, validation and test set, with the columns that the task needs."""
+) -> tuple[Dataset, Dataset, Dataset | None, Dataset | None, list[str]]:
+    """All of `data.train`, then training, validation and test set, with the columns that the task needs; notes."""
     spec = job.spec.data
     data_files = data.resolve_files(spec.train, "data.train", claim_paths)
+    notes = list(data_files.notes)
     available = data.read_columns(data_files)
     task_class.check_columns(available, spec.columns, data_files.field_path)
     roles = task_class.required_roles, task_class.optional_roles
     names = data.resolve_columns(available, spec.columns, *roles, data_files.field_path)
-    fold_columns = (spec.fold.group_by, spec.fold.stratify_by) if spec.fold else ()
-    used = dict.fromkeys([*names.values(), *(name for name in fold_columns if name in available)])
+    used = dict.fromkeys([*names.values(), *data.fold_columns(spec.fold, available, data_files.field_path)])
     table = data.read_table(data_files, bad_rows, list(used))
     nullable = task_class.nullable_roles
     all_rows = _drop_incomplete_rows(table, names, nullable, bad_rows)
     train, validation = data.train_validation_split(all_rows, spec, table)
+    notes.extend(data.describe_split(spec, len(all_rows)))
 
     def open_eval_set(source: DataSource | Validation | None, field_path: str) -> Dataset | None:
         if source is None or source.source is None:
             return None
         found = data.resolve_files(source, field_path, claim_paths)
         data.check_no_overlap(found, data_files)
+        notes.extend(found.notes)
         available = data.read_columns(found)
         task_class.check_columns(available, spec.columns, found.field_path)
         required = {role: name for role, name in names.items() if role not in nullable}
@@ -175,7 +177,7 @@ def _open_data(
         return data.align_labels(_drop_incomplete_rows(table, named, nullable, bad_rows), train)
 
     validation = validation or open_eval_set(spec.validation, "data.validation")
-    return all_rows, train, validation, open_eval_set(spec.test, "data.test")
+    return all_rows, train, validation, open_eval_set(spec.test, "data.test"), notes
 
 
 def _drop_incomplete_rows(

@@ -17,6 +17,7 @@ from transformers import PretrainedConfig
 
 from finetune_api.data import Columns
 from finetune_trainer.data import Batch, Dataset, RowProblem, Sample
+from finetune_trainer.data.images import MODES
 from finetune_trainer.tasks.index import ExampleIndex
 from finetune_trainer.tasks.metrics import Predictions, TaskMetrics
 from finetune_trainer.tasks.tokenizer import encode_ids, tokenizer_fingerprint, unchanged
@@ -34,12 +35,14 @@ class Processors:
         image_processor: None for a task without images.
         max_length: maximum number of tokens of a text; longer texts are truncated. None for a task without text.
         padding: `longest` pads to the longest text of a batch; `max_length` for models that were pretrained this way.
+        num_channels: number of channels of the images: 1 (grey) or 3 (RGB).
     """
 
     tokenizer: Any
     image_processor: Any
     max_length: int | None
     padding: Literal["longest", "max_length"] = "longest"
+    num_channels: int = 3
 
     @property
     def max_tokens(self) -> int:
@@ -93,7 +96,8 @@ class Processors:
 
     def encode_images(self, images: Sequence[Any]) -> list[Example]:
         """Resize and normalize images: for each `pixel_values` of shape (channels, height, width)."""
-        processed = self.image_processor(list(images), return_tensors="pt")
+        converted = [image.convert(MODES[self.num_channels]) for image in images]
+        processed = self.image_processor(converted, return_tensors="pt")
         names = [name for name in self.image_processor.model_input_names if name in processed]
         return [{name: processed[name][number] for name in names} for number in range(len(images))]
 

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from finetune_trainer.compat.hf_transformers import encodes_with_backend
+
 
 @contextmanager
 def unchanged(tokenizer: Any) -> Iterator[None]:
@@ -49,7 +51,7 @@ def encode_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """The token ids of each text, with special tokens, neither truncated nor padded."""
     if not texts:
         return []
-    if _uses_backend(tokenizer):
+    if encodes_with_backend(tokenizer):
         return [encoding.ids for encoding in encode_batch(tokenizer, texts, add_special_tokens=True, offsets=False)]
     with unchanged(tokenizer):
         ids: list[list[int]] = tokenizer(list(texts), truncation=False, padding=False, verbose=False)["input_ids"]
@@ -74,13 +76,6 @@ def _backend_json(tokenizer: Any) -> str:
     with unchanged(tokenizer):
         _set_state(tokenizer.backend_tokenizer, None, None)
         return str(tokenizer.backend_tokenizer.to_str())
-
-
-def _uses_backend(tokenizer: Any) -> bool:
-    """Whether the ids of a text are those of the Rust tokenizer: some classes change them."""
-    from transformers import PreTrainedTokenizerFast  # imported here: a plan needs no tokenizer
-
-    return tokenizer.is_fast and type(tokenizer)._encode_plus is PreTrainedTokenizerFast._encode_plus
 
 
 def _set_state(backend: Any, truncation: dict[str, Any] | None, padding: dict[str, Any] | None) -> None:

@@ -15,6 +15,7 @@ from finetune_api.status import Report
 from finetune_trainer.callbacks import Callback, CallbackList, TestRecord
 from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.errors import RunError, UserError
+from finetune_trainer.formatting import join_some
 from finetune_trainer.planning import model_loader
 from finetune_trainer.planning.input_check import check_inputs
 from finetune_trainer.planning.prepare import DatasetIndexes, PreparedRun, index_datasets, prepare
@@ -37,7 +38,8 @@ from finetune_trainer.training.checkpoint.differences import diff_specs
 from finetune_trainer.training.checkpoint.weights import check_frozen
 from finetune_trainer.training.device import LossScale, explain_out_of_memory, select_device, set_determinism
 from finetune_trainer.training.divergence import SkippedSteps, describe_trained_steps
-from finetune_trainer.training.evaluation import MetricTracker
+from finetune_trainer.training.dtypes import cast_weights, round_weights
+from finetune_trainer.training.evaluation import HistoryEntry, MetricTracker
 from finetune_trainer.training.optimizers import build_optimizers, set_optimizer_state_dict
 from finetune_trainer.training.rng import set_rng_state, set_seed
 from finetune_trainer.training.signals import StopFlag, stop_on_signals
@@ -308,8 +310,10 @@ def _test_and_export(run: _RunContext, context: TrainingContext, state: TrainSta
         weights = _select_weights(run, context, state)
         heartbeat.beat()
         run.callback.on_message(f"saving the weights of {weights}")
+        final = _measure_final(run, context, state, heartbeat)
         test = _test(run, context, state, heartbeat) if context.test is not None else None
-        metadata = export.build_run_metadata(run.job, context.plan, state, run.options.attempt, test)
+        metadata = export.build_run_metadata(run.job, context.plan, state, run.options.attempt, test=test, final=final)
+        _cast_weights(run, context)
         output = export.export_model(context, run.checkpoints, run.destination, metadata, heartbeat)
         run.checkpoints.remove()
     message = (
@@ -320,14 +324,41 @@ def _test_and_export(run: _RunContext, context: TrainingContext, state: TrainSta
 
 def _select_weights(run: _RunContext, context: TrainingContext, state: TrainState) -> str:
     """Load the weights to export into the model, and describe them."""
-    metric_tracker = MetricTracker(context.plan.job.spec.evaluation)
-    best = metric_tracker.best(state.history) if context.plan.job.spec.checkpoint.keep_best else None
+    best = _best_entry(context, state)
     if best is None:
         return f"step {state.step}, the last"
     if best.step != state.step:
         set_model_state_dict(context.model.base, run.checkpoints.load_weights(best.step), run.checkpoints.frozen.hashes)
-    metric = metric_tracker.metric
+    metric = context.plan.job.spec.evaluation.metric
     return f"step {best.step}, the best by {metric} ({best.metrics[metric]:.4g})"
+
+
+def _measure_final(
+    run: _RunContext, context: TrainingContext, state: TrainState, heartbeat: Heartbeat
+) -> HistoryEntry | None:
+    """Round the weights to the dtypes of the output. Returns their metrics on the validation set, if there is one."""
+    is_rounded = round_weights(context.model.base, context.model.output_dtypes)
+    best = _best_entry(context, state)
+    entry = best or (state.history[-1] if state.last_evaluated_step == state.step else None)
+    if entry is None or not is_rounded:
+        return entry
+    callback = CallbackList((run.callback, heartbeat))
+    metrics = Trainer(context, state, run.checkpoints, callback, run.stop).evaluate()
+    metric = context.plan.job.spec.evaluation.metric
+    before, after = entry.metrics[metric], metrics[metric]
+    run.callback.on_message(f"{metric} of the weights as they are saved: {after:.4g} ({before:.4g} in FP32)")
+    return HistoryEntry(entry.step, metrics)
+
+
+def _cast_weights(run: _RunContext, context: TrainingContext) -> None:
+    if kept := cast_weights(context.model.base, context.model.output_dtypes):
+        run.callback.on_message(f"saving in FP32, because FP16 cannot represent the values: {join_some(kept)}")
+
+
+def _best_entry(context: TrainingContext, state: TrainState) -> HistoryEntry | None:
+    """The best evaluation, if its weights are the output."""
+    spec = context.plan.job.spec
+    return MetricTracker(spec.evaluation).best(state.history) if spec.checkpoint.keep_best else None
 
 
 def _test(run: _RunContext, context: TrainingContext, state: TrainState, heartbeat: Heartbeat) -> TestRecord:

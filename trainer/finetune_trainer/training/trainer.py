@@ -268,6 +268,15 @@ class Trainer:
         is_best = self._best_step() == state.step
         self.callback.on_evaluate(EvaluationRecord(state.step, epoch, metrics, is_best, seconds))
 
+    def evaluate(self) -> dict[str, float]:
+        """The metrics of the current weights on the validation set; not part of the history.
+
+        Raises:
+            Interrupted: a stop was requested.
+        """
+        assert self.context.validation is not None, "there is a validation set"
+        return self._compute_metrics(self.context.validation)
+
     def test(self) -> TestRecord:
         """Evaluate the current weights on the test set.
 
