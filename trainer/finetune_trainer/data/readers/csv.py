@@ -83,9 +83,10 @@ class CsvReader(FileReader):
 
     def read(self, file: Path, features: Mapping[str, Feature]) -> Iterator[Batch | MalformedRow]:
         with _open_text(file) as opened:
-            records = iter_records(opened, find_dialect(file))
+            dialect = find_dialect(file)
+            records = iter_records(opened, dialect)
             header = _header(next(records, None))
-            indices = [header.index(name) for name in features]
+            check = _CellCheck([header.index(name) for name in features], dialect)
             rows: list[Record] = []
             malformed: list[MalformedRow] = []
             size = 0
@@ -96,9 +97,9 @@ class CsvReader(FileReader):
                 rows.append(record)
                 size += len(record.text)
                 if len(rows) == BATCH_ROWS or size > BATCH_BYTES:
-                    yield from _batch(rows, malformed, indices, opened)
+                    yield from _batch(rows, malformed, check, opened)
                     rows, malformed, size = [], [], 0
-            yield from _batch(rows, malformed, indices, opened)
+            yield from _batch(rows, malformed, check, opened)
 
     def notes(self, file: Path) -> list[str]:
         dialect = find_dialect(file)
@@ -220,21 +221,37 @@ def _header(record: Record | MalformedRow | None) -> list[str]:
 # Batches
 
 
+@dataclass(frozen=True)
+class _CellCheck:
+    """Finds what is wrong with the used cells of a row.
+
+    Args:
+        indices: where the used cells are.
+        dialect: how cells are written.
+    """
+
+    indices: Sequence[int]
+    dialect: Dialect
+
+    def find_problem(self, row: Record) -> str | None:
+        if '""' in row.text and not self.dialect.quoted and any(map(tsv.is_written_quoted, self._cells(row))):
+            return "a cell is quoted as in CSV, but other cells of this TSV file are not, and TSV has no quoting"
+        if row.text.isascii():
+            return None
+        cells = (cell.encode(errors="surrogateescape") for cell in self._cells(row))
+        return next((problem for cell in cells if (problem := describe_invalid_utf8(cell))), None)
+
+    def _cells(self, row: Record) -> list[str]:
+        return [row.cells[index] for index in self.indices]
+
+
 def _batch(
-    rows: Sequence[Record], malformed: Sequence[MalformedRow], indices: Sequence[int], opened: TextIO
+    rows: Sequence[Record], malformed: Sequence[MalformedRow], check: _CellCheck, opened: TextIO
 ) -> Iterator[Batch | MalformedRow]:
-    """The used cells of some rows, after the malformed ones among and between them."""
-    found = {row.line: problem for row in rows if (problem := _find_problem(row, indices))}
+    """The used cells of some rows, after the malformed rows among and between them."""
+    found = {row.line: problem for row in rows if (problem := check.find_problem(row))}
     yield from sorted([*malformed, *map(MalformedRow, found, found.values())], key=lambda row: row.number)
-    rows = [row for row in rows if row.line not in found]
+    rows = [row for row in rows if row.line not in found] if found else rows
     if rows:
-        columns = [pa.array([row.cells[index] or None for row in rows], pa.string()) for index in indices]
+        columns = [pa.array([row.cells[index] or None for row in rows], pa.string()) for index in check.indices]
         yield Batch(columns, np.array([row.line for row in rows], np.int64), opened.buffer.tell())
-
-
-def _find_problem(row: Record, indices: Sequence[int]) -> str | None:
-    """What is wrong with the used cells of a row."""
-    if row.text.isascii():
-        return None
-    cells = (row.cells[index].encode(errors="surrogateescape") for index in indices)
-    return next((problem for cell in cells if (problem := describe_invalid_utf8(cell))), None)

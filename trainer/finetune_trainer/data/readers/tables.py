@@ -52,6 +52,7 @@ def read_table_columns(data_files: DataFiles, progress: ProgressCallback | None)
             if reader.has_rows(file):
                 names.update(dict.fromkeys(reader.column_names(file, advance)))
         advance.end_file(file)
+    advance.end()
     if not names:
         raise empty_error(data_files)
     return list(names)
@@ -73,6 +74,7 @@ def read_tables(
             for note in reader.notes(file):
                 bad_rows.add_note(f"{data_files.field_path}: {data_files.display_path(file)}: {note}")
         advance.end_file(file)
+    advance.end()
     return _join(reader, found, converted, {**types, **declared})
 
 
@@ -166,16 +168,24 @@ class _Progress:
 
     def __init__(self, files: Sequence[Path], report: ProgressCallback | None) -> None:
         self._sizes = {file: file.stat().st_size for file in files} if report else {}
+        self._total = sum(self._sizes.values())
         self._report = report
         self._done = 0
         self._last = time.monotonic()
+        self._is_reported = False
 
     def __call__(self, position: int) -> None:
         """A part of the current file has been read."""
         if self._report and time.monotonic() - self._last > PROGRESS_SECONDS:
-            self._last = time.monotonic()
-            total = sum(self._sizes.values())
-            self._report(min(self._done + position, total), total)
+            self._last, self._is_reported = time.monotonic(), True
+            self._report(min(self._done + position, self._total - 1), self._total)
 
     def end_file(self, file: Path) -> None:
+        """A file has been read, perhaps from the cache."""
         self._done += self._sizes.get(file, 0)
+        self(0)
+
+    def end(self) -> None:
+        """All files have been read."""
+        if self._report and self._is_reported:
+            self._report(self._total, self._total)
