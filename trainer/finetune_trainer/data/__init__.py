@@ -11,7 +11,7 @@ from finetune_trainer.data.data_files import check_no_overlap
 from finetune_trainer.data.dataset import Dataset, RowProblem, Sample, merge_problems
 from finetune_trainer.data.fingerprints import content_hash
 from finetune_trainer.data.labels import align_labels
-from finetune_trainer.data.loader import Batch, load_batches
+from finetune_trainer.data.loader import Batch, load_batches, map_in_workers
 from finetune_trainer.data.readers import count_rows, read_columns, read_table
 from finetune_trainer.data.resolve import resolve_files
 from finetune_trainer.data.sampler import Position, TrainBatchSampler, TrainDataSource, evaluation_batches
@@ -36,6 +36,7 @@ __all__ = [
     "evaluation_batches",
     "fold_columns",
     "load_batches",
+    "map_in_workers",
     "merge_problems",
     "read_columns",
     "read_table",

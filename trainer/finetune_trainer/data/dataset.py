@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,6 +21,7 @@ from finetune_trainer.data.fingerprints import content_hash, digest_column
 from finetune_trainer.data.images import ImageCheck, UnreadableImageError, check_image, decode_image
 from finetune_trainer.data.paths import check_path
 from finetune_trainer.errors import RunError, UserError
+from finetune_trainer.formatting import pluralize
 
 Sample = Mapping[str, Any]
 """One decoded row: values by role."""
@@ -138,8 +139,10 @@ class Dataset:
 
     def _iter_encoded(self, role: str) -> Iterator[pa.ChunkedArray]:
         """All values of a role as they are stored, in order."""
+        if not len(self.rows):
+            return
         column = self.columns[role]
-        for start in range(0, len(column), CHUNK_ROWS):
+        for start in range(int(self.rows[0]) // CHUNK_ROWS * CHUNK_ROWS, int(self.rows[-1]) + 1, CHUNK_ROWS):
             first, last = np.searchsorted(self.rows, (start, start + CHUNK_ROWS))
             if first < last:
                 yield column.slice(start, CHUNK_ROWS).take(pa.array(self.rows[first:last] - start))
@@ -165,13 +168,17 @@ class Dataset:
         """The dataset without the rows at these indices."""
         return replace(self, rows=np.delete(self.rows, sorted(set(indices))))
 
+    def slice(self, start: int, stop: int) -> Dataset:
+        """The rows from `start` up to, not including, `stop`."""
+        return replace(self, rows=self.rows[start:stop])
+
     # Validation
 
     def missing_values(self, role: str) -> Iterator[RowProblem]:
         """Values that are null."""
         column = self.columns[role]
         if column.null_count:
-            for index in np.flatnonzero(column.is_null().to_numpy()[self.rows]):
+            for index in np.flatnonzero(column.is_null().take(pa.array(self.rows)).to_numpy()):
                 yield RowProblem(int(index), role, "the value is missing")
 
     def invalid_texts(self, role: str, *, allow_blank: bool = False) -> Iterator[RowProblem]:
@@ -204,13 +211,34 @@ class Dataset:
         with self._image_errors(index):
             return check_image(value, self.origin.folder, self.origin.root)
 
+    def describe_image_checks(self, num_checked: int, more_frames: Sequence[int]) -> Iterator[str]:
+        """Messages about checked images.
+
+        Args:
+            num_checked: number of images that were checked.
+            more_frames: indices of those that are animated or have several pages.
+        """
+        if num_checked < len(self):
+            yield (
+                f"{self.origin.field_path}: checked {num_checked:,} of {len(self):,} images; a corrupt one among the "
+                "others ends the run when it is read (data.onBadRow: Skip checks all of them)"
+            )
+        if more_frames:
+            images = pluralize(len(more_frames), "image")
+            yield (
+                f"{self.origin.field_path}: only the first frame or page is used of {images}, for example of "
+                f"{self.locate(more_frames[0])}"
+            )
+
     # Decoding
 
     def _value(self, role: str, index: int) -> Any:
         return self._decode(role, self.columns[role][int(self.rows[index])].as_py())
 
     def _decode(self, role: str, value: Any) -> Any:
-        return self.decoders[role](value) if role in self.decoders and value is not None else value
+        if value is None or role not in self.decoders:
+            return drop_null_keys(value)
+        return self.decoders[role](value)
 
     def _decode_image(self, value: Any, index: int) -> Image.Image:
         try:
@@ -232,6 +260,13 @@ class Dataset:
 def merge_problems(*problems: Iterator[RowProblem]) -> Iterator[RowProblem]:
     """Merge iterators of problems, each in row order, into one in row order."""
     return heapq.merge(*problems, key=attrgetter("index"))
+
+
+def drop_null_keys(value: Any) -> Any:
+    """A value without null keys, at any depth: an Arrow struct has the keys of all rows, null where a row has none."""
+    if isinstance(value, dict):
+        return {key: drop_null_keys(inner) for key, inner in value.items() if inner is not None}
+    return [drop_null_keys(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _check_text(value: Any, allow_blank: bool) -> str | None:

@@ -21,7 +21,7 @@ from finetune_trainer.errors import RunError, UserError
 from finetune_trainer.planning.image_channels import DEFAULT_CHANNELS, image_channels
 from finetune_trainer.planning.parameters import ParameterInfo
 from finetune_trainer.planning.weight_check import POOLERS, WeightCheck, WeightReport, check_duplicates, check_ties
-from finetune_trainer.planning.weight_files import has_weights, missing_files_message, read_headers
+from finetune_trainer.planning.weight_files import missing_files_message, read_headers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -157,7 +157,7 @@ def check_weights(
     """
     from finetune_trainer.compat.hf_transformers import simulate_loading
 
-    if not has_weights(pretrained) or (files := read_headers(pretrained, config)) is None:
+    if (files := read_headers(pretrained, config)) is None:
         return None
     head = head_weights(model) if new_head else frozenset()
     with _silence_transformers():
