@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from finetune_trainer.data.cache import cache_key
+from finetune_trainer.data.cache import cache_key, remember
 from finetune_trainer.data.fingerprints import content_hash, digest_column
 from finetune_trainer.data.images import ImageCheck, UnreadableImageError, check_image, decode_image
 from finetune_trainer.data.paths import check_path
@@ -79,6 +80,7 @@ class Dataset:
         decoders: by role, how an encoded value is decoded; missing for values that are stored as they are.
         untyped_roles: roles whose values are strings only because the file format has no types.
         verify_all_images: decode all images before the first step, even beyond `MAX_VERIFIED_IMAGES`.
+        column_keys: keys that change with the content of a column, by role; missing if unknown.
     """
 
     origin: RowOrigin
@@ -89,6 +91,7 @@ class Dataset:
     decoders: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     untyped_roles: frozenset[str] = frozenset()
     verify_all_images: bool = False
+    column_keys: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -105,7 +108,7 @@ class Dataset:
 
     def iter_chunks(self, role: str) -> Iterator[list[Any]]:
         """All values of a role, in order, as lists of at most `CHUNK_ROWS`; every role is split at the same rows."""
-        for chunk in self._iter_encoded(role):
+        for chunk in self._iter_stored(role):
             yield [self._decode(role, value) for value in chunk.to_pylist()]
 
     @cached_property
@@ -119,14 +122,21 @@ class Dataset:
         return cache_key(len(self), *(self._fingerprint_role(role) for role in sorted(self.columns)))
 
     def _fingerprint_role(self, role: str) -> tuple[Any, ...]:
-        values = digest_column(
-            chain.from_iterable(chunk.chunks for chunk in self._iter_encoded(role)), self._type(role)
-        )
         files = list(self._describe_image_files()) if role == "image" else []
-        return role, self.column_names[role], values, self.classes.get(role), role in self.decoders, files
+        names = self.classes.get(role)
+        return role, self.column_names[role], self._digest_values(role), names, role in self.decoders, files
 
-    def _type(self, role: str) -> pa.DataType:
-        return self.columns[role].type
+    def _digest_values(self, role: str) -> str:
+        """Digest of the stored values of a role; remembered, because a column can have the size of the files."""
+
+        def compute() -> str:
+            chunks = chain.from_iterable(chunk.chunks for chunk in self._iter_stored(role))
+            return digest_column(chunks, self.columns[role].type)
+
+        if role not in self.column_keys:
+            return compute()
+        key = cache_key(self.column_keys[role], hashlib.sha256(self.rows.tobytes()).hexdigest())
+        return str(remember("column-digests", key, compute))
 
     def _describe_image_files(self) -> Iterator[str | tuple[str, int]]:
         """Content hash, or path and size, of each image in a file of its own, as far as it can be read."""
@@ -137,7 +147,7 @@ class Dataset:
                 with suppress(OSError):
                     yield content_hash(file) if len(self) <= MAX_VERIFIED_IMAGES else (path, file.stat().st_size)
 
-    def _iter_encoded(self, role: str) -> Iterator[pa.ChunkedArray]:
+    def _iter_stored(self, role: str) -> Iterator[pa.ChunkedArray]:
         """All values of a role as they are stored, in order."""
         if not len(self.rows):
             return

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from finetune_trainer.data.dataset import Dataset
 
 INTEGER = "0|-?[1-9][0-9]{0,17}"
-"""An integer that fits into 64 bits, in the way that it is usually written: `001` and `1` are two labels."""
+"""An integer of at most 64 bits as it is usually written: `001` is not the class `1`, but text."""
 
 
 def align_labels(dataset: Dataset, train: Dataset) -> Dataset:
@@ -89,4 +89,9 @@ def _renumber(dataset: Dataset, role: str, new_numbers: Mapping[int, int], names
     column = dataset.columns[role]
     values = [value if value is None else new_numbers.get(value, value) for value in column.to_pylist()]
     renumbered = pa.chunked_array([pa.array(values, pa.int64())])
-    return replace(dataset, columns={**dataset.columns, role: renumbered}, classes={**dataset.classes, role: names})
+    return replace(
+        dataset,
+        columns={**dataset.columns, role: renumbered},
+        classes={**dataset.classes, role: names},
+        column_keys={other: key for other, key in dataset.column_keys.items() if other != role},
+    )

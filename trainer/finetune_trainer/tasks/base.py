@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -172,6 +172,10 @@ class Task(ABC):
         Raises:
             UserError: they lack something.
         """
+
+    def notes(self, processors: Processors) -> Iterator[str]:
+        """What a user should know about how examples are made."""
+        yield from ()
 
     @abstractmethod
     def index(self, data: Dataset, processors: Processors) -> ExampleIndex:

@@ -119,7 +119,7 @@ class IndexBuilder:
                 more_frames += [row for row, check in checks if check.has_more_frames]
                 if self.fail_fast and problems:
                     break
-        merged = tuple(merge_problems(iter(index.problems), iter(problems)))
+        merged = tuple(merge_problems(iter(index.problems), data.missing_values("image"), iter(problems)))
         notes = tuple(data.describe_image_checks(len(rows), more_frames))
         return replace(index, problems=merged, notes=notes)
 
