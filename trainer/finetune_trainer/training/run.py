@@ -213,10 +213,9 @@ def _build_context(prepared: PreparedRun, callback: Callback, on_progress: OnPro
 
 
 def _data_messages(prepared: PreparedRun, processors: Processors, indexes: DatasetIndexes) -> Iterator[str]:
-    """Which data is skipped, dropped or truncated."""
+    """Which data is not read, skipped, dropped or truncated."""
     plan = prepared.plan
-    yield from prepared.notes
-    yield from prepared.task.encoding_notes(processors)
+    yield from (*prepared.notes, *indexes.notes, *prepared.task.encoding_notes(processors))
     if dropped := plan.train_samples - plan.steps_per_epoch * plan.job.spec.training.batch_size:
         yield f"dropping the last incomplete batch: {dropped:,} of {plan.train_samples:,} samples per epoch"
     if processors.max_length:
