@@ -64,19 +64,20 @@ def result_table(
     """Evaluation metrics before the first step and of the saved weights.
 
     Args:
-        before, after, test: metrics by name, with the step, as in `run.json`, where None is a value that is not finite;
+        before, after, test: metrics by name, with the step, as in `run.json`, where a value that is not finite is None;
             `test` are those of the test set.
         metric: the metric that selects the best checkpoint; it is the first row.
     """
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("Metric", no_wrap=True)
-    for heading in ("Before", f"After step {after['step']:,.0f}", "Change"):
+    for heading in ("Before", f"After step {after['step'] or 0:,.0f}", "Change"):
         table.add_column(heading, justify="right", no_wrap=True)
     if test:
         table.add_column("Test set", justify="right", no_wrap=True)
     for name in sorted(after.keys() - {"step"}, key=lambda name: (name != metric, name)):
         old, new = before.get(name), after[name]
-        cells = [_format_metric(old), _format_metric(new), DASH if old is None or new is None else f"{new - old:+.4f}"]
+        change = DASH if old is None or new is None else f"{new - old:+.4f}"
+        cells = [_format_metric(old), _format_metric(new), change]
         if test:
             cells.append(_format_metric(test.get(name.replace("eval/", "test/", 1))))
         table.add_row(name, *cells, style="bold" if name == metric else "")

@@ -198,7 +198,7 @@ def _data_messages(prepared: PreparedRun, processors: Processors, index: Example
     """Which data is skipped, dropped or truncated."""
     plan = prepared.plan
     yield from prepared.notes
-    yield from prepared.task.notes(processors)
+    yield from prepared.task.encoding_notes(processors)
     if dropped := plan.train_samples - plan.steps_per_epoch * plan.job.spec.training.batch_size:
         yield f"dropping the last incomplete batch: {dropped:,} of {plan.train_samples:,} samples per epoch"
     if processors.max_length and (truncated := index.count_truncated(processors.max_length)):
@@ -280,8 +280,9 @@ def _train(run: _RunContext, context: TrainingContext, state: TrainState) -> Non
     if metrics.problem:
         callback.on_message(f"cannot write {metrics.problem}; rows are missing")
     if state.step < context.plan.planned_steps:
-        metric = context.plan.job.spec.evaluation.metric
-        callback.on_message(f"stopped early after step {state.step}: {metric} no longer improves")
+        tracker = MetricTracker(context.plan.job.spec.evaluation)
+        reason = "was never finite" if tracker.is_never_finite(state.history) else "no longer improves"
+        callback.on_message(f"stopped early after step {state.step}: {tracker.metric} {reason}")
 
 
 def _start_watchdog(run: _RunContext, heartbeat: Heartbeat) -> AbstractContextManager[None]:
@@ -332,9 +333,11 @@ def _compare_with_before(context: TrainingContext, state: TrainState) -> str:
 
 def _select_weights(run: _RunContext, context: TrainingContext, state: TrainState) -> str:
     """Load the weights to export into the model, and describe them."""
+    metric_tracker = MetricTracker(context.plan.job.spec.evaluation)
     best = _best_entry(context, state)
     if best is None:
-        return f"step {state.step}, the last"
+        reason = f": {metric_tracker.metric} was never finite" if metric_tracker.is_never_finite(state.history) else ""
+        return f"step {state.step}, the last{reason}"
     if best.step != state.step:
         set_model_state_dict(context.model.base, run.checkpoints.load_weights(best.step), run.checkpoints.frozen.hashes)
     metric = context.plan.job.spec.evaluation.metric
