@@ -52,6 +52,7 @@ class CausalLM(Task):
 
     text_roles: tuple[str, ...]
     auto_class: ClassVar[Any] = AutoModelForCausalLM
+    row_predictions: ClassVar[tuple[str, ...]] = ("loss",)
     required_roles: ClassVar[tuple[tuple[str, ...], ...]] = (("messages",), ("prompt", "completion"), ("text",))
 
     @classmethod

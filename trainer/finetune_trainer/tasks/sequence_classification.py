@@ -21,6 +21,7 @@ class SequenceClassification(Classification):
     required_roles: ClassVar[tuple[tuple[str, ...], ...]] = (("text", "label"),)
     head_suffix: ClassVar[str] = "ForSequenceClassification"
     uses_config_pad_token: ClassVar[bool] = True
+    uses_tokenizer_padding: ClassVar[bool] = True
 
     def input_problems(self, data: Dataset) -> Iterator[RowProblem]:
         return data.invalid_texts("text")

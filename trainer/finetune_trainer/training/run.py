@@ -37,6 +37,7 @@ from finetune_trainer.training.checkpoint.weights import check_frozen
 from finetune_trainer.training.device import LossScale, explain_out_of_memory, select_device, set_determinism
 from finetune_trainer.training.divergence import SkippedSteps, describe_trained_steps
 from finetune_trainer.training.evaluation import MetricTracker
+from finetune_trainer.training.independence import IndependenceCheck, ensure_independent_predictions
 from finetune_trainer.training.optimizers import build_optimizers, set_optimizer_state_dict
 from finetune_trainer.training.rng import set_rng_state, set_seed
 from finetune_trainer.training.signals import StopFlag, stop_on_signals
@@ -164,7 +165,10 @@ def _build_context(prepared: PreparedRun, callback: Callback) -> TrainingContext
                 raise UserError(dataset.describe(problem))
     callback.on_message(f"loading {prepared.pretrained.source}")
     model, model_messages = assemble(prepared, processors, device_config)
-    for message in (*_data_messages(prepared, processors), *model_messages):
+    rows = IndependenceCheck(task, lambda samples: task.collate(samples, processors), prepared.train, device_config)
+    micro_batch_size = spec.training.micro_batch_size
+    model, padding_messages = ensure_independent_predictions(model, task, processors, rows, micro_batch_size)
+    for message in (*_data_messages(prepared, processors), *model_messages, *padding_messages):
         callback.on_message(message)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # data workers run in parallel already
     return TrainingContext(
