@@ -88,7 +88,7 @@ def time_plain_loop(job: FineTuneJob, claims: Path, out: Path) -> list[float]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, fused=True)
     sampler = TrainBatchSampler(len(prepared.train), BATCH, BATCH, 0, STEPS)
     batches = load_batches(
-        prepared.train, sampler, lambda samples: task.collate(samples, processors), 0, pin_memory=False
+        prepared.train, sampler, lambda samples: task.make_batch(samples, processors), 0, pin_memory=False
     )
     seconds = []
     for _ in range(STEPS):

@@ -9,6 +9,8 @@ from pydantic import Field
 from finetune_api.base import Epochs, Model, Steps, at_most_one_of
 from finetune_api.sources import Destination
 
+OutputDtype = Literal["FP32", "BF16", "FP16"]
+
 
 class Checkpoint(Model):
     """When checkpoints are written. They hold the trained weights, optimizer state, position in the data and random
@@ -38,6 +40,10 @@ class Output(Model):
     destination: Destination | None = None
     """Directory for the fine-tuned model, as `pvc://claim/path`. Defaults to the root of a PersistentVolumeClaim named
     `<job>-output`, which the operator creates and does not delete."""
+    dtype: OutputDtype | None = None
+    """Data type of the saved weights. Defaults to that of each weight in `model.source`; new weights get the type of
+    most others. Buffers, such as the running statistics of batch normalization, keep their type. The final metrics and
+    those of the test set are measured with the weights as they are saved."""
     if_exists: Literal["Fail", "Overwrite"] = "Fail"
     """What to do if the destination already holds a model. Fail: the job succeeds without training if the model was
     trained with the same spec, and fails otherwise. Overwrite: the model is replaced."""

@@ -120,6 +120,9 @@ class Columns(Model):
     """Name of the column with class labels. Defaults to label."""
     messages: ShortString | None = None
     """Name of the column with conversations: lists of `{role, content}`. Defaults to messages."""
+    tools: ShortString | None = None
+    """Name of the column with the tools that a conversation may call: a list of JSON schemas, or a string that holds it
+    as JSON. A row may have none. Defaults to tools."""
     prompt: ShortString | None = None
     """Name of the column with prompts, which are not part of the loss. Defaults to prompt."""
     completion: ShortString | None = None

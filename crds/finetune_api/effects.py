@@ -39,7 +39,7 @@ _FIELDS = {
         data.validation.source data.validation.config data.validation.split data.validation.revision
         data.test.source data.test.config data.test.split data.test.revision
         data.columns.image data.columns.text data.columns.label
-        data.columns.messages data.columns.prompt data.columns.completion
+        data.columns.messages data.columns.tools data.columns.prompt data.columns.completion
         data.maxLength
         training.epochs training.steps training.microBatchSize training.precision training.clipGradNorm
         training.deterministic training.compile training.activationCheckpointing

@@ -50,3 +50,15 @@ class TrainingDiverged(RunError):  # noqa: N818
 
     exit_code = ExitCode.DIVERGED
     reason = "Diverged"
+
+
+class HubUnreachable(RunError):  # noqa: N818
+    """The Hugging Face Hub cannot be reached; a retry can help."""
+
+
+class NotInHubCache(UserError):  # noqa: N818
+    """A repository of the Hugging Face Hub is not in the cache, and downloads are disabled."""
+
+
+OUT_OF_REACH = (HubUnreachable, NotInHubCache)
+"""What is wrong with this machine rather than with the job, which another machine may run."""

@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from finetune_trainer.errors import RunError, UserError
+from finetune_trainer.errors import HubUnreachable, NotInHubCache, RunError, UserError
 
 TRANSIENT_ERRNOS = {
     errno.EIO,
@@ -85,12 +85,12 @@ def explain(error: BaseException, repository: Repository) -> RunError | None:
     is_missing = any(isinstance(cause, OfflineModeIsEnabled | LocalEntryNotFoundError) for cause in chain)
     if constants.HF_HUB_OFFLINE and is_missing:
         revision = f" at revision {repository.revision!r}" if repository.revision else ""
-        return UserError(
+        return NotInHubCache(
             f"{prefix}: not in the cache ({constants.HF_HUB_CACHE}){revision}, and HF_HUB_OFFLINE disables downloads; "
             "download it once with network access, or unset HF_HUB_OFFLINE"
         )
     if is_transient(error):
-        return RunError(
+        return HubUnreachable(
             f"{prefix}: the Hugging Face Hub ({constants.ENDPOINT}) is unreachable: {first_line(chain[-1])}"
         )
     return None

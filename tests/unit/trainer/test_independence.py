@@ -157,7 +157,12 @@ def make_processors(side: str = "right", **changes: Any) -> Processors:
 def ensure(
     model: Any, task: Task, processors: Processors, rows: Sequence[Sample] = ROWS, micro_batch_size: int = 16
 ) -> tuple[Any, list[str]]:
-    check = IndependenceCheck(task, lambda samples: task.collate(samples, processors), rows, CPU)  # type: ignore[arg-type]
+    dataset: Any = rows
+
+    def collate(samples: Sequence[Sample]) -> Any:
+        return task.collate(task.encode(samples, processors), processors)
+
+    check = IndependenceCheck(task, collate, dataset, CPU)
     assembled, notes = ensure_independent_predictions(
         AssembledModel(model, model, ()), task, processors, check, micro_batch_size
     )
@@ -167,7 +172,7 @@ def ensure(
 def predict(model: Any, task: Task, processors: Processors, rows: Sequence[Sample], size: int) -> dict[str, Any]:
     with torch.no_grad():
         parts = [
-            task.predict(model, task.collate(rows[first : first + size], processors))
+            task.predict(model, task.collate(task.encode(rows[first : first + size], processors), processors))
             for first in range(0, len(rows), size)
         ]
     return {name: torch.cat([part[name] for part in parts]) for name in task.row_predictions}

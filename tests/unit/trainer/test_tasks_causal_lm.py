@@ -16,7 +16,8 @@ from finetune_trainer.planning import model_loader
 from finetune_trainer.planning.prepare import prepare
 from finetune_trainer.tasks.base import Processors
 from finetune_trainer.tasks.causal_lm import ALWAYS_DECODERS, CausalLM
-from finetune_trainer.tasks.loss_mask import UntrainableRowError, from_messages
+from finetune_trainer.tasks.chat import UntrainableRowError
+from finetune_trainer.tasks.loss_mask import from_messages
 from finetune_trainer.training.run import RunOptions, run
 from unit.trainer import tiny
 
@@ -64,18 +65,18 @@ def test_loss_covers_the_completion_and_the_end_of_text() -> None:
     processors = make_processors()
     rows = [{"prompt": "What?", "completion": " The sky."}, {"prompt": "Which one is it?", "completion": " No."}]
     for row in rows:
-        batch = CausalLM(("prompt", "completion")).collate([row], processors)
+        batch = CausalLM(("prompt", "completion")).make_batch([row], processors)
         assert decode_targets(batch, processors.tokenizer) == row["completion"] + tiny.END_OF_TEXT
         assert (
             processors.tokenizer.decode(batch["input_ids"][0]) == row["prompt"] + row["completion"] + tiny.END_OF_TEXT
         )
-    both = CausalLM(("prompt", "completion")).collate(rows, processors)
+    both = CausalLM(("prompt", "completion")).make_batch(rows, processors)
     assert decode_targets(both, processors.tokenizer) == " The sky." + tiny.END_OF_TEXT + " No." + tiny.END_OF_TEXT
 
 
 def test_collate_positions_precede_targets_and_padding_is_on_the_right() -> None:
     processors = make_processors()
-    batch = CausalLM(("text",)).collate([{"text": "the sky is blue"}, {"text": "no"}], processors)
+    batch = CausalLM(("text",)).make_batch([{"text": "the sky is blue"}, {"text": "no"}], processors)
     long, short = batch["input_ids"]
     filled = int(batch["attention_mask"][1].sum())
     assert batch["attention_mask"].tolist() == [[1] * len(long), [1] * filled + [0] * (len(long) - filled)]
@@ -88,14 +89,14 @@ def test_collate_positions_precede_targets_and_padding_is_on_the_right() -> None
 def test_end_of_text_is_appended_once() -> None:
     processors = make_processors()
     for text in ("the sky", "the sky" + tiny.END_OF_TEXT):
-        ids = CausalLM(("text",)).collate([{"text": text}], processors)["input_ids"][0].tolist()
+        ids = CausalLM(("text",)).make_batch([{"text": text}], processors)["input_ids"][0].tolist()
         assert ids.count(processors.tokenizer.eos_token_id) == 1
         assert ids[-1] == processors.tokenizer.eos_token_id
 
 
 def test_token_across_the_boundary_belongs_to_the_completion() -> None:
     processors = make_processors()
-    batch = CausalLM(("prompt", "completion")).collate(
+    batch = CausalLM(("prompt", "completion")).make_batch(
         [{"prompt": "What colour is the ", "completion": "sky"}], processors
     )
     assert decode_targets(batch, processors.tokenizer) == " sky" + tiny.END_OF_TEXT
@@ -106,7 +107,7 @@ def test_loss_covers_the_assistant_messages() -> None:
     row = conversation(
         ("system", "s"), ("user", "What?"), ("assistant", "Blue."), ("user", "Ünd?"), ("assistant", "Grün.")
     )
-    batch = CausalLM(("messages",)).collate([row], processors)
+    batch = CausalLM(("messages",)).make_batch([row], processors)
     assert decode_targets(batch, processors.tokenizer) == "Blue.<|im_end|>\nGrün.<|im_end|>\n"
     assert processors.tokenizer.decode(batch["input_ids"][0]) == processors.tokenizer.apply_chat_template(
         row["messages"], tokenize=False
@@ -114,7 +115,7 @@ def test_loss_covers_the_assistant_messages() -> None:
 
 
 def test_loss_does_not_cover_a_last_user_message() -> None:
-    batch = CausalLM(("messages",)).collate(
+    batch = CausalLM(("messages",)).make_batch(
         [conversation(("user", "a"), ("assistant", "b"), ("user", "c"))], make_processors()
     )
     assert decode_targets(batch, make_processors().tokenizer) == "b<|im_end|>\n"
@@ -172,7 +173,7 @@ def gradients(model: Any, batches: Sequence[Batch]) -> list[torch.Tensor]:
 
 def test_loss_equals_transformers(language: Path) -> None:
     model, task = load_model(language), CausalLM(("prompt", "completion"))
-    batch = task.collate(tiny.completions(5), make_processors())
+    batch = task.make_batch(tiny.completions(5), make_processors())
     labels = torch.full_like(batch["input_ids"], -100).flatten()
     labels[batch["positions"] + 1] = batch["targets"]
     reference = model(
@@ -186,8 +187,8 @@ def test_loss_equals_transformers(language: Path) -> None:
 def test_gradients_do_not_depend_on_micro_batches(language: Path) -> None:
     model, task = load_model(language), CausalLM(("prompt", "completion"))
     rows = [{"prompt": "What?" * (number % 3), "completion": " The sky" * (1 + number % 4)} for number in range(8)]
-    complete = gradients(model, [task.collate(rows, make_processors())])
-    parts = [task.collate(rows[first : first + 2], make_processors()) for first in range(0, 8, 2)]
+    complete = gradients(model, [task.make_batch(rows, make_processors())])
+    parts = [task.make_batch(rows[first : first + 2], make_processors()) for first in range(0, 8, 2)]
     assert len({task.num_items(part) for part in parts}) > 1, "the means over micro-batches would not be the mean"
     for one, several in zip(complete, gradients(model, parts), strict=True):
         torch.testing.assert_close(one, several, rtol=0, atol=1e-6)
@@ -196,7 +197,10 @@ def test_gradients_do_not_depend_on_micro_batches(language: Path) -> None:
 def test_evaluation_averages_over_the_tokens_of_all_batches(language: Path) -> None:
     model, task = load_model(language).eval(), CausalLM(("text",))
     rows = tiny.texts(5)
-    batches = [task.collate(rows[:3], make_processors()), task.collate([*rows[3:], {"text": "no"}], make_processors())]
+    batches = [
+        task.make_batch(rows[:3], make_processors()),
+        task.make_batch([*rows[3:], {"text": "no"}], make_processors()),
+    ]
     loss, correct, count = 0.0, 0, 0
     with torch.no_grad():
         for batch in batches:
@@ -265,11 +269,11 @@ def test_activation_checkpointing_recomputes_activations(language: Path) -> None
     model.model.layers[0].self_attn.register_forward_hook(lambda *_: calls.append(1))
     model_loader.configure_model(model, task, make_processors(), activation_checkpointing=True)
     model.train()
-    task.loss(model, task.collate(tiny.texts(2), make_processors())).backward()
+    task.loss(model, task.make_batch(tiny.texts(2), make_processors())).backward()
     assert len(calls) == 2
     with torch.no_grad():
         model.eval()
-        task.evaluate(model, [task.collate(tiny.texts(2), make_processors())])
+        task.evaluate(model, [task.make_batch(tiny.texts(2), make_processors())])
     assert len(calls) == 3
 
 
@@ -354,7 +358,7 @@ def test_always_decoders_are_causal(language: Path, kind: str) -> None:
 def test_batch_without_targets_has_zero_loss_and_no_metrics(language: Path) -> None:
     task = CausalLM(("prompt", "completion"))
     processors = dataclasses.replace(make_processors(), max_length=3)
-    batch = task.collate([{"prompt": "What colour is the", "completion": " sky"}], processors)
+    batch = task.make_batch([{"prompt": "What colour is the", "completion": " sky"}], processors)
     assert task.num_items(batch) == 0
     assert float(task.loss(load_model(language), batch).detach()) == 0.0
     with torch.no_grad():

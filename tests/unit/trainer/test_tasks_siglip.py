@@ -60,7 +60,7 @@ def test_embedding_does_not_depend_on_the_other_texts_of_a_batch(siglip: Path) -
 def test_softmax_loss_does_not_depend_on_the_logit_bias(siglip: Path) -> None:
     prepared_run, processors = prepare_run(siglip)
     model, _ = model_loader.load_model(prepared_run.pretrained, prepared_run.task, prepared_run.config)
-    batch = prepared_run.task.collate([prepared_run.train[index] for index in range(6)], processors)
+    batch = prepared_run.task.make_batch([prepared_run.train[index] for index in range(6)], processors)
     prepared_run.task.loss(model.eval(), batch).backward()
     bias, scale = model.logit_bias.grad, model.logit_scale.grad
     assert bias is not None

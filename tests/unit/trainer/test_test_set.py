@@ -76,7 +76,7 @@ def _evaluate_loss(prepared: Any) -> float:
     data = prepared.validation
     order = evaluation_batches(len(data), 6, 0)
     with torch.no_grad():
-        collated = [prepared.task.collate([data[index] for index in batch], processors) for batch in order]
+        collated = [prepared.task.make_batch([data[index] for index in batch], processors) for batch in order]
         return float(prepared.task.evaluate(model, collated)["eval/loss"])
 
 

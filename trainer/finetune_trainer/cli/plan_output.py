@@ -49,6 +49,7 @@ def render_preview(preview: RunPreview) -> RenderableType:
         parts += [Text.assemble("\n", ("weights: ", "bold"), message) for message in preview.weights.messages()]
     if preview.proposal:
         parts += ["", _render_proposal(preview.proposal)]
+    parts += [Text.assemble("\n", ("note: ", "bold"), note) for note in preview.notes]
     parts += [Text.assemble("\n", ("unknown: ", "bold yellow"), gap) for gap in preview.unknown]
     return Group(*parts)
 
@@ -119,6 +120,7 @@ def preview_document(preview: RunPreview) -> dict[str, Any]:
         "trainSamples": plan.train_samples if plan else None,
         "validationSamples": plan.validation_samples if plan else None,
         "weights": _weights_document(preview.weights) if preview.weights else None,
+        "notes": list(preview.notes),
         "unknown": list(preview.unknown),
         "proposal": _proposal_document(preview.proposal) if preview.proposal else None,
         "error": str(preview.error) if preview.error else None,

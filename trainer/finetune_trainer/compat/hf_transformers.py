@@ -161,3 +161,38 @@ def disable_input_require_grads(model: PreTrainedModel) -> None:
     """Undo `enable_input_require_grads`, which activation checkpointing calls for its reentrant implementation."""
     if hasattr(model, "_require_grads_hooks"):
         model.disable_input_require_grads()  # type: ignore[no-untyped-call]
+
+
+def marks_generations(template: str) -> bool:
+    """Whether a chat template marks what the assistant writes with `{% generation %}`."""
+    return re.search(r"\{%-?\s*generation\s*-?%\}", template) is not None
+
+
+def render_with_generations(
+    tokenizer: Any, template: str, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None
+) -> tuple[str, list[tuple[int, int]]]:
+    """Render a conversation with a template that marks generations.
+
+    `apply_chat_template` returns them only as a mask of tokens.
+
+    Returns:
+        The text, and start and end of each generation, in characters.
+    """
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    rendered: Any = render_jinja_template(
+        conversations=[list(messages)],
+        tools=None if tools is None else list(tools),
+        chat_template=template,
+        return_assistant_tokens_mask=True,
+        **tokenizer.special_tokens_map,
+    )
+    (text,), (generations,) = rendered
+    return str(text), list(generations)
+
+
+def encodes_with_backend(tokenizer: Any) -> bool:
+    """Whether the token ids of a text are those of the Rust tokenizer: some classes change them."""
+    from transformers import PreTrainedTokenizerFast  # imported here: a plan needs no tokenizer
+
+    return tokenizer.is_fast and type(tokenizer)._encode_plus is PreTrainedTokenizerFast._encode_plus

@@ -11,11 +11,11 @@ from finetune_trainer.data.data_files import check_no_overlap
 from finetune_trainer.data.dataset import Dataset, RowProblem, Sample, merge_problems
 from finetune_trainer.data.fingerprints import content_hash
 from finetune_trainer.data.labels import align_labels
-from finetune_trainer.data.loader import Batch, load_batches
+from finetune_trainer.data.loader import Batch, load_batches, map_in_workers
 from finetune_trainer.data.readers import count_rows, read_columns, read_table
 from finetune_trainer.data.resolve import resolve_files
 from finetune_trainer.data.sampler import Position, TrainBatchSampler, TrainDataSource, evaluation_batches
-from finetune_trainer.data.splits import split_sizes, train_validation_split
+from finetune_trainer.data.splits import describe_split, fold_columns, split_sizes, train_validation_split
 from finetune_trainer.data.table import Table
 
 __all__ = [
@@ -32,8 +32,11 @@ __all__ = [
     "check_no_overlap",
     "content_hash",
     "count_rows",
+    "describe_split",
     "evaluation_batches",
+    "fold_columns",
     "load_batches",
+    "map_in_workers",
     "merge_problems",
     "read_columns",
     "read_table",

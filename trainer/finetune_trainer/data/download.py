@@ -10,7 +10,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from finetune_api.data import DataSource, Validation
 from finetune_trainer import hub
-from finetune_trainer.errors import RunError
+from finetune_trainer.errors import HubUnreachable
 
 
 def download_repository(source: DataSource | Validation, field: str, patterns: list[str]) -> Path:
@@ -33,6 +33,6 @@ def download_repository(source: DataSource | Validation, field: str, patterns: l
         )
     except Exception as error:
         explained = hub.explain(error, repository)
-        raise explained or RunError(
+        raise explained or HubUnreachable(
             f"{field}.source: {source.source}: cannot be downloaded: {type(error).__name__}: {hub.first_line(error)}"
         ) from error

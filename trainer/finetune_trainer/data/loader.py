@@ -1,12 +1,16 @@
-"""Loads batches, in worker processes if there are any. The order is decided by a sampler."""
+"""Loads batches, and processes parts of a dataset, in worker processes if there are any.
+
+The order of batches is decided by a sampler.
+"""
 
 from __future__ import annotations
 
 import faulthandler
+import os
 import signal
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch.utils.data import DataLoader
@@ -19,16 +23,19 @@ Batch = dict[str, torch.Tensor]
 """The tensors of one micro-batch, by name of the model's argument."""
 
 
+T = TypeVar("T")
+R = TypeVar("R")
+
+
 @dataclass(frozen=True)
-class _BatchDataset(TorchDataset[Batch | RunError]):
-    """Maps lists of indices to batches. Returns errors: torch would wrap a raised one in the worker's traceback."""
+class _FunctionDataset(TorchDataset[Any], Generic[T, R]):
+    """Maps items with a function. Returns errors: torch would wrap a raised one in the worker's traceback."""
 
-    dataset: Dataset
-    collate: Callable[[Sequence[Sample]], Batch]
+    function: Callable[[T], R]
 
-    def __getitem__(self, indices: list[int]) -> Batch | RunError:
+    def __getitem__(self, item: T) -> R | RunError:
         try:
-            return self.collate([self.dataset[index] for index in indices])
+            return self.function(item)
         except RunError as error:
             return error
 
@@ -52,28 +59,55 @@ def load_batches(
     Raises:
         RunError: a sample could not be loaded.
     """
+
+    def load_batch(indices: list[int]) -> Batch:
+        return collate([dataset[index] for index in indices])
+
+    return map_in_workers(load_batch, batch_indices, num_workers, pin_memory=pin_memory)
+
+
+def map_in_workers(
+    function: Callable[[T], R], items: Iterable[T], num_workers: int, *, pin_memory: bool = False
+) -> Generator[R]:
+    """Apply a function to items, in order. The worker processes are forks: they share the memory of this process.
+
+    Args:
+        function: applied to each item; only its results are sent between processes.
+        items: small values that say what to do, such as row numbers.
+        num_workers: number of worker processes; 0 computes in this process.
+        pin_memory: copy tensors into pinned memory, for asynchronous transfers to a GPU.
+
+    Raises:
+        RunError: raised by the function, or a worker ended.
+    """
+    if num_workers:  # workers run in parallel already, and threads do not survive a fork
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     loader = DataLoader(
-        _BatchDataset(dataset, collate),
-        sampler=batch_indices,
+        _FunctionDataset(function),
+        sampler=items,
         batch_size=None,
         collate_fn=_identity,
         num_workers=num_workers,
         pin_memory=pin_memory,
         generator=torch.Generator(),  # so that the global random state does not depend on where a run was resumed
         worker_init_fn=_init_worker,
-        multiprocessing_context="fork" if num_workers else None,  # shares the dataset with the workers
+        multiprocessing_context="fork" if num_workers else None,
     )
     try:
-        for batch in loader:
-            if isinstance(batch, RunError):
-                raise batch
-            yield batch
+        for result in loader:
+            if isinstance(result, RunError):
+                raise result
+            yield result
     except RuntimeError as error:
-        if "Bus error" in str(error):
-            raise UserError(
-                "data loading workers ran out of shared memory: raise resources.sharedMemory, or lower data.workers"
-            ) from error
-        raise
+        raise _explain_worker_error(error) from error
+
+
+def _explain_worker_error(error: RuntimeError) -> Exception:
+    if "Bus error" in str(error):
+        return UserError(
+            "data loading workers ran out of shared memory: raise resources.sharedMemory, or lower data.workers"
+        )
+    return error
 
 
 def _init_worker(worker_id: int) -> None:

@@ -18,9 +18,10 @@ from finetune_api.sources import locate
 from finetune_trainer import hub
 from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.errors import RunError, UserError
+from finetune_trainer.planning.image_channels import DEFAULT_CHANNELS, image_channels
 from finetune_trainer.planning.parameters import ParameterInfo
 from finetune_trainer.planning.weight_check import POOLERS, WeightCheck, WeightReport, check_duplicates, check_ties
-from finetune_trainer.planning.weight_files import has_weights, missing_files_message, read_headers
+from finetune_trainer.planning.weight_files import missing_files_message, read_headers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -173,7 +174,7 @@ def check_weights(
     """
     from finetune_trainer.compat.hf_transformers import simulate_loading
 
-    if not has_weights(pretrained) or (files := read_headers(pretrained, config)) is None:
+    if (files := read_headers(pretrained, config)) is None:
         return None
     head = head_weights(model) if new_head else frozenset()
     with _silence_transformers():
@@ -259,16 +260,17 @@ def load_processors(
     from finetune_trainer.tasks.base import Processors
 
     images = _load_image_processor(pretrained) if task.uses_images else None
+    channels = image_channels(config, images, pretrained.source) if images else DEFAULT_CHANNELS
     if not task.uses_text:
         if max_length:
             raise UserError(f"data.maxLength: {max_length}: task {type(task).__name__} reads no text; remove it")
-        return Processors(None, images, None)
+        return Processors(None, images, None, num_channels=channels)
     tokenizer = _load_tokenizer(pretrained)
     limit = _max_length(tokenizer, config)
     if max_length and limit and max_length > limit:
         raise UserError(f"data.maxLength: {max_length} is more than the model's maximum of {limit} tokens")
     padding: Any = "max_length" if config.model_type in PAD_TO_MAX_LENGTH else "longest"
-    return Processors(tokenizer, images, max_length or limit or DEFAULT_MAX_LENGTH, padding)
+    return Processors(tokenizer, images, max_length or limit or DEFAULT_MAX_LENGTH, padding, channels)
 
 
 def _load_image_processor(pretrained: PretrainedSource) -> Any:

@@ -10,7 +10,7 @@ takes a second or two instead of ten.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from finetune_api.defaults import DefaultedJob, UnknownDirectionError, with_defaults
@@ -18,7 +18,7 @@ from finetune_api.job import UNSUPPORTED_TASKS, FineTuneJob
 from finetune_api.modules import Module
 from finetune_api.sources import locate
 from finetune_trainer.claims import ClaimPaths
-from finetune_trainer.errors import RunError, UserError
+from finetune_trainer.errors import OUT_OF_REACH, RunError, UserError
 from finetune_trainer.plan import RunPlan, SchedulePlan, Window
 from finetune_trainer.planning.parameters import ParameterInfo, assign_parameters, matching_modules
 from finetune_trainer.planning.presets import ProposedModules, propose_modules
@@ -103,6 +103,7 @@ class RunPreview:
         proposal: modules for a job without any.
         weights: how the weights in the files fit the model; None if the files are not available.
         error: why a run would reject the job.
+        notes: what happens to the data; empty unless the whole plan is known.
     """
 
     original: FineTuneJob
@@ -115,6 +116,7 @@ class RunPreview:
     proposal: ProposedModules | None = None
     error: UserError | None = None
     weights: WeightReport | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def unmatched(self) -> list[str]:
@@ -137,6 +139,19 @@ def preview_run(job: FineTuneJob, claim_paths: ClaimPaths) -> RunPreview:
         UserError: the task has no model of this type.
     """
     inputs = _Inputs(job, claim_paths, _data_gap(job, claim_paths))
+    try:
+        return _preview(inputs)
+    except OUT_OF_REACH as error:
+        return _preview(replace(inputs, data_gap=str(error)))
+
+
+def _preview(inputs: _Inputs) -> RunPreview:
+    """The preview of a run.
+
+    Raises:
+        HubUnreachable, NotInHubCache: the data is in a repository that is out of reach.
+    """
+    job, claim_paths = inputs.job, inputs.claim_paths
     try:
         config, model_gap = _load_config(job, claim_paths)
     except UserError as error:
@@ -170,7 +185,7 @@ def plan_schedules(job: DefaultedJob, per_epoch: int) -> SchedulePlan:
 
 
 def count_samples(job: FineTuneJob, claim_paths: ClaimPaths) -> int:
-    """Number of training samples, from the metadata of the data files.
+    """Number of training samples, from the metadata of the data files where that is enough.
 
     Raises:
         UserError: the data is not available, or cannot be read.
@@ -180,9 +195,11 @@ def count_samples(job: FineTuneJob, claim_paths: ClaimPaths) -> int:
         raise UserError(f"the length of the run depends on its data. {gap}. Set it with --samples N")
     from finetune_trainer import data
 
-    rows = data.count_rows(data.resolve_files(spec.train, "data.train", claim_paths), data.BadRowPolicy.from_spec(spec))
-    train, _ = data.split_sizes(spec, rows)
-    return train
+    files, bad_rows = data.resolve_files(spec.train, "data.train", claim_paths), data.BadRowPolicy.from_spec(spec)
+    if columns := data.fold_columns(spec.fold, data.read_columns(files) if spec.fold else (), TRAIN):
+        table = data.read_table(files, bad_rows, columns)
+        return len(data.train_validation_split(table.to_dataset({}), spec, table)[0])
+    return data.split_sizes(spec, data.count_rows(files, bad_rows))[0]
 
 
 def _full_preview(inputs: _Inputs, config: PretrainedConfig, task: str | None) -> RunPreview:
@@ -192,14 +209,25 @@ def _full_preview(inputs: _Inputs, config: PretrainedConfig, task: str | None) -
 
     try:
         prepared = prepare(inputs.job, inputs.claim_paths)
+    except OUT_OF_REACH:
+        raise
     except UserError as error:
         return _preview_from_config(inputs, config, task, error)
     plan = prepared.plan
     model = _match_parameters(plan.job, build_meta_model(prepared.task.auto_class, prepared.config))
     length = RunLength(plan.planned_steps, plan.steps_per_epoch)
     proposal = _propose(inputs.job, prepared.config, model)
-    modules = tuple(preview_modules(plan))
-    return RunPreview(inputs.job, plan.job, modules, model, plan, length, proposal=proposal, weights=prepared.weights)
+    return RunPreview(
+        inputs.job,
+        plan.job,
+        tuple(preview_modules(plan)),
+        model,
+        plan,
+        length,
+        proposal=proposal,
+        weights=prepared.weights,
+        notes=prepared.notes,
+    )
 
 
 def _preview_from_config(
@@ -267,6 +295,8 @@ def _run_length(job: DefaultedJob, claim_paths: ClaimPaths) -> tuple[RunLength |
     try:
         per_epoch = steps_per_epoch(job.spec.training, count_samples(job, claim_paths))
         return RunLength(plan_schedules(job, per_epoch).planned_steps, per_epoch), None
+    except OUT_OF_REACH:
+        raise
     except UserError as error:
         return None, error
 
@@ -305,6 +335,8 @@ def _check_weights(
         return None, None
     try:
         return check_weights(pretrained, config, _build_model(config, task), task in TASKS_WITH_HEAD), None
+    except OUT_OF_REACH:
+        return None, None
     except UserError as error:
         return None, error
 

@@ -93,12 +93,14 @@ def read_headers(pretrained: PretrainedSource, config: PretrainedConfig) -> Weig
     """The headers of a model's weights.
 
     Returns:
-        None if the Hugging Face Hub has them and cannot be asked now.
+        None if there are none: a plan needs no weights; or if the Hugging Face Hub has them and cannot be asked now.
 
     Raises:
-        UserError: there are no safetensors files, or they are incomplete.
+        UserError: they are incomplete.
         RunError: they cannot be read now, but may be later.
     """
+    if not _may_have_weights(pretrained):
+        return None
     if locate(pretrained.source).scheme != "hf":
         folder = Path(pretrained.name_or_path)
         return _read_files(pretrained, _list_files(pretrained, folder, config))
@@ -106,12 +108,9 @@ def read_headers(pretrained: PretrainedSource, config: PretrainedConfig) -> Weig
     return _read_files(pretrained, cached) if cached else _read_remote(pretrained)
 
 
-def has_weights(pretrained: PretrainedSource) -> bool:
-    """Whether a model has safetensors files, or may have them on the Hugging Face Hub.
-
-    A plan needs no weights, so a folder may have a config only.
-    """
-    return locate(pretrained.source).scheme == "hf" or any(Path(pretrained.name_or_path).glob("*.safetensors"))
+def _may_have_weights(pretrained: PretrainedSource) -> bool:
+    folder = Path(pretrained.name_or_path)
+    return locate(pretrained.source).scheme == "hf" or any(folder.glob("*.safetensors*"))
 
 
 def _list_files(pretrained: PretrainedSource, folder: Path, config: PretrainedConfig) -> list[Path]:

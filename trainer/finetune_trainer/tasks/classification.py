@@ -16,7 +16,7 @@ from finetune_api.suggestions import closest_match
 from finetune_trainer.data import Batch, Dataset, RowProblem, Sample, merge_problems
 from finetune_trainer.errors import UserError
 from finetune_trainer.formatting import join_some
-from finetune_trainer.tasks.base import Processors, Task
+from finetune_trainer.tasks.base import Example, Processors, Task
 from finetune_trainer.tasks.classes import (
     HeadClasses,
     Label,
@@ -95,8 +95,9 @@ class Classification(Task):
     def metric_names(self) -> tuple[str, ...]:
         return ("eval/loss", "eval/accuracy")
 
-    def find_problems(self, data: Dataset, processors: Processors) -> Iterator[RowProblem]:
-        return merge_problems(self.input_problems(data), data.missing_values("label"), self._unknown_labels(data))
+    def label_problems(self, data: Dataset) -> Iterator[RowProblem]:
+        """Rows without a label, or with one that is no class of the training set."""
+        return merge_problems(data.missing_values("label"), self._unknown_labels(data))
 
     def _unknown_labels(self, data: Dataset) -> Iterator[RowProblem]:
         for index, label in enumerate(data.values("label")):
@@ -104,18 +105,21 @@ class Classification(Task):
                 yield RowProblem(index, "label", self._describe_unknown(label))
 
     @abstractmethod
-    def input_problems(self, data: Dataset) -> Iterator[RowProblem]:
-        """Rows whose text or image cannot be used."""
+    def encode_inputs(self, samples: Sequence[Sample], processors: Processors) -> Sequence[Example]:
+        """The examples without labels."""
 
     @abstractmethod
-    def model_inputs(self, samples: Sequence[Sample], processors: Processors) -> Batch:
+    def collate_inputs(self, examples: Sequence[Example], processors: Processors) -> Batch:
         """The arguments of the model's forward pass, without labels."""
 
-    def collate(self, samples: Sequence[Sample], processors: Processors) -> Batch:
-        return {
-            **self.model_inputs(samples, processors),
-            "labels": torch.tensor([self.label2id[sample["label"]] for sample in samples]),
-        }
+    def encode(self, samples: Sequence[Sample], processors: Processors) -> list[Example]:
+        inputs = self.encode_inputs(samples, processors)
+        labels = [self.label2id[sample["label"]] for sample in samples]
+        return [{**example, "labels": label} for example, label in zip(inputs, labels, strict=True)]
+
+    def collate(self, examples: Sequence[Example], processors: Processors) -> Batch:
+        labels = torch.tensor([example["labels"] for example in examples])
+        return {**self.collate_inputs(examples, processors), "labels": labels}
 
     def num_items(self, batch: Batch) -> int:
         return len(batch["labels"])

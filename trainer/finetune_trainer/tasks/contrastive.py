@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, ClassVar, Self
@@ -13,9 +13,10 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModel, PretrainedConfig
 
 from finetune_trainer.compat.hf_transformers import base_model_class
-from finetune_trainer.data import Batch, Dataset, RowProblem, Sample, merge_problems
+from finetune_trainer.data import Batch, Dataset, Sample, merge_problems
 from finetune_trainer.errors import UserError
-from finetune_trainer.tasks.base import Processors, Task
+from finetune_trainer.tasks.base import Example, Processors, Task, index_text_column
+from finetune_trainer.tasks.index import ExampleIndex
 from finetune_trainer.tasks.metrics import ContrastiveMetrics, Predictions
 
 
@@ -59,20 +60,26 @@ class Contrastive(Task):
         text_to_image = ("eval/text_to_image_recall_at_1", "eval/text_to_image_recall_at_5")
         return ("eval/loss", "eval/recall_at_1", "eval/recall_at_5", *text_to_image, *with_labels)
 
-    def find_problems(self, data: Dataset, processors: Processors) -> Iterator[RowProblem]:
+    def index(self, data: Dataset, processors: Processors) -> ExampleIndex:
         label_problems = [data.missing_values("label")] if self.has_labels else []
-        return merge_problems(data.invalid_texts("text"), data.invalid_images(), *label_problems)
+        return index_text_column(data, processors, list(merge_problems(data.invalid_texts("text"), *label_problems)))
 
-    def count_truncated(self, data: Dataset, processors: Processors) -> int:
-        return processors.count_truncated(data.iter_chunks("text"))
+    def encode(self, samples: Sequence[Sample], processors: Processors) -> list[Example]:
+        texts = processors.encode_texts([sample["text"] for sample in samples])
+        images = processors.encode_images([sample["image"] for sample in samples])
+        return [
+            {**text, **image, **self._group_values(sample)}
+            for text, image, sample in zip(texts, images, samples, strict=True)
+        ]
 
-    def collate(self, samples: Sequence[Sample], processors: Processors) -> Batch:
-        texts = [sample["text"] for sample in samples]
-        batch = processors.tokenize(texts) | processors.process_images([sample["image"] for sample in samples])
-        batch["text_id"] = _hash_ids(texts)
-        if self.has_labels:
-            batch["label_id"] = _hash_ids([sample["label"] for sample in samples])
-        return batch
+    def collate(self, examples: Sequence[Example], processors: Processors) -> Batch:
+        names = ("text_id", "label_id") if self.has_labels else ("text_id",)
+        ids = {name: torch.tensor([example[name] for example in examples]) for name in names}
+        return processors.pad(examples) | processors.stack_images(examples) | ids
+
+    def _group_values(self, sample: Sample) -> dict[str, int]:
+        labels = {"label_id": _hash_id(sample["label"])} if self.has_labels else {}
+        return {"text_id": _hash_id(sample["text"])} | labels
 
     def num_items(self, batch: Batch) -> int:
         return len(batch["text_id"])
@@ -119,10 +126,9 @@ def _model_inputs(batch: Batch) -> Batch:
     return {key: value for key, value in batch.items() if key not in ("text_id", "label_id")}
 
 
-def _hash_ids(values: Sequence[Any]) -> Tensor:
-    """64-bit hashes: equal values have equal ids in every batch, without a table of all values."""
-    digests = [blake2b(repr(value).encode(), digest_size=8).digest() for value in values]
-    return torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests])
+def _hash_id(value: Any) -> int:
+    """A 64-bit hash: equal values have equal ids in every batch, without a table of all values."""
+    return int.from_bytes(blake2b(repr(value).encode(), digest_size=8).digest(), "big", signed=True)
 
 
 def is_dual_encoder(config: PretrainedConfig) -> bool:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from transformers import AutoModelForImageClassification
 
-from finetune_trainer.data import Batch, Dataset, RowProblem, Sample
-from finetune_trainer.tasks.base import Processors
+from finetune_trainer.data import Batch, Dataset, Sample
+from finetune_trainer.tasks.base import Example, Processors
 from finetune_trainer.tasks.classification import Classification
+from finetune_trainer.tasks.index import ExampleIndex
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,11 @@ class ImageClassification(Classification):
     uses_text: ClassVar[bool] = False
     uses_images: ClassVar[bool] = True
 
-    def input_problems(self, data: Dataset) -> Iterator[RowProblem]:
-        return data.invalid_images()
+    def index(self, data: Dataset, processors: Processors) -> ExampleIndex:
+        return ExampleIndex.without_text(len(data), list(self.label_problems(data)))
 
-    def count_truncated(self, data: Dataset, processors: Processors) -> int:
-        return 0
+    def encode_inputs(self, samples: Sequence[Sample], processors: Processors) -> Sequence[Example]:
+        return processors.encode_images([sample["image"] for sample in samples])
 
-    def model_inputs(self, samples: Sequence[Sample], processors: Processors) -> Batch:
-        return processors.process_images([sample["image"] for sample in samples])
+    def collate_inputs(self, examples: Sequence[Example], processors: Processors) -> Batch:
+        return processors.stack_images(examples)

@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
-from jinja2 import TemplateError
+import numpy as np
 
 from finetune_trainer.errors import UserError
-
-
-class UntrainableRowError(Exception):
-    """A row that cannot be trained on. The message gives the reason."""
-
-
-@dataclass(frozen=True)
-class MaskedText:
-    """A text and the parts of it that the loss covers.
-
-    Args:
-        text: the whole text.
-        loss_spans: start and end of each part that the loss covers, in characters.
-        is_rendered: a chat template rendered it with all special tokens; else the tokenizer adds them.
-    """
-
-    text: str
-    loss_spans: tuple[tuple[int, int], ...]
-    is_rendered: bool = False
+from finetune_trainer.tasks.chat import UntrainableRowError
+from finetune_trainer.tasks.chat_template import ChatTemplate, MaskedText
+from finetune_trainer.tasks.tokenizer import encode_batch
 
 
 @dataclass(frozen=True)
 class MaskedTokens:
-    """Token ids, and for each token whether the loss covers it."""
+    """The tokens of a text, and which of them the loss covers.
 
-    input_ids: list[int]
-    loss_mask: list[bool]
+    Args:
+        input_ids: token ids, of shape (tokens,), int64.
+        loss_mask: whether the loss covers a token, of shape (tokens,), bool.
+    """
+
+    input_ids: np.ndarray
+    loss_mask: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
 
     def truncate(self, length: int) -> MaskedTokens:
         return MaskedTokens(self.input_ids[:length], self.loss_mask[:length])
@@ -43,7 +36,7 @@ class MaskedTokens:
     @property
     def num_targets(self) -> int:
         """Number of tokens that the loss covers. The first token is never predicted."""
-        return sum(self.loss_mask[1:])
+        return int(np.count_nonzero(self.loss_mask[1:]))
 
 
 def from_completion(prompt: str, completion: str) -> MaskedText:
@@ -51,30 +44,26 @@ def from_completion(prompt: str, completion: str) -> MaskedText:
     return MaskedText(prompt + completion, ((len(prompt), len(prompt) + len(completion)),))
 
 
-def from_messages(messages: Any, tokenizer: Any) -> MaskedText:
+def from_messages(messages: Any, tokenizer: Any, tools: Any = None) -> MaskedText:
     """A conversation, rendered with the tokenizer's chat template; the loss covers the assistant's messages.
 
-    A span includes the end-of-turn tokens. Its start and end are found by rendering the conversation up to the message,
-    which is the text that the model is given at inference.
+    A span includes the end-of-turn tokens. Where the template marks generations, they are the spans. Otherwise the text
+    before a span is what the model is given at inference.
+
+    Args:
+        messages: list of `{role, content}`, with the other keys of the OpenAI API that the template uses.
+        tokenizer: a tokenizer with a chat template.
+        tools: the tools of the conversation, as a list of JSON schemas or as JSON; None without tools.
 
     Raises:
         UntrainableRowError: it is not a conversation, or the template cannot render it in this way.
     """
-    messages = _check_messages(messages)
-    text = _render(tokenizer, messages)
-    spans = []
-    for turn, message in enumerate(messages):
-        if message["role"] == "assistant":
-            before = _render(tokenizer, messages[:turn], add_generation_prompt=True)
-            after = _render(tokenizer, messages[: turn + 1])
-            if not (text.startswith(after) and after.startswith(before)):
-                raise UntrainableRowError(
-                    f"the model's chat template renders message {turn} differently when more messages follow, so the "
-                    "assistant's tokens cannot be located; use one row for each of the assistant's messages, or "
-                    "columns prompt and completion"
-                )
-            spans.append((len(before), len(after)))
-    return MaskedText(text, tuple(spans), is_rendered=True)
+    masked = ChatTemplate.of(tokenizer, has_tools=bool(tools)).mask(messages, tools)
+    if not any(start < end for start, end in masked.loss_spans):
+        raise UntrainableRowError(
+            "no tokens to train on: the chat template renders nothing of the assistant's messages"
+        )
+    return masked
 
 
 def tokenize(texts: Sequence[MaskedText], tokenizer: Any) -> list[MaskedTokens]:
@@ -86,18 +75,16 @@ def tokenize(texts: Sequence[MaskedText], tokenizer: Any) -> list[MaskedTokens]:
     if not texts:
         return []
     is_rendered = texts[0].is_rendered
-    encoded = tokenizer(
-        [text.text for text in texts],
-        add_special_tokens=not is_rendered,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        truncation=False,
-        verbose=False,
-    )
-    rows = zip(encoded["input_ids"], encoded["offset_mapping"], texts, strict=True)
-    tokens = [MaskedTokens(list(ids), [_overlaps(span, text) for span in offsets]) for ids, offsets, text in rows]
+    encodings = encode_batch(tokenizer, [text.text for text in texts], add_special_tokens=not is_rendered, offsets=True)
+    tokens = [_mask_tokens(encoding, text) for encoding, text in zip(encodings, texts, strict=True)]
     return tokens if is_rendered else [_append_eos(it, tokenizer.eos_token_id) for it in tokens]
+
+
+def tokenize_plain(texts: Sequence[str], tokenizer: Any) -> list[MaskedTokens]:
+    """Tokenize texts of which the loss covers every token, with an end-of-text token."""
+    encodings = encode_batch(tokenizer, texts, add_special_tokens=True, offsets=False)
+    ids = [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+    return [_append_eos(MaskedTokens(row, np.ones(len(row), bool)), tokenizer.eos_token_id) for row in ids]
 
 
 def check_tokenizer(tokenizer: Any, has_messages: bool) -> None:
@@ -122,40 +109,19 @@ def check_tokenizer(tokenizer: Any, has_messages: bool) -> None:
 
 
 def _append_eos(tokens: MaskedTokens, eos_token_id: int) -> MaskedTokens:
-    """Append the end-of-text token, unless the tokenizer has added it."""
-    if tokens.input_ids and tokens.input_ids[-1] == eos_token_id:
-        return MaskedTokens(tokens.input_ids, [*tokens.loss_mask[:-1], True])
-    return MaskedTokens([*tokens.input_ids, eos_token_id], [*tokens.loss_mask, True])
+    """Append the end-of-text token, unless the tokenizer has added it. The loss covers it."""
+    ids, mask = tokens.input_ids, tokens.loss_mask
+    if len(ids) and ids[-1] == eos_token_id:
+        ids, mask = ids[:-1], mask[:-1]
+    return MaskedTokens(np.append(ids, eos_token_id), np.append(mask, True))
 
 
-def _overlaps(span: tuple[int, int], text: MaskedText) -> bool:
-    return any(span[0] < end and span[1] > start for start, end in text.loss_spans)
-
-
-def _check_messages(messages: Any) -> list[dict[str, Any]]:
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise UntrainableRowError(f"expected a list of {{role, content}}, found {_truncated_repr(messages)}")
-    for message in messages:
-        keys = ("role", "content")
-        if not isinstance(message, Mapping) or not all(isinstance(message.get(key), str) for key in keys):
-            raise UntrainableRowError(
-                f"expected messages of {{role, content}}, both strings, found {_truncated_repr(message)}"
-            )
-    if not any(message["role"] == "assistant" for message in messages):
-        roles = ", ".join(dict.fromkeys(message["role"] for message in messages))
-        raise UntrainableRowError(f"no message with role 'assistant' to train on, only {roles}")
-    # An Arrow column has every key that any row has; keys that this row does not have are null.
-    return [{key: value for key, value in message.items() if value is not None} for message in messages]
-
-
-def _render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False) -> str:
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
-    except (TemplateError, IndexError, TypeError) as error:
-        roles = ", ".join(message["role"] for message in messages) or "none before the assistant's"
-        raise UntrainableRowError(f"the model's chat template rejects these messages ({roles}): {error}") from error
-
-
-def _truncated_repr(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
+def _mask_tokens(encoding: Any, text: MaskedText) -> MaskedTokens:
+    """The tokens of a text; the loss covers those that overlap one of its spans."""
+    ids = np.array(encoding.ids, dtype=np.int64)
+    offsets = np.fromiter(chain.from_iterable(encoding.offsets), np.int64, 2 * len(ids))
+    starts, ends = offsets[::2], offsets[1::2]
+    mask = np.zeros(len(ids), bool)
+    for start, end in text.loss_spans:
+        mask |= (starts < end) & (ends > start)
+    return MaskedTokens(ids, mask)

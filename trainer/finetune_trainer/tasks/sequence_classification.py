@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from transformers import AutoModelForSequenceClassification
 
-from finetune_trainer.data import Batch, Dataset, RowProblem, Sample
-from finetune_trainer.tasks.base import Processors
+from finetune_trainer.data import Batch, Dataset, Sample, merge_problems
+from finetune_trainer.tasks.base import Example, Processors, index_text_column
 from finetune_trainer.tasks.classification import Classification
+from finetune_trainer.tasks.index import ExampleIndex
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,12 @@ class SequenceClassification(Classification):
     uses_config_pad_token: ClassVar[bool] = True
     uses_tokenizer_padding: ClassVar[bool] = True
 
-    def input_problems(self, data: Dataset) -> Iterator[RowProblem]:
-        return data.invalid_texts("text")
+    def index(self, data: Dataset, processors: Processors) -> ExampleIndex:
+        problems = merge_problems(data.invalid_texts("text"), self.label_problems(data))
+        return index_text_column(data, processors, list(problems))
 
-    def count_truncated(self, data: Dataset, processors: Processors) -> int:
-        return processors.count_truncated(data.iter_chunks("text"))
+    def encode_inputs(self, samples: Sequence[Sample], processors: Processors) -> Sequence[Example]:
+        return processors.encode_texts([sample["text"] for sample in samples])
 
-    def model_inputs(self, samples: Sequence[Sample], processors: Processors) -> Batch:
-        return processors.tokenize([sample["text"] for sample in samples])
+    def collate_inputs(self, examples: Sequence[Example], processors: Processors) -> Batch:
+        return processors.pad(examples)

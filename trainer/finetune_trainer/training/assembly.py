@@ -9,7 +9,7 @@ model do not depend on how the loop calls it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from finetune_trainer.planning import model_loader
 from finetune_trainer.planning.parameters import ParameterInfo
 from finetune_trainer.planning.weight_check import WeightReport, tie_message
 from finetune_trainer.training.device import DeviceConfig
+from finetune_trainer.training.dtypes import OutputDtypes, choose_output_dtypes, set_frozen_dtypes
 
 if TYPE_CHECKING:
     from finetune_trainer.planning.prepare import PreparedRun
@@ -55,11 +56,13 @@ class AssembledModel:
         base: the transformers model; it has the names of the manifest, and is saved.
         forward: what the training loop and the evaluation call; it shares all parameters with `base`.
         modules: the modules that are trainable at some step.
+        output_dtypes: the dtypes with which `base` is saved.
     """
 
     base: PreTrainedModel
     forward: nn.Module
     modules: tuple[TrainableModule, ...]
+    output_dtypes: OutputDtypes = field(default_factory=OutputDtypes)
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
@@ -85,12 +88,14 @@ def assemble(
     model_loader.configure_model(base, task, processors, spec.training.activation_checkpointing)
     base.requires_grad_(False)
     base = adapt(base, spec)
+    plans = [module for module in prepared.plan.modules if module.window.length]
+    set_frozen_dtypes(base, {name for plan in plans for name in plan.parameters}, weights.dtypes, device_config)
     base.to(device_config.device)  # type: ignore[arg-type]
     forward = compile_model(wrap(base, device_config), spec)
     parameters = dict(base.named_parameters())
-    plans = [module for module in prepared.plan.modules if module.window.length]
     modules = tuple(TrainableModule(plan, [parameters[name] for name in plan.parameters]) for plan in plans)
-    return AssembledModel(base, forward, modules), weights.messages()
+    output_dtypes = choose_output_dtypes(base, weights.dtypes, spec.output.dtype)
+    return AssembledModel(base, forward, modules, output_dtypes), weights.messages()
 
 
 def _check_weights(prepared: PreparedRun) -> WeightReport:

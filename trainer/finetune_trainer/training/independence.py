@@ -32,7 +32,7 @@ PROBED_ROWS = 16
 COMPARED_ROWS = 4
 """Rows of different lengths that are compared: the effect of padding may depend on the length modulo a block."""
 
-FP32_TOLERANCE, CUDA_TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-3, 5e-2
+FP32_TOLERANCE, CUDA_TOLERANCE, HALF_TOLERANCE = 1e-4, 1e-3, 0.15
 """Differences that rounding explains, relative to the largest value. cuDNN computes FP32 convolutions in TF32."""
 
 
@@ -222,7 +222,7 @@ class EqualLengthBatches(nn.Module):
             inputs["attention_mask"] = attention_mask
         rows: list[Tensor] = []
         logits: list[Tensor] = []
-        for length in lengths.unique().tolist():
+        for length in torch.unique(lengths).tolist():
             span = slice(0, length) if self.padding_side == "right" else slice(size - length, size)
             rows.append((lengths == length).nonzero().flatten())
             group = {name: _select(value, rows[-1], span, size) for name, value in inputs.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field, replace
@@ -16,12 +15,15 @@ from finetune_api.status import Report
 from finetune_trainer.callbacks import Callback, CallbackList, TestRecord
 from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.errors import RunError, UserError
+from finetune_trainer.formatting import join_some
 from finetune_trainer.planning import model_loader
-from finetune_trainer.planning.prepare import PreparedRun, prepare
+from finetune_trainer.planning.prepare import PreparedRun, index_datasets, prepare
 from finetune_trainer.reporting.metrics_jsonl import METRICS_FILE, MetricsWriter, find_test_record, truncate
 from finetune_trainer.reporting.prometheus import serve_metrics
 from finetune_trainer.reporting.tracker import StatusTracker
 from finetune_trainer.tasks import Processors
+from finetune_trainer.tasks.index import ExampleIndex
+from finetune_trainer.tasks.indexing import OnProgress
 from finetune_trainer.training import export
 from finetune_trainer.training.assembly import assemble
 from finetune_trainer.training.checkpoint import (
@@ -36,7 +38,8 @@ from finetune_trainer.training.checkpoint.differences import diff_specs
 from finetune_trainer.training.checkpoint.weights import check_frozen
 from finetune_trainer.training.device import LossScale, explain_out_of_memory, select_device, set_determinism
 from finetune_trainer.training.divergence import SkippedSteps, describe_trained_steps
-from finetune_trainer.training.evaluation import MetricTracker
+from finetune_trainer.training.dtypes import cast_weights, round_weights
+from finetune_trainer.training.evaluation import HistoryEntry, MetricTracker
 from finetune_trainer.training.independence import IndependenceCheck, ensure_independent_predictions
 from finetune_trainer.training.optimizers import build_optimizers, set_optimizer_state_dict
 from finetune_trainer.training.rng import set_rng_state, set_seed
@@ -135,6 +138,15 @@ class _RunContext:
     def metrics_file(self) -> Path:
         return self.checkpoints.folder / METRICS_FILE
 
+    def on_progress(self, activity: str, done: int, total: int) -> None:
+        """Report the progress of what is done before the first step.
+
+        Raises:
+            Interrupted: a stop was requested.
+        """
+        self.stop.raise_if_requested()
+        self.callback.on_progress(activity, done, total)
+
 
 def _execute(run: _RunContext) -> Report:
     job, checkpoints = run.job, run.checkpoints
@@ -143,9 +155,9 @@ def _execute(run: _RunContext) -> Report:
         message = f"{job.destination} already has the output of this job; nothing was trained"
         return run.tracker.report("OutputAlreadyExists", message, output)
     set_seed(job.spec.training.seed)
-    prepared = prepare(job, run.options.claims)
+    prepared = prepare(job, run.options.claims, run.on_progress)
     try:
-        context = _build_context(prepared, run.callback)
+        context = _build_context(prepared, run.callback, run.on_progress)
         state = _restore(run, context)
         _train(run, context, state)
         return _test_and_export(run, context, state)
@@ -153,24 +165,26 @@ def _execute(run: _RunContext) -> Report:
         raise explain_out_of_memory(prepared.plan.job.spec, error) from error
 
 
-def _build_context(prepared: PreparedRun, callback: Callback) -> TrainingContext:
+def _build_context(prepared: PreparedRun, callback: Callback, on_progress: OnProgress) -> TrainingContext:
     """Load the weights, and build everything that the trainer needs."""
     spec, task = prepared.plan.job.spec, prepared.task
     device_config = select_device(spec)
     set_determinism(spec.training.deterministic)
     processors = model_loader.load_processors(prepared.pretrained, task, prepared.config, spec.data.max_length)
-    if spec.data.on_bad_row == "Fail":
-        for dataset in filter(None, (prepared.train, prepared.validation, prepared.test)):
-            for problem in task.find_problems(dataset, processors):
-                raise UserError(dataset.describe(problem))
+    indexes = index_datasets(prepared, processors, on_progress)
     callback.on_message(f"loading {prepared.pretrained.source}")
     model, model_messages = assemble(prepared, processors, device_config)
-    rows = IndependenceCheck(task, lambda samples: task.collate(samples, processors), prepared.train, device_config)
+    rows = IndependenceCheck(
+        task,
+        lambda samples: task.collate(task.encode(samples, processors), processors),
+        prepared.train,
+        device_config,
+    )
     micro_batch_size = spec.training.micro_batch_size
     model, padding_messages = ensure_independent_predictions(model, task, processors, rows, micro_batch_size)
-    for message in (*_data_messages(prepared, processors), *model_messages, *padding_messages):
+    data_messages = _data_messages(prepared, processors, indexes.train)
+    for message in (*data_messages, *model_messages, *padding_messages):
         callback.on_message(message)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # data workers run in parallel already
     return TrainingContext(
         plan=prepared.plan,
         task=task,
@@ -181,18 +195,20 @@ def _build_context(prepared: PreparedRun, callback: Callback) -> TrainingContext
         optimizers=build_optimizers([module.plan for module in model.modules], model.parameters),
         device_config=device_config,
         test=prepared.test,
+        indexes=indexes,
     )
 
 
-def _data_messages(prepared: PreparedRun, processors: Processors) -> Iterator[str]:
+def _data_messages(prepared: PreparedRun, processors: Processors, index: ExampleIndex) -> Iterator[str]:
     """Which data is skipped, dropped or truncated."""
     plan = prepared.plan
     yield from prepared.notes
+    yield from prepared.task.encoding_notes(processors)
     if dropped := plan.train_samples - plan.steps_per_epoch * plan.job.spec.training.batch_size:
         yield f"dropping the last incomplete batch: {dropped:,} of {plan.train_samples:,} samples per epoch"
-    if truncated := prepared.task.count_truncated(prepared.train, processors):
+    if processors.max_length and (truncated := index.count_truncated(processors.max_length)):
         texts = f"{truncated:,} of {plan.train_samples:,} texts"
-        yield f"truncating {texts} to {processors.max_tokens:,} tokens (data.maxLength)"
+        yield f"truncating {texts} to {processors.max_length:,} tokens (data.maxLength)"
 
 
 def _restore(run: _RunContext, context: TrainingContext) -> TrainState:
@@ -297,8 +313,10 @@ def _test_and_export(run: _RunContext, context: TrainingContext, state: TrainSta
         weights = _select_weights(run, context, state)
         heartbeat.beat()
         run.callback.on_message(f"saving the weights of {weights}")
+        final = _measure_final(run, context, state, heartbeat)
         test = _test(run, context, state, heartbeat) if context.test is not None else None
-        metadata = export.build_run_metadata(run.job, context.plan, state, run.options.attempt, test)
+        metadata = export.build_run_metadata(run.job, context.plan, state, run.options.attempt, test=test, final=final)
+        _cast_weights(run, context)
         output = export.export_model(context, run.checkpoints, run.destination, metadata, heartbeat)
         run.checkpoints.remove()
     message = (
@@ -310,14 +328,42 @@ def _test_and_export(run: _RunContext, context: TrainingContext, state: TrainSta
 def _select_weights(run: _RunContext, context: TrainingContext, state: TrainState) -> str:
     """Load the weights to export into the model, and describe them."""
     metric_tracker = MetricTracker(context.plan.job.spec.evaluation)
-    best = metric_tracker.best(state.history) if context.plan.job.spec.checkpoint.keep_best else None
+    best = _best_entry(context, state)
     if best is None:
         reason = f": {metric_tracker.metric} was never finite" if metric_tracker.is_never_finite(state.history) else ""
         return f"step {state.step}, the last{reason}"
     if best.step != state.step:
         set_model_state_dict(context.model.base, run.checkpoints.load_weights(best.step), run.checkpoints.frozen.hashes)
-    metric = metric_tracker.metric
+    metric = context.plan.job.spec.evaluation.metric
     return f"step {best.step}, the best by {metric} ({best.metrics[metric]:.4g})"
+
+
+def _measure_final(
+    run: _RunContext, context: TrainingContext, state: TrainState, heartbeat: Heartbeat
+) -> HistoryEntry | None:
+    """Round the weights to the dtypes of the output. Returns their metrics on the validation set, if there is one."""
+    is_rounded = round_weights(context.model.base, context.model.output_dtypes)
+    best = _best_entry(context, state)
+    entry = best or (state.history[-1] if state.last_evaluated_step == state.step else None)
+    if entry is None or not is_rounded:
+        return entry
+    callback = CallbackList((run.callback, heartbeat))
+    metrics = Trainer(context, state, run.checkpoints, callback, run.stop).evaluate()
+    metric = context.plan.job.spec.evaluation.metric
+    before, after = entry.metrics[metric], metrics[metric]
+    run.callback.on_message(f"{metric} of the weights as they are saved: {after:.4g} ({before:.4g} in FP32)")
+    return HistoryEntry(entry.step, metrics)
+
+
+def _cast_weights(run: _RunContext, context: TrainingContext) -> None:
+    if kept := cast_weights(context.model.base, context.model.output_dtypes):
+        run.callback.on_message(f"saving in FP32, because FP16 cannot represent the values: {join_some(kept)}")
+
+
+def _best_entry(context: TrainingContext, state: TrainState) -> HistoryEntry | None:
+    """The best evaluation, if its weights are the output."""
+    spec = context.plan.job.spec
+    return MetricTracker(spec.evaluation).best(state.history) if spec.checkpoint.keep_best else None
 
 
 def _test(run: _RunContext, context: TrainingContext, state: TrainState, heartbeat: Heartbeat) -> TestRecord:

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from finetune_trainer.data import Dataset
 from finetune_trainer.plan import RunPlan
+from finetune_trainer.planning.prepare import DatasetIndexes
 from finetune_trainer.tasks import Processors, Task
 from finetune_trainer.training.assembly import AssembledModel
 from finetune_trainer.training.device import DeviceConfig, LossScale
@@ -31,6 +32,7 @@ class TrainingContext:
         validation: the validation set, if there is one.
         optimizers: one per optimizer type.
         device_config: device and precision.
+        indexes: size of each example of the datasets.
         test: the test set, if there is one.
         process_group: the processes that train together.
     """
@@ -43,6 +45,7 @@ class TrainingContext:
     validation: Dataset | None
     optimizers: list[Optimizer]
     device_config: DeviceConfig
+    indexes: DatasetIndexes
     test: Dataset | None = None
     process_group: ProcessGroup = field(default_factory=SingleProcess)
 

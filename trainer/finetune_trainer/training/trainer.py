@@ -244,7 +244,7 @@ class Trainer:
         return load_batches(
             dataset,
             batch_indices,
-            lambda samples: task.collate(samples, processors),
+            lambda samples: task.make_batch(samples, processors),
             num_workers=self.spec.data.workers,
             pin_memory=self.context.device_config.is_cuda,
         )
@@ -269,6 +269,15 @@ class Trainer:
         if problem := describe_nonfinite_metrics(metrics):
             self.callback.on_message(f"evaluation at step {state.step}: {problem}")
         self.callback.on_evaluate(EvaluationRecord(state.step, epoch, metrics, is_best, seconds))
+
+    def evaluate(self) -> dict[str, float]:
+        """The metrics of the current weights on the validation set; not part of the history.
+
+        Raises:
+            Interrupted: a stop was requested.
+        """
+        assert self.context.validation is not None, "there is a validation set"
+        return self._compute_metrics(self.context.validation)
 
     def test(self) -> TestRecord:
         """Evaluate the current weights on the test set.

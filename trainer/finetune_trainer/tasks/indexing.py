@@ -1,0 +1,149 @@
+"""Builds the index of a dataset: in parallel, with progress, and only once for the same content.
+
+The index is kept in the cache folder of the Hugging Face libraries (`HF_HOME`; in a cluster that is
+`runtime.cacheClaim`), so that retries and all trials of a sweep share it. Its key is a hash of everything that it
+depends on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Generator
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from operator import attrgetter
+from typing import TypeVar
+
+from finetune_trainer.compat.hf_datasets import cache_folder
+from finetune_trainer.data import Dataset, RowProblem, map_in_workers, merge_problems
+from finetune_trainer.errors import UserError
+from finetune_trainer.tasks.base import Processors, Task
+from finetune_trainer.tasks.index import ExampleIndex, load_index, save_index
+
+T = TypeVar("T")
+
+INDEX_FOLDER = "finetune-index"
+"""Folder in the cache with one file per index."""
+
+INDEX_VERSION = 1
+"""Part of the key; increased when the content of an index changes for the same inputs."""
+
+CHUNK_BYTES, MAX_CHUNK_ROWS = 1 << 19, 4096
+"""Size of the parts that workers process: less than a second of work, so that a stop request is noticed in time."""
+
+PROGRESS_SECONDS = 0.2
+"""Time between reports of progress."""
+
+OnProgress = Callable[[str, int, int], None]
+"""Receives activity, rows done and rows in total. It may raise `Interrupted`."""
+
+
+def ignore_progress(activity: str, done: int, total: int) -> None:
+    """An `OnProgress` that does nothing."""
+
+
+@dataclass(frozen=True)
+class IndexBuilder:
+    """Builds the index of each dataset of a run.
+
+    Args:
+        task: the task.
+        processors: the model's processors.
+        num_workers: number of worker processes; 0 for none.
+        fail_fast: stop at the first bad row.
+        on_progress: receives the progress.
+    """
+
+    task: Task
+    processors: Processors
+    num_workers: int
+    fail_fast: bool
+    on_progress: OnProgress = ignore_progress
+
+    def build(self, data: Dataset) -> ExampleIndex:
+        """The index of all rows, from the cache if it has it; images are always checked.
+
+        Raises:
+            UserError: a row is bad, with `fail_fast`; or a column or the model does not fit the task.
+            Interrupted: raised by `on_progress`.
+        """
+        self.task.check_processors(self.processors)
+        file = cache_folder() / INDEX_FOLDER / f"{self._key(data)}.npz"
+        index = load_index(file)
+        if index is None or len(index) != len(data):
+            index = self._index(data)
+            if len(index) == len(data):
+                with suppress(OSError):  # a cache that is full or read-only
+                    save_index(index, file)
+        image_problems = self._check_images(self._rows_to_check(data, index)) if self.task.uses_images else []
+        problems = tuple(merge_problems(iter(index.problems), iter(image_problems)))
+        if self.fail_fast and problems:
+            raise UserError(data.describe(problems[0]))
+        return replace(index, problems=problems)
+
+    def _index(self, data: Dataset) -> ExampleIndex:
+        """The index of all rows; with `fail_fast`, of the rows up to the first bad one or a few more."""
+
+        def index_rows(rows: range) -> ExampleIndex:
+            return self.task.index(data.slice(rows.start, rows.stop), self.processors)
+
+        parts: list[ExampleIndex] = []
+        with closing(self._map(index_rows, data, "scanning")) as results:
+            for _, part in results:
+                parts.append(part)
+                if self.fail_fast and part.problems:
+                    break
+        return ExampleIndex.concatenate(parts)
+
+    def _rows_to_check(self, data: Dataset, index: ExampleIndex) -> Dataset:
+        """The rows whose images matter: with `fail_fast`, those before the first row that is bad in other ways."""
+        return data.slice(0, index.problems[0].index) if self.fail_fast and index.problems else data
+
+    def _check_images(self, data: Dataset) -> list[RowProblem]:
+        """The rows without an image, and those of `images_to_check` whose image cannot be decoded."""
+        indices = data.images_to_check()
+
+        def check(part: range) -> list[RowProblem]:
+            return list(data.unreadable_images(indices[part.start : part.stop]))
+
+        problems = list(data.missing_values("image"))
+        with closing(self._map(check, data, "checking the images of", len(indices))) as results:
+            for _, found in results:
+                problems += found
+                if self.fail_fast and problems:
+                    break
+        return sorted(problems, key=attrgetter("index"))
+
+    def _map(
+        self, function: Callable[[range], T], data: Dataset, verb: str, count: int | None = None
+    ) -> Generator[tuple[range, T]]:
+        """Apply a function to consecutive ranges, in order: of all rows, or of `count` numbers."""
+        total = len(data) if count is None else count
+        activity = f"{verb} {data.origin.field_path.removesuffix('.source')}"
+        chunks = _split(total, _chunk_rows(data))
+        num_workers = min(self.num_workers, len(chunks)) if len(chunks) > 1 else 0
+        reported = time.monotonic()
+        with closing(map_in_workers(function, chunks, num_workers)) as results:
+            for rows, result in zip(chunks, results, strict=True):
+                if time.monotonic() - reported > PROGRESS_SECONDS or rows.stop == total:
+                    self.on_progress(activity, rows.stop, total)
+                    reported = time.monotonic()
+                yield rows, result
+
+    def _key(self, data: Dataset) -> str:
+        versions = [f"{name} {version(name)}" for name in ("transformers", "tokenizers", "finetune-operator")]
+        content = (data.fingerprint, sorted(data.decoders), self.processors.fingerprint, repr(self.task))
+        parts = (INDEX_VERSION, *versions, *content)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def _chunk_rows(data: Dataset) -> int:
+    size = sum(column.nbytes for column in data.columns.values())
+    mean = size / max(1, *(len(column) for column in data.columns.values()))
+    return max(1, min(MAX_CHUNK_ROWS, int(CHUNK_BYTES / max(1, mean))))
+
+
+def _split(num_rows: int, chunk_rows: int) -> list[range]:
+    return [range(start, min(start + chunk_rows, num_rows)) for start in range(0, num_rows, chunk_rows)]
