@@ -37,6 +37,7 @@ from finetune_trainer.training.divergence import describe_trained_steps
 from finetune_trainer.training.dtypes import cast_weights, round_weights
 from finetune_trainer.training.evaluation import HistoryEntry, MetricTracker
 from finetune_trainer.training.failures import detecting_repeated_failures
+from finetune_trainer.training.independence import IndependenceCheck, ensure_independent_predictions
 from finetune_trainer.training.optimizers import build_optimizers
 from finetune_trainer.training.resume import ResumeMode
 from finetune_trainer.training.rng import set_seed
@@ -196,7 +197,16 @@ def _build_context(prepared: PreparedRun, callback: Callback, on_progress: OnPro
     check_inputs(prepared, processors, indexes)
     callback.on_message(f"loading {prepared.pretrained.source}")
     model, model_messages = assemble(prepared, processors, device_config)
-    for message in (*_data_messages(prepared, processors, indexes), *model_messages):
+    rows = IndependenceCheck(
+        task,
+        lambda samples: task.collate(task.encode(samples, processors), processors),
+        prepared.train,
+        device_config,
+    )
+    micro_batch_size = spec.training.micro_batch_size
+    model, padding_messages = ensure_independent_predictions(model, task, processors, rows, micro_batch_size)
+    data_messages = _data_messages(prepared, processors, indexes)
+    for message in (*data_messages, *model_messages, *padding_messages):
         callback.on_message(message)
     return TrainingContext(
         plan=prepared.plan,
