@@ -33,12 +33,12 @@ def write_malformed_jsonl(folder: Path) -> str:
 
 def write_malformed_csv(folder: Path) -> str:
     (folder / "a.csv").write_text("text,label\nt0,0\nt1,1\nt2,one,too many\nt3,1\nt4\nt5,0\n")
-    return "a.csv, row 4: expected 2 cells, as in the header, found 3"
+    return "a.csv, line 4: expected 2 cells, as in the header, found 3"
 
 
 def write_csv_with_invalid_utf8(folder: Path) -> str:
     (folder / "a.csv").write_bytes(b"text,label\nt0,0\nt1,1\nt\xff,1\nt3,0\n\xff4,0\nt5,1\n")
-    return "a.csv, row 4: not UTF-8"
+    return "a.csv, line 4: not UTF-8"
 
 
 WRITERS = [write_malformed_jsonl, write_malformed_csv, write_csv_with_invalid_utf8]

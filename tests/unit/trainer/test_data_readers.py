@@ -100,7 +100,8 @@ def test_count_rows(kind: str, folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "location"), [("parquet", "row 2"), ("jsonl", "line 3"), ("json", "line 10"), ("csv", "row 4")]
+    ("kind", "location"),
+    [("parquet", "row 2"), ("jsonl", "line 3"), ("json", "line 10"), ("csv", "line 4"), ("tsv", "line 4")],
 )
 def test_rows_are_located(kind: str, location: str, folder: Path, tmp_path: Path) -> None:
     WRITERS[kind](folder / f"a.{kind}", ROWS[:4])
@@ -271,10 +272,10 @@ def test_empty_shards_are_ignored(kind: str, folder: Path, tmp_path: Path) -> No
     assert f"b.{kind}" in data.locate(6) or kind == "arrow"
 
 
-def test_rows_without_line_numbers_are_located_by_index(folder: Path, tmp_path: Path) -> None:
+def test_row_over_several_lines_is_located_by_its_first(folder: Path, tmp_path: Path) -> None:
     (folder / "a.jsonl").write_text('{"text": "a",\n "label": 1}\n{"text": "b",\n "label": 1}')
     data = load_dataset(tmp_path, "text")
-    assert [data.locate(row) for row in (0, 1)] == [f"{folder}/a.jsonl, row 0", f"{folder}/a.jsonl, row 1"]
+    assert [data.locate(row) for row in (0, 1)] == [f"{folder}/a.jsonl, line 1", f"{folder}/a.jsonl, line 3"]
 
 
 def test_objects_without_columns_are_an_empty_data_set(folder: Path) -> None:
@@ -311,23 +312,21 @@ def test_invalid_parquet_file_is_reported(folder: Path) -> None:
 # Differences between files
 
 
-@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv", "arrow"])
+@pytest.mark.parametrize("kind", ["parquet", "csv", "tsv", "arrow"])
 def test_different_column_name_is_reported(kind: str, folder: Path) -> None:
     WRITERS[kind](folder / f"a.{kind}", ROWS)
     WRITERS[kind](folder / f"b.{kind}", [{"text": "a", "labl": 1}])
-    message = load_error(folder, "text")
-    assert (
-        f"data.train.source: pvc://data/set: {folder}/b.{kind} has no column 'label' and an extra column 'labl'"
-        in message
-    )
-    assert f"unlike {folder}/a.{kind}: all files of a dataset must have the same columns" in message
+    message = load_error(folder, "text", "label")
+    assert f"data.train.source: pvc://data/set: {folder}/b.{kind} has no column 'label', unlike" in message
+    assert f"unlike {folder}/a.{kind}: all files must have the used columns" in message
+    assert message.endswith("available: text, labl; did you mean 'labl'?")
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "arrow"])
 def test_different_column_type_is_reported(kind: str, folder: Path) -> None:
     WRITERS[kind](folder / f"a.{kind}", ROWS)
     WRITERS[kind](folder / f"b.{kind}", [{"text": "a", "label": "good"}])
-    message = load_error(folder, "text")
+    message = load_error(folder, "text", "label")
     assert f"{folder}/b.{kind} has type string in column 'label', but {folder}/a.{kind} has int64" in message
 
 
@@ -343,7 +342,7 @@ def test_difference_from_the_dataset_card_is_reported(folder: Path) -> None:
     write_csv(folder / "a.csv", [{"text": "a", "label": "good"}])
     about = "dataset_info:\n  features:\n  - name: text\n    dtype: string\n  - name: label\n    dtype: int64\n"
     (folder / "README.md").write_text(f"---\n{about}configs:\n- config_name: default\n  data_files: a.csv\n---\n")
-    message = load_error(folder, "text")
+    message = load_error(folder, "text", "label")
     assert f"{folder}/a.csv has type string in column 'label', but the dataset card has int64" in message
 
 
@@ -367,7 +366,11 @@ def test_csv_rows_longer_than_a_default_block(folder: Path, tmp_path: Path) -> N
     [
         ("1\n2\nx", "1\n02", ["1", "02"]),
         ("1\n2", "2\ncat", [2, "cat"]),
-        ("1\n2", "01\n2", [1, 2]),
+        ("1\n2", "01\n2", ["01", 2]),
+        ("001\n2", "001\n1", ["001", "1"]),
+        ("1\n2", "-0\n+2", ["-0", "+2"]),
+        ("001\n1", "1\n001", ["1", "001"]),
+        ("0\n-1", "-1\n+1", [-1, "+1"]),
         ("a\nb", "1\n2", ["1", "2"]),
     ],
 )
@@ -402,10 +405,10 @@ def test_csv_only_empty_cells_are_missing(folder: Path, tmp_path: Path) -> None:
 
 
 def test_csv_cells_are_text(folder: Path, tmp_path: Path) -> None:
-    (folder / "a.csv").write_text("text,label\n17,1\n2026-01-01,01\n,2\ntrue,3\n")
+    (folder / "a.csv").write_text("text,label\n17,1\n2026-01-01,-1\n,2\ntrue,3\n")
     data = load_dataset(tmp_path, "text", "label")
     assert data.values("text") == ["17", "2026-01-01", None, "true"]
-    assert data.values("label") == [1, 1, 2, 3]
+    assert data.values("label") == [1, -1, 2, 3]
 
 
 def test_csv_quoted_cells(folder: Path, tmp_path: Path) -> None:
@@ -481,6 +484,19 @@ def test_image_classes_are_aligned_with_the_training_set(tmp_path: Path) -> None
     assert named["blue"].getpixel((0, 0)) == tiny.COLOURS["blue"]
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_class_names_of_a_table_and_of_folders_are_aligned(kind: str, tmp_path: Path) -> None:
+    write_images(tmp_path / "data" / "set", "red/1.png", "green/1.png")
+    write_images(tmp_path / "data" / "check", "r.png", "g.png", "b.png")
+    labels = {"r.png": "red", "g.png": "green", "b.png": "blue"}
+    rows = [{"file_name": name, "label": label} for name, label in labels.items()]
+    WRITERS[kind](tmp_path / "data" / "check" / f"metadata.{kind}", rows)
+    folders = load_dataset(tmp_path, "image", "label")
+    table = load_dataset(tmp_path, "image", "label", source="pvc://data/check")
+    assert align_labels(table, folders).values("label") == [1, 0, "blue"]
+    assert sorted(align_labels(folders, table).values("label")) == ["green", "red"]
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_images_with_metadata(kind: str, folder: Path, tmp_path: Path) -> None:
     write_images(folder, "red.png", "deeper/green.png")
@@ -508,7 +524,7 @@ def test_metadata_with_a_missing_image_is_a_bad_row(folder: Path, tmp_path: Path
     (problem,) = data.invalid_images()
     assert problem.index == 1
     assert "cannot decode the image" in problem.text
-    assert f"{folder}/metadata.csv, row 3" in data.describe(problem)
+    assert f"{folder}/metadata.csv, line 3" in data.describe(problem)
 
 
 def test_csv_with_image_paths(folder: Path, tmp_path: Path) -> None:

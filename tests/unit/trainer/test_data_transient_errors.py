@@ -10,12 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets.packaged_modules.json.json import Json
-from datasets.packaged_modules.parquet.parquet import Parquet
 
 from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.data import BadRowPolicy, Batch, load_batches, read_table, resolve_files
-from finetune_trainer.data.readers import jsonl
 from finetune_trainer.errors import RunError, UserError
 from finetune_trainer.hub import is_transient
 from unit.trainer import tiny
@@ -56,7 +53,7 @@ def test_image_that_cannot_be_opened(folder: Path, tmp_path: Path) -> None:
     data = load_dataset(tmp_path, "image", "text")
     with file_limit_reached(), pytest.raises(RunError) as raised:
         data[0]
-    assert f"column 'image' of {folder}/rows.csv, row 2: cannot be read: [Errno 24]" in transient_message(raised)
+    assert f"column 'image' of {folder}/rows.csv, line 2: cannot be read: [Errno 24]" in transient_message(raised)
     with file_limit_reached(), pytest.raises(RunError) as raised:
         BadRowPolicy(skip=True, limit=10).drop_rows(data, data.invalid_images())
     assert "cannot be read" in transient_message(raised)
@@ -68,7 +65,7 @@ def test_files_that_cannot_be_opened(kind: str, folder: Path, tmp_path: Path) ->
     WRITERS[kind](folder / f"a.{kind}", ROWS)
     files = resolve_files(data_spec().train, "data.train", ClaimPaths(tmp_path))
     with file_limit_reached(), pytest.raises(RunError) as raised:
-        read_table(files, FAIL)
+        read_table(files, FAIL, ["text"])
     assert "data.train.source: pvc://data/set: cannot be read" in transient_message(raised)
     assert "Too many open files" in str(raised.value)
 
@@ -80,16 +77,16 @@ def test_unreadable_folder_is_not_reported_as_empty(folder: Path, tmp_path: Path
     assert "Too many open files" in transient_message(raised)
 
 
-@pytest.mark.parametrize(("kind", "reader"), [("parquet", Parquet), ("jsonl", Json)])
-def test_full_cache_disk(kind: str, reader: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", WRITERS)
+def test_full_cache_disk(kind: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    WRITERS[kind](folder / f"a.{kind}", ROWS)
-    monkeypatch.setattr(reader, "_generate_tables", full)
+    WRITERS[kind](folder / f"a.{kind}", [{"text": f"{kind} that no other test reads"}])
+    monkeypatch.setattr("finetune_trainer.data.readers.conversion.pa.ipc.new_file", full)
     with pytest.raises(RunError) as raised:
         load_dataset(tmp_path, "text")
-    assert "data.train.source: pvc://data/set: cannot be read into" in transient_message(raised)
+    assert f"data.train.source: pvc://data/set: {folder}/a.{kind} cannot be read into" in transient_message(raised)
     assert "No space left on device" in str(raised.value)
 
 
@@ -121,12 +118,17 @@ def test_unknown_download_error_is_transient(tmp_path: Path, monkeypatch: pytest
     assert transient_message(raised) == expected
 
 
-def test_concurrent_processes_write_one_cleaned_copy(folder: Path, tmp_path: Path) -> None:
+def test_concurrent_runs_convert_a_file_once(folder: Path, tmp_path: Path, datasets_cache: Path) -> None:
     rows = "".join(f'{{"text": "t{number}"}}\n' for number in range(20_000))
     (folder / "a.jsonl").write_text(rows + "malformed\n")
-    files = resolve_files(data_spec().train, "data.train", ClaimPaths(tmp_path))
+    before = set((datasets_cache / "finetune" / "tables").glob("*/*"))
+
+    def load(_: int) -> tuple[int, str]:
+        data = load_dataset(tmp_path, "text", bad_rows=BadRowPolicy(skip=True, limit=1))
+        return len(data), data.fingerprint
+
     with ThreadPoolExecutor(8) as pool:
-        results = [future.result() for future in [pool.submit(jsonl.write_cleaned_copies, files) for _ in range(8)]]
-    ((copy,),) = {tuple(copies) for copies in results}
-    assert copy.read_text() == rows
-    assert list(copy.parent.iterdir()) == [copy]
+        results = set(pool.map(load, range(8)))
+    assert [count for count, _ in results] == [20_000]
+    (entry,) = set((datasets_cache / "finetune" / "tables").glob("*/*")) - before
+    assert sorted(file.name for file in entry.iterdir()) == ["malformed.json", "rows.arrow"]

@@ -1,53 +1,42 @@
-"""Internals of `datasets`: how file names map to splits, how a dataset card describes files, and the builders.
+"""Internals of `datasets`: how file names map to splits, how a dataset card describes files, and types of columns.
 
 Used as of datasets 5.2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import datasets
 import pyarrow as pa
 from datasets.data_files import (
     SPLIT_KEYWORDS,
     DataFilesDict,
-    DataFilesList,
     EmptyDatasetError,
     get_data_patterns,
     sanitize_patterns,
 )
-from datasets.exceptions import DatasetGenerationError
+from datasets.features.features import generate_from_arrow_type
 from datasets.info import DatasetInfosDict
-from datasets.packaged_modules.arrow.arrow import Arrow
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-from datasets.packaged_modules.json.json import Json
-from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCardData
 
 __all__ = [
-    "DatasetGenerationError",
     "EmptyDatasetError",
+    "Feature",
     "MetadataConfigs",
-    "build_table",
     "cache_folder",
     "card_features",
     "cast_table",
+    "feature_from_arrow",
     "read_card_configs",
     "resolve_splits",
     "split_aliases",
 ]
 
-BUILDERS: Mapping[str, tuple[Any, Mapping[str, Any]]] = {
-    "parquet": (Parquet, {}),
-    "json": (Json, {"parse_agent_traces": False}),
-    "arrow": (Arrow, {}),
-    "images": (ImageFolder, {"drop_labels": False}),
-}
-"""By format: the builder class and the arguments of its config."""
+Feature: TypeAlias = Any
+"""The type of a column: `Value`, `ClassLabel`, `Image` and so on, or a mapping or list of them."""
 
 
 def resolve_splits(base_path: Path, data_files: Any = None) -> dict[str, list[Path]]:
@@ -81,35 +70,13 @@ def card_features(folder: Path, config: str) -> datasets.Features | None:
     return infos[config].features if config in infos else None
 
 
-def build_table(
-    format: str, files: Sequence[Path], split: str, features: datasets.Features | None, fingerprint: str
-) -> tuple[pa.Table, datasets.Features]:
-    """Read files into a memory-mapped Arrow table in the cache, or take it from there.
-
-    Args:
-        format: key of `BUILDERS`.
-        files: absolute paths, in order.
-        split: name of the split.
-        features: expected columns; None infers them.
-        fingerprint: key of the cache entry; has to change when a file changes.
+def feature_from_arrow(type: pa.DataType) -> Feature:
+    """The feature for values of an Arrow type.
 
     Raises:
-        Exception: any that a builder raises on malformed files.
+        ValueError: `datasets` has none.
     """
-    builder_class, options = BUILDERS[format]
-    paths = DataFilesList([str(file) for file in files], [(fingerprint,)])
-    builder = builder_class(
-        dataset_name=format,
-        data_files=DataFilesDict({split: paths}),
-        features=features,
-        hash=fingerprint,
-        **options,
-    )
-    builder.download_and_prepare()
-    if not builder.info.splits.total_num_examples:
-        return pa.table({}), datasets.Features()
-    dataset = builder.as_dataset(split=split)
-    return dataset.data.table, dataset.features
+    return generate_from_arrow_type(type)
 
 
 def cast_table(table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -15,7 +15,7 @@ from finetune_trainer.data.loader import Batch, load_batches, map_in_workers
 from finetune_trainer.data.readers import count_rows, read_columns, read_table
 from finetune_trainer.data.resolve import resolve_files
 from finetune_trainer.data.sampler import Position, TrainBatchSampler, TrainDataSource, evaluation_batches
-from finetune_trainer.data.splits import split_sizes, train_validation_split
+from finetune_trainer.data.splits import describe_split, fold_columns, split_sizes, train_validation_split
 from finetune_trainer.data.table import Table
 
 __all__ = [
@@ -32,7 +32,9 @@ __all__ = [
     "check_no_overlap",
     "content_hash",
     "count_rows",
+    "describe_split",
     "evaluation_batches",
+    "fold_columns",
     "load_batches",
     "map_in_workers",
     "merge_problems",

@@ -23,6 +23,7 @@ class BadRowPolicy:
     limit: int
     _counts: dict[str, int] = field(default_factory=dict)
     _examples: dict[str, str] = field(default_factory=dict)
+    _notes: list[str] = field(default_factory=list)
 
     @classmethod
     def from_spec(cls, data: Data) -> BadRowPolicy:
@@ -63,8 +64,13 @@ class BadRowPolicy:
             raise UserError(f"{dataset.origin.field_path}: all of its rows are bad, e.g. {self._example(dataset)}")
         return dataset.drop_rows(dropped) if dropped else dataset
 
+    def add_note(self, note: str) -> None:
+        """Report how a file was understood."""
+        self._notes.append(note)
+
     def notes(self) -> Iterator[str]:
-        """How many rows were skipped, for each dataset with bad rows."""
+        """How files were understood, and how many rows were skipped, for each dataset with bad rows."""
+        yield from self._notes
         for field_path, count in self._counts.items():
             rows = "1 bad row" if count == 1 else f"{count:,} bad rows"
             yield f"skipping {rows} (data.onBadRow: Skip); the first: {self._examples[field_path]}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
@@ -16,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from finetune_trainer.data.cache import cache_key
+from finetune_trainer.data.cache import cache_key, remember
 from finetune_trainer.data.fingerprints import content_hash, digest_column
-from finetune_trainer.data.images import UnreadableImageError, decode_image
+from finetune_trainer.data.images import ImageCheck, UnreadableImageError, check_image, decode_image
 from finetune_trainer.data.paths import check_path
 from finetune_trainer.errors import RunError, UserError
 
@@ -26,7 +27,8 @@ Sample = Mapping[str, Any]
 """One decoded row: values by role."""
 
 MAX_VERIFIED_IMAGES = 10_000
-"""In larger datasets, not all images are decoded before the first step; a corrupt one is reported when it is read."""
+"""In larger datasets, a sample of this size is checked before the first step; a corrupt image among the others is
+reported when it is read."""
 
 CHUNK_ROWS = 1024
 """Rows converted to Python at once: a whole column may exceed memory, or the 2 GiB limit of an Arrow string array."""
@@ -78,6 +80,7 @@ class Dataset:
         untyped_roles: roles whose values are strings only because the file format has no types.
         verify_all_images: decode all images before the first step, even beyond `MAX_VERIFIED_IMAGES`.
         sliced_from: number of rows of the dataset that this is a slice of; None if it is not a slice.
+        column_keys: keys that change with the content of a column, by role; missing if unknown.
     """
 
     origin: RowOrigin
@@ -89,6 +92,7 @@ class Dataset:
     untyped_roles: frozenset[str] = frozenset()
     verify_all_images: bool = False
     sliced_from: int | None = None
+    column_keys: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -105,7 +109,7 @@ class Dataset:
 
     def iter_chunks(self, role: str) -> Iterator[list[Any]]:
         """All values of a role, in order, as lists of at most `CHUNK_ROWS`; every role is split at the same rows."""
-        for chunk in self._iter_encoded(role):
+        for chunk in self._iter_stored(role):
             yield [self._decode(role, value) for value in chunk.to_pylist()]
 
     @cached_property
@@ -119,14 +123,21 @@ class Dataset:
         return cache_key(len(self), *(self._fingerprint_role(role) for role in sorted(self.columns)))
 
     def _fingerprint_role(self, role: str) -> tuple[Any, ...]:
-        values = digest_column(
-            chain.from_iterable(chunk.chunks for chunk in self._iter_encoded(role)), self._type(role)
-        )
         files = list(self._describe_image_files()) if role == "image" else []
-        return role, self.column_names[role], values, self.classes.get(role), role in self.decoders, files
+        names = self.classes.get(role)
+        return role, self.column_names[role], self._digest_values(role), names, role in self.decoders, files
 
-    def _type(self, role: str) -> pa.DataType:
-        return self.columns[role].type
+    def _digest_values(self, role: str) -> str:
+        """Digest of the stored values of a role; remembered, because a column can have the size of the files."""
+
+        def compute() -> str:
+            chunks = chain.from_iterable(chunk.chunks for chunk in self._iter_stored(role))
+            return digest_column(chunks, self.columns[role].type)
+
+        if role not in self.column_keys:
+            return compute()
+        key = cache_key(self.column_keys[role], hashlib.sha256(self.rows.tobytes()).hexdigest())
+        return str(remember("column-digests", key, compute))
 
     def _describe_image_files(self) -> Iterator[str | tuple[str, int]]:
         """Content hash, or path and size, of each image in a file of its own, as far as it can be read."""
@@ -137,7 +148,7 @@ class Dataset:
                 with suppress(OSError):
                     yield content_hash(file) if len(self) <= MAX_VERIFIED_IMAGES else (path, file.stat().st_size)
 
-    def _iter_encoded(self, role: str) -> Iterator[pa.ChunkedArray]:
+    def _iter_stored(self, role: str) -> Iterator[pa.ChunkedArray]:
         """All values of a role as they are stored, in order."""
         if not len(self.rows):
             return
@@ -188,15 +199,32 @@ class Dataset:
                 yield RowProblem(index, role, problem)
 
     def invalid_images(self) -> Iterator[RowProblem]:
-        """Images that are null or cannot be decoded; in a large dataset only the former, see `MAX_VERIFIED_IMAGES`."""
-        return merge_problems(self.missing_values("image"), self._unreadable_images())
+        """Images that are null or cannot be decoded; of the latter, only those among `images_to_check`."""
+        return merge_problems(self.missing_values("image"), self.unreadable_images(self.images_to_check()))
 
-    def _unreadable_images(self) -> Iterator[RowProblem]:
-        if self.verify_all_images or (self.sliced_from or len(self)) <= MAX_VERIFIED_IMAGES:
-            for index in range(len(self)):
-                value = self._value("image", index)
-                if value is not None and (problem := self._check_image(value, index)):
-                    yield RowProblem(index, "image", problem)
+    def unreadable_images(self, indices: np.ndarray) -> Iterator[RowProblem]:
+        """Images at these indices that cannot be decoded."""
+        for index in indices.tolist():
+            if problem := self.check_image(index).problem:
+                yield RowProblem(index, "image", problem)
+
+    def images_to_check(self) -> np.ndarray:
+        """Indices of the images to check before the first step, ascending: all of them, or a random sample."""
+        if self.verify_all_images or len(self) <= MAX_VERIFIED_IMAGES:
+            return np.arange(len(self))
+        return np.sort(np.random.default_rng(0).choice(len(self), MAX_VERIFIED_IMAGES, replace=False))
+
+    def check_image(self, index: int) -> ImageCheck:
+        """Whether an image can be decoded. A missing one has no problem here; see `missing_values`.
+
+        Raises:
+            RunError: the disk or the machine failed; a retry can help.
+        """
+        value = self._value("image", index)
+        if value is None:
+            return ImageCheck()
+        with self._image_errors(index):
+            return check_image(value, self.origin.folder, self.origin.root)
 
     # Decoding
 
@@ -208,22 +236,18 @@ class Dataset:
             return drop_null_keys(value)
         return self.decoders[role](value)
 
-    def _check_image(self, value: Any, index: int) -> str | None:
-        try:
-            self._open_image(value, index)
-        except UnreadableImageError as error:
-            return str(error)
-        return None
-
     def _decode_image(self, value: Any, index: int) -> Image.Image:
         try:
-            return self._open_image(value, index)
+            with self._image_errors(index):
+                return decode_image(value, self.origin.folder, self.origin.root)
         except UnreadableImageError as error:
             raise self.error("image", index, str(error)) from error
 
-    def _open_image(self, value: Any, index: int) -> Image.Image:
+    @contextmanager
+    def _image_errors(self, index: int) -> Iterator[None]:
+        """Report an error of the disk or the machine with the row that was read."""
         try:
-            return decode_image(value, self.origin.folder, self.origin.root)
+            yield
         except (OSError, MemoryError) as error:
             message = self.describe(RowProblem(index, "image", f"cannot be read: {error}"))
             raise RunError(message) from error

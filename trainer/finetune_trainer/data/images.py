@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.ExifTags import Base as Tag
+from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from finetune_trainer.data.paths import check_path
@@ -40,6 +41,7 @@ MODES: Mapping[int, str] = {1: "L", 3: "RGB"}
 BACKGROUND = (255, 255, 255, 255)
 """White, on which transparent images are composited, as the image processors of transformers do."""
 
+UPRIGHT = 1
 TRANSPOSITIONS: Mapping[int, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -157,7 +159,7 @@ def _describe_error(error: Exception, value: bytes | str) -> str:
     if isinstance(error, Image.DecompressionBombError):
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         return f"it has more than {limit:,} pixels, which could exhaust the memory; resize it"
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         shown = "" if isinstance(value, str) else f" ({len(value):,} bytes)"
         return f"no image format is recognized{shown}"
     return str(error) or type(error).__name__
@@ -179,7 +181,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _correct_transparency(image: Image.Image) -> None:
     """Scale the transparent color of a PNG to the 8 bits of its pixels."""
     transparent = image.info.get("transparency")
-    raw_mode = image.tile[0].args if image.format == "PNG" and image.tile else None
+    raw_mode = image.tile[0].args if isinstance(image, PngImageFile) and image.tile else None
     scale = PNG_TRANSPARENCY_SCALE.get(raw_mode) if isinstance(raw_mode, str) else None
     if scale is None or transparent is None:
         return
@@ -210,7 +212,8 @@ def _scale_floats(levels: np.ndarray) -> np.ndarray:
             f"expected floating-point grey levels from 0 (black) to 1 (white), found "
             f"{levels.min():g} to {levels.max():g}; scale them, or convert the image to 8 or 16 bits"
         )
-    return np.rint(levels * 255)
+    scaled: np.ndarray = np.rint(levels * 255)
+    return scaled
 
 
 def _scale_integers(levels: np.ndarray, black: int, white: int) -> np.ndarray:
@@ -256,8 +259,8 @@ def _has_more_frames(image: Image.Image) -> bool:
 def _make_upright(image: Image.Image, converted: Image.Image) -> Image.Image:
     """Apply the EXIF orientation of an image to its converted pixels. Malformed EXIF data has no orientation."""
     try:
-        orientation = image.getexif().get(Tag.Orientation)
+        orientation = image.getexif().get(Tag.Orientation, UPRIGHT)
     except Exception:  # noqa: BLE001 - decoders of malformed data raise many types
-        orientation = None
+        orientation = UPRIGHT
     transposition = TRANSPOSITIONS.get(orientation)
     return converted if transposition is None else converted.transpose(transposition)

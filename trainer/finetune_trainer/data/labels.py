@@ -5,22 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from finetune_trainer.data.dataset import Dataset
 
-INTEGER = "[+-]?[0-9]{1,18}"
-"""An integer that fits into 64 bits."""
+INTEGER = "0|-?[1-9][0-9]{0,17}"
+"""An integer of at most 64 bits as it is usually written: `001` is not the class `1`, but text."""
 
 
 def align_labels(dataset: Dataset, train: Dataset) -> Dataset:
     """Give the classes of a dataset the types and numbers that they have in the training set.
 
+    One of the two may number its classes and the other write their names, such as a folder of images and a table.
     Classes that the training set does not have are numbered after its own.
     """
-    dataset = _align_types(dataset, train)
+    dataset = _align_names(_align_types(dataset, train), train)
     different = {
         role: names for role, names in dataset.classes.items() if role in train.classes and names != train.classes[role]
     }
@@ -51,6 +53,34 @@ def _align_types(dataset: Dataset, train: Dataset) -> Dataset:
     return dataset
 
 
+def _align_names(dataset: Dataset, train: Dataset) -> Dataset:
+    """Replace the names of classes by their numbers where the training set has numbers, and the other way round."""
+    for role in dataset.columns.keys() & train.columns.keys():
+        if role in train.classes and role not in dataset.classes and _has_text(dataset, role):
+            numbers = {name: number for number, name in enumerate(train.classes[role])}
+            dataset = _decode(dataset, role, numbers)
+        if role in dataset.classes and role not in train.classes and _has_text(train, role):
+            dataset = _decode(dataset, role, dict(enumerate(dataset.classes[role])))
+            others = {other: names for other, names in dataset.classes.items() if other != role}
+            dataset = replace(dataset, classes=others)
+    return dataset
+
+
+def _decode(dataset: Dataset, role: str, new_values: Mapping[Any, Any]) -> Dataset:
+    """Replace decoded values; those without a new one stay as they are."""
+    decode = dataset.decoders.get(role, _unchanged)
+    return replace(dataset, decoders={**dataset.decoders, role: lambda value: new_values.get(value, decode(value))})
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+def _has_text(dataset: Dataset, role: str) -> bool:
+    kind = dataset.columns[role].type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
 def _has_integers(dataset: Dataset, role: str) -> bool:
     return dataset.decoders.get(role) is parse_label or bool(pa.types.is_integer(dataset.columns[role].type))
 
@@ -59,4 +89,9 @@ def _renumber(dataset: Dataset, role: str, new_numbers: Mapping[int, int], names
     column = dataset.columns[role]
     values = [value if value is None else new_numbers.get(value, value) for value in column.to_pylist()]
     renumbered = pa.chunked_array([pa.array(values, pa.int64())])
-    return replace(dataset, columns={**dataset.columns, role: renumbered}, classes={**dataset.classes, role: names})
+    return replace(
+        dataset,
+        columns={**dataset.columns, role: renumbered},
+        classes={**dataset.classes, role: names},
+        column_keys={other: key for other, key in dataset.column_keys.items() if other != role},
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from finetune_trainer.data.data_files import describe_choices
 from finetune_trainer.data.dataset import Dataset
 from finetune_trainer.data.table import Table
 from finetune_trainer.errors import UserError
+from finetune_trainer.formatting import pluralize
 
 
 def train_validation_split(dataset: Dataset, data: Data, table: Table) -> tuple[Dataset, Dataset | None]:
@@ -47,9 +48,10 @@ def split_sizes(data: Data, num_rows: int) -> tuple[int, int]:
     Approximate for folds of groups, whose sizes depend on the groups.
 
     Raises:
-        UserError: no rows are left to train on.
+        UserError: no rows are left to train on, or there are fewer rows than folds.
     """
     if data.fold is not None:
+        _check_count(data.fold, num_rows)
         held_out = num_rows // data.fold.count + (data.fold.index < num_rows % data.fold.count)
         return num_rows - held_out, held_out
     if data.validation is None or data.validation.fraction is None:
@@ -62,13 +64,46 @@ def split_sizes(data: Data, num_rows: int) -> tuple[int, int]:
     return num_rows - held_out, held_out
 
 
+def describe_split(data: Data, num_rows: int) -> Iterator[str]:
+    """A note if a fraction is so small that it is less than half a row; at least one row is held out."""
+    fraction = data.validation.fraction if data.validation else None
+    if fraction is not None and not round(fraction * num_rows):
+        rows = pluralize(num_rows, "row")
+        yield f"data.validation.fraction: {fraction} of {rows} is less than one row; holding out 1"
+
+
+def fold_columns(fold: Fold | None, available: Collection[str], field_path: str) -> list[str]:
+    """The columns that the folds depend on.
+
+    Args:
+        fold: `data.fold` of the manifest.
+        available: the columns of the training set.
+        field_path: field of the manifest that names it.
+
+    Raises:
+        UserError: there is no such column.
+    """
+    columns = {"groupBy": fold.group_by, "stratifyBy": fold.stratify_by} if fold else {}
+    for field, name in columns.items():
+        if name is not None and name not in available:
+            hint = describe_choices(name, list(available))
+            raise UserError(f"data.fold.{field}: {field_path} has no column {name!r}; {hint}")
+    return [name for name in columns.values() if name is not None]
+
+
 def _fold_indices(dataset: Dataset, fold: Fold, table: Table) -> np.ndarray:
     """The indices of one fold. Folds with the same seed are disjoint, and together they have all rows."""
+    fold_columns(fold, table.columns, dataset.origin.field_path)
     groups = _column_values(dataset, table, fold.group_by, "groupBy")
     strata = _column_values(dataset, table, fold.stratify_by, "stratifyBy")
     _check_fold(fold, len(dataset), groups, strata)
     splits = _make_splitter(fold).split(np.zeros(len(dataset)), strata, groups)
     folds: list[np.ndarray] = [held_out for _, held_out in splits]
+    if not len(folds[fold.index]):  # groups of very different sizes or strata
+        raise UserError(
+            f"data.fold: fold {fold.index} of {fold.count} has no rows: the groups in column {fold.group_by!r} cannot "
+            f"be distributed over {fold.count} folds; lower data.fold.count"
+        )
     return folds[fold.index]
 
 
@@ -86,9 +121,6 @@ def _column_values(dataset: Dataset, table: Table, name: str | None, field: str)
     """The values of a column for the rows of the dataset, as text: they are only compared for equality."""
     if name is None:
         return None
-    if name not in table.columns:
-        hint = describe_choices(name, table.columns)
-        raise UserError(f"data.fold.{field}: {dataset.origin.field_path} has no column {name!r}; {hint}")
     values = table.data.column(name).to_pylist()
     for row in dataset.rows:
         if values[row] is None:
@@ -99,8 +131,7 @@ def _column_values(dataset: Dataset, table: Table, name: str | None, field: str)
 
 def _check_fold(fold: Fold, num_rows: int, groups: Sequence[str] | None, strata: Sequence[str] | None) -> None:
     """Reject folds that cannot be formed, or that would be empty."""
-    if fold.count > num_rows:
-        raise UserError(f"data.fold.count: {fold.count} folds, but the training set has only {num_rows:,} rows")
+    _check_count(fold, num_rows)
     if groups is not None and len(set(groups)) < fold.count:
         raise UserError(
             f"data.fold.groupBy: column {fold.group_by!r} has only {len(set(groups))} groups, "
@@ -113,3 +144,8 @@ def _check_fold(fold: Fold, num_rows: int, groups: Sequence[str] | None, strata:
                 f"data.fold.stratifyBy: value {value} of column {fold.stratify_by!r} has only {members} rows, "
                 f"fewer than data.fold.count ({fold.count})"
             )
+
+
+def _check_count(fold: Fold, num_rows: int) -> None:
+    if fold.count > num_rows:
+        raise UserError(f"data.fold.count: {fold.count} folds, but the training set has only {num_rows:,} rows")

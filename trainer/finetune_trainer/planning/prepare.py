@@ -80,6 +80,7 @@ def prepare(job: FineTuneJob, claim_paths: ClaimPaths, on_progress: OnProgress =
     spec = job.spec
     bad_rows = BadRowPolicy.from_spec(spec.data)
     all_rows, train, validation, test, file_notes = _open_data(job, task_class, claim_paths, bad_rows)
+    task_class.check_config(config, model_loader.load_declared_config(pretrained))
     task = task_class.build(config, all_rows)
     effective_job = with_checked_defaults(job, task_name, task.metric_names)
     indexes = None
@@ -94,7 +95,7 @@ def prepare(job: FineTuneJob, claim_paths: ClaimPaths, on_progress: OnProgress =
     parameters = tuple(model_loader.list_parameters(model))
     weights = model_loader.check_weights(pretrained, config, model, task.new_head)
     plan = plan_run(effective_job, parameters, len(train), len(validation) if validation else 0)
-    notes = (*file_notes, *bad_rows.notes())
+    notes = (*file_notes, *task.notes, *bad_rows.notes())
     return PreparedRun(task, pretrained, config, train, validation, test, plan, parameters, weights, notes, indexes)
 
 
@@ -154,12 +155,12 @@ def _open_data(
     task_class.check_columns(available, spec.columns, data_files.field_path)
     roles = task_class.required_roles, task_class.optional_roles
     names = data.resolve_columns(available, spec.columns, *roles, data_files.field_path)
-    fold_columns = (spec.fold.group_by, spec.fold.stratify_by) if spec.fold else ()
-    used = dict.fromkeys([*names.values(), *(name for name in fold_columns if name in available)])
+    used = dict.fromkeys([*names.values(), *data.fold_columns(spec.fold, available, data_files.field_path)])
     table = data.read_table(data_files, bad_rows, list(used))
     nullable = task_class.nullable_roles
     all_rows = _drop_incomplete_rows(table, names, nullable, bad_rows)
     train, validation = data.train_validation_split(all_rows, spec, table)
+    notes.extend(data.describe_split(spec, len(all_rows)))
 
     def open_eval_set(source: DataSource | Validation | None, field_path: str) -> Dataset | None:
         if source is None or source.source is None:

@@ -185,7 +185,7 @@ def plan_schedules(job: DefaultedJob, per_epoch: int) -> SchedulePlan:
 
 
 def count_samples(job: FineTuneJob, claim_paths: ClaimPaths) -> int:
-    """Number of training samples, from the metadata of the data files.
+    """Number of training samples, from the metadata of the data files where that is enough.
 
     Raises:
         UserError: the data is not available, or cannot be read.
@@ -195,9 +195,11 @@ def count_samples(job: FineTuneJob, claim_paths: ClaimPaths) -> int:
         raise UserError(f"the length of the run depends on its data. {gap}. Set it with --samples N")
     from finetune_trainer import data
 
-    rows = data.count_rows(data.resolve_files(spec.train, "data.train", claim_paths), data.BadRowPolicy.from_spec(spec))
-    train, _ = data.split_sizes(spec, rows)
-    return train
+    files, bad_rows = data.resolve_files(spec.train, "data.train", claim_paths), data.BadRowPolicy.from_spec(spec)
+    if columns := data.fold_columns(spec.fold, data.read_columns(files) if spec.fold else (), TRAIN):
+        table = data.read_table(files, bad_rows, columns)
+        return len(data.train_validation_split(table.to_dataset({}), spec, table)[0])
+    return data.split_sizes(spec, data.count_rows(files, bad_rows))[0]
 
 
 def _full_preview(inputs: _Inputs, config: PretrainedConfig, task: str | None) -> RunPreview:

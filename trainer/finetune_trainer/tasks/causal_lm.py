@@ -19,7 +19,7 @@ from finetune_trainer.errors import UserError
 from finetune_trainer.tasks.auxiliary_loss import check_loss_terms, get_auxiliary_loss
 from finetune_trainer.tasks.base import Example, Processors, Task
 from finetune_trainer.tasks.chat import UntrainableRowError
-from finetune_trainer.tasks.chat_template import MaskedText
+from finetune_trainer.tasks.chat_template import ChatTemplate, MaskedText
 from finetune_trainer.tasks.index import ExampleIndex
 from finetune_trainer.tasks.infer import infer_task_name
 from finetune_trainer.tasks.loss_mask import (
@@ -102,6 +102,10 @@ class CausalLM(Task):
 
     def check_processors(self, processors: Processors) -> None:
         check_tokenizer(processors.tokenizer, "messages" in self.text_roles)
+
+    def encoding_notes(self, processors: Processors) -> Iterator[str]:
+        if "messages" in self.text_roles:
+            yield from ChatTemplate.of(processors.tokenizer, has_tools=False).notes()
 
     def index(self, data: Dataset, processors: Processors) -> ExampleIndex:
         malformed = list(merge_problems(self._malformed_rows(data), self._blank_rows(data)))

@@ -73,6 +73,16 @@ class ChatTemplate:
         check_rendered(conversation, text)
         return MaskedText(text, tuple(spans), is_rendered=True)
 
+    def notes(self) -> Iterator[str]:
+        """How what is learned differs from what the model is asked for at inference."""
+        prompt, header = self._prompts
+        if not marks_generations(self.source) and not header.startswith(prompt):
+            missing = prompt[len(_common_prefix(prompt, header)) :]
+            yield (
+                f"the generation prompt of the model's chat template ends in {missing!r}, which the answers that it "
+                "renders do not have: they are learned as they are rendered"
+            )
+
     def render(self, conversation: Conversation, *, add_generation_prompt: bool = False) -> str:
         """The text of a conversation.
 

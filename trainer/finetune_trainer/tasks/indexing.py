@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from operator import attrgetter
 from typing import TypeVar
 
 from finetune_trainer.compat.hf_datasets import cache_folder
@@ -101,27 +102,33 @@ class IndexBuilder:
         return data.slice(0, index.problems[0].index) if self.fail_fast and index.problems else data
 
     def _check_images(self, data: Dataset) -> list[RowProblem]:
-        def check_rows(rows: range) -> list[RowProblem]:
-            return list(data.slice(rows.start, rows.stop).invalid_images())
+        """The rows without an image, and those of `images_to_check` whose image cannot be decoded."""
+        indices = data.images_to_check()
 
-        problems: list[RowProblem] = []
-        with closing(self._map(check_rows, data, "checking the images of")) as results:
-            for rows, found in results:
-                problems += [replace(problem, index=rows.start + problem.index) for problem in found]
+        def check(part: range) -> list[RowProblem]:
+            return list(data.unreadable_images(indices[part.start : part.stop]))
+
+        problems = list(data.missing_values("image"))
+        with closing(self._map(check, data, "checking the images of", len(indices))) as results:
+            for _, found in results:
+                problems += found
                 if self.fail_fast and problems:
                     break
-        return problems
+        return sorted(problems, key=attrgetter("index"))
 
-    def _map(self, function: Callable[[range], T], data: Dataset, verb: str) -> Generator[tuple[range, T]]:
-        """Apply a function to consecutive ranges of rows, in order."""
+    def _map(
+        self, function: Callable[[range], T], data: Dataset, verb: str, count: int | None = None
+    ) -> Generator[tuple[range, T]]:
+        """Apply a function to consecutive ranges, in order: of all rows, or of `count` numbers."""
+        total = len(data) if count is None else count
         activity = f"{verb} {data.origin.field_path.removesuffix('.source')}"
-        chunks = _split(len(data), _chunk_rows(data))
+        chunks = _split(total, _chunk_rows(data))
         num_workers = min(self.num_workers, len(chunks)) if len(chunks) > 1 else 0
         reported = time.monotonic()
         with closing(map_in_workers(function, chunks, num_workers)) as results:
             for rows, result in zip(chunks, results, strict=True):
-                if time.monotonic() - reported > PROGRESS_SECONDS or rows.stop == len(data):
-                    self.on_progress(activity, rows.stop, len(data))
+                if time.monotonic() - reported > PROGRESS_SECONDS or rows.stop == total:
+                    self.on_progress(activity, rows.stop, total)
                     reported = time.monotonic()
                 yield rows, result
 

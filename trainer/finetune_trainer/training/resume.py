@@ -28,6 +28,7 @@ from finetune_trainer.training.checkpoint.fingerprints import fingerprint_proces
 from finetune_trainer.training.checkpoint.weights import check_frozen
 from finetune_trainer.training.device import LossScale
 from finetune_trainer.training.divergence import SkippedSteps
+from finetune_trainer.training.failures import forget_failure
 from finetune_trainer.training.optimizers import set_optimizer_state_dict, state_layouts
 from finetune_trainer.training.rng import set_rng_state
 from finetune_trainer.training.state import TrainingContext, TrainState
@@ -74,6 +75,7 @@ def find_checkpoint(
     """
     if mode.fresh:
         checkpoints.clear()
+        forget_failure(checkpoints.folder)
     report_other_runs(checkpoints, log)
     step = checkpoints.find_latest(log)
     if step is None:

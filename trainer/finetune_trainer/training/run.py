@@ -13,7 +13,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.status import Report
 from finetune_trainer.callbacks import Callback, CallbackList, TestRecord
 from finetune_trainer.claims import ClaimPaths
-from finetune_trainer.errors import RunError
+from finetune_trainer.errors import Interrupted, RunError
 from finetune_trainer.formatting import join_some
 from finetune_trainer.planning import model_loader
 from finetune_trainer.planning.prepare import PreparedRun, index_datasets, prepare
@@ -30,7 +30,8 @@ from finetune_trainer.training.device import explain_out_of_memory, select_devic
 from finetune_trainer.training.disk_space import check_disk_space
 from finetune_trainer.training.divergence import describe_trained_steps
 from finetune_trainer.training.dtypes import cast_weights, round_weights
-from finetune_trainer.training.evaluation import HistoryEntry
+from finetune_trainer.training.evaluation import HistoryEntry, MetricTracker
+from finetune_trainer.training.failures import detecting_repeated_failures
 from finetune_trainer.training.optimizers import build_optimizers
 from finetune_trainer.training.resume import ResumeMode
 from finetune_trainer.training.rng import set_seed
@@ -80,6 +81,9 @@ def run(job: FineTuneJob, options: RunOptions, callback: Callback) -> Report:
     callbacks = CallbackList((tracker, callback))
     try:
         with stop_on_signals() as stop, serve_metrics(tracker, options.metrics_port):
+            stop.exit_hooks.append(
+                lambda message: _write_termination_log(tracker.report(Interrupted.reason, message), options)
+            )
             destination = options.claims.create_destination(job.destination)
             checkpoints = CheckpointManager(job, destination, options.attempt)
             try:
@@ -160,8 +164,9 @@ def _execute(run: _RunContext) -> Report:
         context = _build_context(prepared, run.callback, run.on_progress)
         state = resume.start_run(checkpoints, checkpoint, record, context, log)
         check_disk_space(checkpoints, context, state, log)
-        _train(run, context, state)
-        return _test_and_export(run, context, state)
+        with detecting_repeated_failures(checkpoints.folder, lambda: state.step):
+            _train(run, context, state)
+            return _test_and_export(run, context, state)
     except torch.OutOfMemoryError as error:
         raise explain_out_of_memory(prepared.plan.job.spec, error) from error
 
@@ -201,6 +206,7 @@ def _data_messages(prepared: PreparedRun, processors: Processors, index: Example
     """Which data is skipped, dropped or truncated."""
     plan = prepared.plan
     yield from prepared.notes
+    yield from prepared.task.encoding_notes(processors)
     if dropped := plan.train_samples - plan.steps_per_epoch * plan.job.spec.training.batch_size:
         yield f"dropping the last incomplete batch: {dropped:,} of {plan.train_samples:,} samples per epoch"
     if processors.max_length and (truncated := index.count_truncated(processors.max_length)):
@@ -219,9 +225,12 @@ def _train(run: _RunContext, context: TrainingContext, state: TrainState) -> Non
         trainer = Trainer(context, state, run.checkpoints, callback, run.stop, before_save=metrics.flush)
         with _start_watchdog(run, heartbeat):
             trainer.train()
+    if metrics.problem:
+        callback.on_message(f"cannot write {metrics.problem}; rows are missing")
     if state.step < context.plan.planned_steps:
-        metric = context.plan.job.spec.evaluation.metric
-        callback.on_message(f"stopped early after step {state.step}: {metric} no longer improves")
+        tracker = MetricTracker(context.plan.job.spec.evaluation)
+        reason = "was never finite" if tracker.is_never_finite(state.history) else "no longer improves"
+        callback.on_message(f"stopped early after step {state.step}: {tracker.metric} {reason}")
 
 
 def _start_watchdog(run: _RunContext, heartbeat: Heartbeat) -> AbstractContextManager[None]:
@@ -259,11 +268,19 @@ def _test_and_export(run: _RunContext, context: TrainingContext, state: TrainSta
         _cast_weights(run, context)
         output = export.export_model(context, run.checkpoints, run.destination, metadata, heartbeat)
         run.checkpoints.remove()
-    message = (
-        f"{describe_trained_steps(state.step, state.skipped.total)}; {run.job.destination} has the weights of "
-        f"{weights.description}"
-    )
+    trained = describe_trained_steps(state.step, state.skipped.total)
+    comparison = _compare_with_before(context, state)
+    message = f"{trained}; {run.job.destination} has the weights of {weights.description}{comparison}"
     return run.tracker.report("Succeeded", message, output)
+
+
+def _compare_with_before(context: TrainingContext, state: TrainState) -> str:
+    """A note if no evaluation was better than the one before the first step."""
+    metric_tracker = MetricTracker(context.plan.job.spec.evaluation)
+    if metric_tracker.is_better_than_before(state.history):
+        return ""
+    before = state.history[0].metrics[metric_tracker.metric]
+    return f"; the best {metric_tracker.metric} is no better than before training ({before:.4g})"
 
 
 def _measure_final(

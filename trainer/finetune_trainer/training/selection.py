@@ -46,7 +46,8 @@ def select_weights(checkpoints: CheckpointManager, context: TrainingContext, sta
             notes.append(f"the checkpoint of step {best.step} cannot be used for the output: {problem}")
         candidates.remove(best)
     last = state.history[-1] if state.last_evaluated_step == state.step else None
-    return SelectedWeights(state.step, f"step {state.step}, the last", last, tuple(notes))
+    reason = f": {tracker.metric} was never finite" if tracker.is_never_finite(state.history) else ""
+    return SelectedWeights(state.step, f"step {state.step}, the last{reason}", last, tuple(notes))
 
 
 def _load_weights(checkpoints: CheckpointManager, context: TrainingContext, step: int) -> str | None:

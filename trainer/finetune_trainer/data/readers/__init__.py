@@ -1,57 +1,68 @@
-"""Readers of the file formats. To add one: a module with a function from `DataFiles` to `Table`, and a line here."""
+"""Readers of the file formats.
+
+`tables` reads the files of a split with the reader of their format; `conversion` says what a reader is, and keeps what
+it yields in the cache; `image_folder` reads folders of images.
+"""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from collections.abc import Sequence
 
 from finetune_trainer.data.bad_rows import BadRowPolicy
 from finetune_trainer.data.data_files import DataFiles
-from finetune_trainer.data.readers.arrow import read_arrow
-from finetune_trainer.data.readers.common import empty_error, os_errors
-from finetune_trainer.data.readers.csv import read_csv
-from finetune_trainer.data.readers.image_folder import read_image_folder, read_image_metadata
-from finetune_trainer.data.readers.jsonl import read_json
-from finetune_trainer.data.readers.parquet import count_parquet_rows, read_parquet
+from finetune_trainer.data.readers.common import ProgressCallback, empty_error, os_errors
+from finetune_trainer.data.readers.image_folder import (
+    metadata_tables,
+    read_image_folder,
+    read_image_metadata,
+)
+from finetune_trainer.data.readers.tables import count_table_rows, read_table_columns, read_tables
 from finetune_trainer.data.table import Table
 
-Reader = Callable[[DataFiles, BadRowPolicy], Table]
-TABLE_READERS: Mapping[str, Reader] = {
-    "parquet": read_parquet,
-    "arrow": read_arrow,
-    "json": read_json,
-    "csv": read_csv,
-}
 
-
-def read_columns(data_files: DataFiles) -> list[str]:
+def read_columns(data_files: DataFiles, progress: ProgressCallback | None = None) -> list[str]:
     """The names of the columns of a split, in the order of the files.
 
     Raises:
-        UserError: a file cannot be parsed, or there are no rows.
+        UserError: a file cannot be parsed, or there are no columns.
         RunError: the disk or the machine failed; a retry can help.
     """
-    return list(read_table(data_files, BadRowPolicy(skip=True, limit=sys.maxsize)).data.column_names)
+    with os_errors(data_files):
+        if data_files.format == "images":
+            return read_image_folder(data_files).columns
+        if data_files.format == "metadata":
+            names = read_table_columns(metadata_tables(data_files), progress)
+            return [*(name for name in names if name != "file_name"), "image"]
+        return read_table_columns(data_files, progress)
 
 
-def read_table(data_files: DataFiles, bad_rows: BadRowPolicy, columns: Collection[str] | None = None) -> Table:
-    """Read all rows of a split.
+def read_table(
+    data_files: DataFiles, bad_rows: BadRowPolicy, columns: Sequence[str], progress: ProgressCallback | None = None
+) -> Table:
+    """Read all rows of a split, with some of its columns. The others are not read, and may be anything.
 
     Args:
         data_files: the files.
         bad_rows: receives malformed rows.
-        columns: names of the columns to read, of those from `read_columns`; None reads all of them.
+        columns: names of columns, of those that `read_columns` returns.
+        progress: receives how much has been read, if it takes long.
 
     Raises:
-        UserError: a file cannot be parsed, the files have different columns, or there are no rows.
+        UserError: a file cannot be parsed, the files have different columns or types, or there are no rows.
         RunError: the disk or the machine failed; a retry can help.
     """
     with os_errors(data_files):
-        table = _read(data_files, bad_rows)
+        if data_files.format == "images":
+            table = read_image_folder(data_files)
+        elif data_files.format == "metadata":
+            table = read_image_metadata(
+                data_files, columns, lambda files, names: read_tables(files, bad_rows, names, progress)
+            )
+        else:
+            table = read_tables(data_files, bad_rows, columns, progress)
     if not table.data.num_rows:
         raise empty_error(data_files)
-    return table if columns is None else replace(table, data=table.data.select(list(columns)))
+    return table
 
 
 def count_rows(data_files: DataFiles, bad_rows: BadRowPolicy) -> int:
@@ -60,15 +71,8 @@ def count_rows(data_files: DataFiles, bad_rows: BadRowPolicy) -> int:
     Raises:
         UserError, RunError: as `read_table`.
     """
-    if data_files.format == "parquet":
-        with os_errors(data_files):
-            return count_parquet_rows(data_files)
-    return len(data_files.files) if data_files.format == "images" else read_table(data_files, bad_rows).data.num_rows
-
-
-def _read(data_files: DataFiles, bad_rows: BadRowPolicy) -> Table:
-    if data_files.format == "images":
-        return read_image_folder(data_files)
-    if data_files.format == "metadata":
-        return read_image_metadata(data_files, lambda tables: TABLE_READERS[tables.format](tables, bad_rows))
-    return TABLE_READERS[data_files.format](data_files, bad_rows)
+    with os_errors(data_files):
+        if data_files.format == "images":
+            return len(data_files.files)
+        tables = metadata_tables(data_files) if data_files.format == "metadata" else data_files
+        return count_table_rows(tables, bad_rows)

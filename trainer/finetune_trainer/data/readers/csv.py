@@ -1,109 +1,240 @@
 """Reads CSV and TSV files with a header.
 
-pyarrow parses them directly: only an empty cell is a missing value, whereas other readers also treat "NA" as one, and
-malformed rows have numbers. All columns are text, unless the dataset card declares types.
+All cells are text, unless the dataset card declares types, and only an empty cell is missing: "NA" is text. Python's
+parser in its strict mode decides what is valid. A malformed record is a malformed row, and parsing resumes at its
+second line: a stray quote must not swallow the rows after it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
-import datasets
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pacsv
 
-from finetune_trainer.compat.hf_datasets import cast_table
-from finetune_trainer.data.bad_rows import BadRowPolicy
-from finetune_trainer.data.data_files import DataFiles
-from finetune_trainer.data.dataset import CHUNK_ROWS
-from finetune_trainer.data.readers.common import compare_columns, empty_error, without_empty_files
-from finetune_trainer.data.table import RowLocations, Table
-from finetune_trainer.hub import first_line
+from finetune_trainer.compat.hf_datasets import Feature
+from finetune_trainer.data.readers import tsv
+from finetune_trainer.data.readers.conversion import (
+    BATCH_BYTES,
+    BATCH_ROWS,
+    Advance,
+    Batch,
+    FileReader,
+    MalformedRow,
+    UnreadableFileError,
+)
+from finetune_trainer.data.readers.features import TEXT
+from finetune_trainer.data.readers.text_files import check_is_utf8, describe_invalid_utf8, replace_invalid_utf8
 
-BLOCK_SIZE = 64 << 20
-"""Bytes parsed at once; the longest row has to fit."""
-
-
-def read_csv(data_files: DataFiles, bad_rows: BadRowPolicy) -> Table:
-    data_files = without_empty_files(data_files)
-    tables, row_numbers = zip(*(_read_file(data_files, file, bad_rows) for file in data_files.files), strict=True)
-    data, declared = _concat(data_files, tables), data_files.features
-    if declared is not None:
-        data = data.select([name for name in data.column_names if name in declared])
-        if difference := compare_columns(data, declared, "the dataset card"):
-            raise data_files.error(f"{data_files.display_path(data_files.files[0])} {difference}")
-        data = cast_table(data.select(list(declared)), declared.arrow_schema)
-    features = declared or datasets.Features.from_arrow_schema(data.schema)
-    return Table(data_files, data, features, RowLocations(data_files, lambda: row_numbers))
+MAX_RECORD = 16 << 20
+"""Characters of a record. A quoted cell without an end reads this much of the file, at most."""
 
 
-def _concat(data_files: DataFiles, tables: Sequence[pa.Table]) -> pa.Table:
-    """The rows of all files, with the columns in the order of the first file that has rows."""
-    pairs = zip(data_files.files, tables, strict=True)
-    with_rows = [(data_files.display_path(file), table) for file, table in pairs if table.num_rows]
-    if not with_rows:
-        raise empty_error(data_files)
-    reference, first = with_rows[0]
-    for shown, table in with_rows:
-        if difference := compare_columns(table, datasets.Features.from_arrow_schema(first.schema), reference):
-            raise data_files.error(f"{shown} {difference}")
-    return pa.concat_tables([table.select(first.column_names) for _, table in with_rows])
+@dataclass(frozen=True)
+class Dialect:
+    """How cells are written.
+
+    Args:
+        delimiter: character between cells.
+        quoted: whether cells may be quoted.
+    """
+
+    delimiter: str
+    quoted: bool
+
+    def parse(self, lines: Iterator[str]) -> Iterator[list[str]]:
+        """The cells of each record. Raises csv.Error."""
+        if self.quoted:
+            return csv.reader(lines, delimiter=self.delimiter, strict=True)
+        return csv.reader(lines, delimiter=self.delimiter, quoting=csv.QUOTE_NONE, strict=True)
 
 
-def _read_file(data_files: DataFiles, file: Path, bad_rows: BadRowPolicy) -> tuple[pa.Table, np.ndarray]:
-    """The rows of a file as text, and their numbers as in a spreadsheet: the header is row 1."""
-    shown = data_files.display_path(file)
-    malformed: dict[int, str] = {}
-    try:
-        header, table = _parse(file, malformed)
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise data_files.error(f"{shown} cannot be read: {first_line(error)}") from error
-    if duplicates := [name for name in header if header.count(name) > 1]:
-        raise data_files.error(f"{shown} has two columns named {duplicates[0]!r}")
-    numbers = np.setdiff1d(np.arange(2, 2 + table.num_rows + len(malformed)), list(malformed))
-    table, numbers = _decode_utf8(table, numbers, malformed)
-    for number, problem in sorted(malformed.items()):
-        bad_rows.report(data_files.field_path, f"{data_files.field_path}: {shown}, row {number}: {problem}")
-    return table, numbers
+@dataclass(frozen=True)
+class Record:
+    """A record that was parsed.
+
+    Args:
+        line: the line on which it starts.
+        cells: their text; bytes that are not UTF-8 are surrogates.
+        text: the record as it is in the file.
+    """
+
+    line: int
+    cells: list[str]
+    text: str
 
 
-def _parse(file: Path, malformed: dict[int, str]) -> tuple[list[str], pa.Table]:
-    """Header and rows of a file, as bytes. Rows with another number of cells than the header go into `malformed`."""
+class CsvReader(FileReader):
+    unit = "line"
 
-    def skip_row(row: Any) -> str:
-        malformed[row.number] = f"expected {row.expected_columns} cells, as in the header, found {row.actual_columns}"
-        return "skip"
+    def column_names(self, file: Path, advance: Advance) -> list[str]:
+        return list(dict.fromkeys(_read_header(file)))
 
-    delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
-    parse_options = pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip_row)
-    # With threads, skipped rows have no number.
-    read_options = pacsv.ReadOptions(use_threads=False, block_size=BLOCK_SIZE)
-    header = pacsv.open_csv(file, read_options, parse_options).schema.names
-    convert_options = pacsv.ConvertOptions(
-        column_types=dict.fromkeys(header, pa.binary()), null_values=[""], strings_can_be_null=True
-    )
-    malformed.clear()  # opening the file parses its first block already
-    return header, pacsv.read_csv(file, read_options, parse_options, convert_options)
+    def features(self, file: Path, names: Sequence[str]) -> dict[str, Feature]:
+        header = _read_header(file)
+        if twice := next((name for name in names if header.count(name) > 1), None):
+            raise UnreadableFileError(f"has two columns named {twice!r}")
+        return {name: TEXT for name in names if name in header}
+
+    def read(self, file: Path, features: Mapping[str, Feature]) -> Iterator[Batch | MalformedRow]:
+        with _open_text(file) as opened:
+            records = iter_records(opened, find_dialect(file))
+            header = _header(next(records, None))
+            indices = [header.index(name) for name in features]
+            rows: list[Record] = []
+            malformed: list[MalformedRow] = []
+            size = 0
+            for record in records:
+                if isinstance(record, MalformedRow):
+                    malformed.append(record)
+                    continue
+                rows.append(record)
+                size += len(record.text)
+                if len(rows) == BATCH_ROWS or size > BATCH_BYTES:
+                    yield from _batch(rows, malformed, indices, opened)
+                    rows, malformed, size = [], [], 0
+            yield from _batch(rows, malformed, indices, opened)
+
+    def notes(self, file: Path) -> list[str]:
+        dialect = find_dialect(file)
+        return list(tsv.notes(file, dialect.quoted)) if dialect.delimiter == "\t" else []
 
 
-def _decode_utf8(table: pa.Table, numbers: np.ndarray, malformed: dict[int, str]) -> tuple[pa.Table, np.ndarray]:
-    """Decode cells from bytes to text. Rows that are not UTF-8 are dropped and go into `malformed`."""
-    text_schema = pa.schema([(name, pa.string()) for name in table.column_names])
-    try:
-        return table.cast(text_schema), numbers
-    except pa.ArrowException:
-        batches = table.to_batches(max_chunksize=CHUNK_ROWS)
-        valid = np.array([all(map(_is_utf8, row.values())) for batch in batches for row in batch.to_pylist()])
-        malformed.update(dict.fromkeys(numbers[~valid].tolist(), "not UTF-8"))
-        return table.filter(pa.array(valid)).cast(text_schema), numbers[valid]
+def find_dialect(file: Path) -> Dialect:
+    """CSV is quoted; TSV is not, unless the file was written as if it were CSV."""
+    if file.suffix.lower() != ".tsv":
+        return Dialect(",", quoted=True)
+    return Dialect("\t", tsv.is_quoted(file, lambda: _parse_as_quoted(file)))
 
 
-def _is_utf8(value: bytes | None) -> bool:
-    try:
-        (value or b"").decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+def _parse_as_quoted(file: Path) -> Iterator[str | None]:
+    """The records of a TSV file as text, if cells may be quoted; None for a malformed one."""
+    with _open_text(file) as opened:
+        for record in iter_records(opened, Dialect("\t", quoted=True)):
+            yield None if isinstance(record, MalformedRow) else record.text.rstrip("\r\n")
+
+
+# Parsing
+
+
+def iter_records(text: TextIO, dialect: Dialect) -> Iterator[Record | MalformedRow]:
+    """The header and the records, and the malformed ones between them; empty lines are left out.
+
+    Raises:
+        UnreadableFileError: the header is malformed.
+    """
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD))
+    lines, width = _Lines(text), 0
+    while True:
+        try:
+            for cells in dialect.parse(lines):
+                width = width or len(cells)
+                if cells:
+                    _check_width(cells, width)
+                    yield Record(lines.start, cells, lines.text())
+                lines.accept()
+        except csv.Error as error:
+            problem = _describe(error)
+            if not width:
+                raise UnreadableFileError(f"the header is malformed: {problem}", lines.start) from error
+            yield MalformedRow(lines.start, problem)
+            lines.reject()
+        else:
+            return
+
+
+def _check_width(cells: Sequence[str], width: int) -> None:
+    if len(cells) != width:
+        raise csv.Error(f"expected {width} cells, as in the header, found {len(cells)}")
+
+
+def _describe(error: csv.Error) -> str:
+    if str(error).endswith("expected after '\"'"):
+        return "characters after a closing quote"
+    return "a quoted cell has no closing quote" if str(error) == "unexpected end of data" else str(error)
+
+
+class _Lines:
+    """The lines of a file for a parser, which can be read again after a record turns out to be malformed.
+
+    Args:
+        text: the file.
+    """
+
+    def __init__(self, text: TextIO) -> None:
+        self.start = 1
+        """Number of the line on which the record starts."""
+        self._text = text
+        self._record: list[str] = []
+        self._size = 0
+        self._again: deque[str] = deque()
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._again.popleft() if self._again else next(self._text)
+        self._record.append(line)
+        self._size += len(line)
+        if self._size > MAX_RECORD:
+            raise csv.Error(f"a quoted cell has no closing quote within {MAX_RECORD >> 20} MiB")
+        return line
+
+    def text(self) -> str:
+        """The record."""
+        return self._record[0] if len(self._record) == 1 else "".join(self._record)
+
+    def accept(self) -> None:
+        """The record is complete."""
+        self.start += len(self._record)
+        self._record.clear()
+        self._size = 0
+
+    def reject(self) -> None:
+        """The record is malformed: continue after its first line."""
+        self._again.extendleft(reversed(self._record[1:]))
+        self.start += 1
+        self._record.clear()
+        self._size = 0
+
+
+def _open_text(file: Path) -> TextIO:
+    check_is_utf8(file)
+    return file.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _read_header(file: Path) -> list[str]:
+    with _open_text(file) as opened:
+        return _header(next(iter_records(opened, find_dialect(file)), None))
+
+
+def _header(record: Record | MalformedRow | None) -> list[str]:
+    return [replace_invalid_utf8(name) for name in record.cells] if isinstance(record, Record) else []
+
+
+# Batches
+
+
+def _batch(
+    rows: Sequence[Record], malformed: Sequence[MalformedRow], indices: Sequence[int], opened: TextIO
+) -> Iterator[Batch | MalformedRow]:
+    """The used cells of some rows, after the malformed ones among and between them."""
+    found = {row.line: problem for row in rows if (problem := _find_problem(row, indices))}
+    yield from sorted([*malformed, *map(MalformedRow, found, found.values())], key=lambda row: row.number)
+    rows = [row for row in rows if row.line not in found]
+    if rows:
+        columns = [pa.array([row.cells[index] or None for row in rows], pa.string()) for index in indices]
+        yield Batch(columns, np.array([row.line for row in rows], np.int64), opened.buffer.tell())
+
+
+def _find_problem(row: Record, indices: Sequence[int]) -> str | None:
+    """What is wrong with the used cells of a row."""
+    if row.text.isascii():
+        return None
+    cells = (row.cells[index].encode(errors="surrogateescape") for index in indices)
+    return next((problem for cell in cells if (problem := describe_invalid_utf8(cell))), None)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from finetune_trainer.data.data_files import DataFiles, describe_choices
 from finetune_trainer.data.formats import TABLE_FORMATS
@@ -41,35 +42,49 @@ def _declared_classes(data_files: DataFiles) -> list[str] | None:
     return list(declared.names)
 
 
-def read_image_metadata(data_files: DataFiles, read_metadata: Callable[[DataFiles], Table]) -> Table:
-    """The rows of metadata tables; their column `file_name` is a path relative to the folder of its table.
-
-    Args:
-        data_files: the metadata tables.
-        read_metadata: reads tables of the format that they have.
+def metadata_tables(data_files: DataFiles) -> DataFiles:
+    """The metadata tables of a folder of images, as files of their own format.
 
     Raises:
-        UserError: the tables differ in format, or have no column `file_name`.
+        UserError: they differ in format.
     """
     formats = {TABLE_FORMATS[file.suffix.lower()] for file in data_files.files}
     if len(formats) > 1:
         found = ", ".join(map(data_files.display_path, data_files.files))
         raise data_files.error(f"expected metadata files of one format, found {found}")
     features = data_files.features and _metadata_features(data_files.features)
-    table = read_metadata(replace(data_files, format=formats.pop(), features=features))
-    shown = data_files.display_path(data_files.files[0])
-    if "file_name" not in table.columns:
-        columns = ", ".join(table.columns)
-        raise data_files.error(f"{shown} has no column 'file_name' with the paths of the images; available: {columns}")
-    names = table.data.column("file_name").to_pylist()
-    folders = [file.parent.relative_to(data_files.folder) for file in table.row_locations.file_of_each_row()]
-    if len(folders) != len(names):
-        raise data_files.error(f"{shown} cannot be read: expected one JSON object per line")
-    pairs = zip(folders, names, strict=True)
-    paths = [None if name is None else _image_path(folder, str(name)) for folder, name in pairs]
-    data = table.data.append_column("image", pa.array(paths, pa.string())).drop_columns(["file_name"])
-    others = {name: feature for name, feature in table.features.items() if name != "file_name"}
-    return replace(table, data=data, features=datasets.Features({**others, "image": datasets.Value("string")}))
+    return replace(data_files, format=formats.pop(), features=features)
+
+
+def read_image_metadata(
+    data_files: DataFiles, columns: Sequence[str], read_tables: Callable[[DataFiles, Sequence[str]], Table]
+) -> Table:
+    """The rows of metadata tables; their column `file_name` is a path relative to the folder of its table.
+
+    Args:
+        data_files: the metadata tables.
+        columns: the columns to read; `image` is read from `file_name`.
+        read_tables: reads columns of tables.
+
+    Raises:
+        UserError: the tables differ in format, or have no column `file_name`.
+    """
+    tables = metadata_tables(data_files)
+    names = dict.fromkeys("file_name" if name == "image" else name for name in columns)
+    table = read_tables(tables, list(names))
+    if "image" not in columns:
+        return table
+    file_names = table.data.column("file_name")
+    if file_names.type not in (pa.string(), pa.large_string()):
+        raise data_files.error(f"column 'file_name' has type {file_names.type}; expected paths of images")
+    paths, start = [], 0
+    for file, count in table.row_locations.files_with_rows():
+        folder = file.parent.relative_to(data_files.folder)
+        paths += _image_paths(folder, file_names.slice(start, count)).chunks
+        start += count
+    data = table.data.append_column("image", pa.chunked_array(paths, file_names.type)).select(list(columns))
+    features = datasets.Features({**table.features, "image": datasets.Value("string")})
+    return replace(table, data=data, features=features, content_key="")  # the paths of the tables count, too
 
 
 def _metadata_features(features: datasets.Features) -> datasets.Features:
@@ -78,6 +93,10 @@ def _metadata_features(features: datasets.Features) -> datasets.Features:
     return datasets.Features({**others, "file_name": datasets.Value("string")})
 
 
-def _image_path(folder: Path, name: str) -> str:
-    """The path of an image; URLs and absolute paths stay as they are and are rejected later, as bad rows."""
-    return name if "://" in name or name.startswith("/") else (folder / name).as_posix()
+def _image_paths(folder: Path, names: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The paths of images; URLs and absolute paths stay as they are and are rejected later, as bad rows."""
+    if folder == Path():
+        return names
+    is_absolute = pc.or_(pc.starts_with(names, "/"), pc.match_substring(names, "://"))
+    prefix = pa.scalar(f"{folder.as_posix()}/", names.type)
+    return pc.if_else(is_absolute, names, pc.binary_join_element_wise(prefix, names, pa.scalar("", names.type)))

@@ -1,138 +1,370 @@
 """Reads JSON: one object per line, or objects in a list or over several lines.
 
-`datasets` parses the files, but it has no line numbers. Malformed lines are therefore found here, and are skipped by
-giving it cleaned copies.
+One parser decides what is valid: Python's, with checks for what it tolerates and what would be changed silently (two
+values for a key, NaN, numbers out of range, halves of surrogate pairs). A column has the type that all of its values
+have; if they have several types, or are nested, each is stored as its JSON text. So every value is the one in the file:
+a text that looks like a date is text, and an object has no keys that only other rows have.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
+from typing import Any, TextIO, TypeAlias
 
+import datasets
 import numpy as np
+import pyarrow as pa
 
-from finetune_trainer.compat.hf_datasets import cache_folder
-from finetune_trainer.data.bad_rows import BadRowPolicy
-from finetune_trainer.data.data_files import DataFiles
-from finetune_trainer.data.readers.common import (
-    UTF8_BOM,
-    UnreadableFilesError,
-    build,
-    find_malformed_file,
-    fingerprint,
-    try_build,
-    without_empty_files,
+from finetune_trainer.compat.hf_datasets import Feature
+from finetune_trainer.data.cache import cache_key, remember
+from finetune_trainer.data.fingerprints import content_hash
+from finetune_trainer.data.readers.conversion import (
+    BATCH_BYTES,
+    BATCH_ROWS,
+    VERSION,
+    Advance,
+    Batch,
+    FileReader,
+    MalformedRow,
+    UnreadableFileError,
 )
-from finetune_trainer.data.table import RowLocations, Table
+from finetune_trainer.data.readers.features import JSON, TEXT, arrow_type
+from finetune_trainer.data.readers.text_files import UTF8_BOM, check_is_utf8, describe_invalid_utf8
 
-CLEANED_FOLDER = "finetune-cleaned"
-"""Folder in the cache for copies of files without their malformed lines."""
+Row: TypeAlias = dict[str, Any]
 
-SEPARATORS = re.compile(r"[\s,\[\]]*")
-"""What separates the objects of a list, or of consecutive objects."""
+INT64 = range(-(2**63), 2**63)
+SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+WHITESPACE = re.compile(r"[ \t\n\r]*")
+FIRST_OBJECT_LIMIT = 16 << 20
+"""Characters of the first object, if it spans several lines."""
+CHUNK = 1 << 20
 
-
-def read_json(data_files: DataFiles, bad_rows: BadRowPolicy) -> Table:
-    data_files = without_empty_files(data_files)
-
-    @cache
-    def line_numbers() -> list[np.ndarray]:
-        return list(map(_row_lines, data_files.files))
-
-    locations = RowLocations(data_files, lambda: line_numbers(), "line")  # noqa: PLW0108 - for mypy, a cached function is not callable
-    try:
-        return Table(data_files, *try_build(data_files), locations)
-    except UnreadableFilesError as error:
-        _report_malformed_lines(data_files, error, bad_rows)
-    return Table(data_files, *build(data_files, write_cleaned_copies(data_files)), locations)
+TYPES: Mapping[type, Feature] = {
+    type(None): datasets.Value("null"),
+    bool: datasets.Value("bool"),
+    int: datasets.Value("int64"),
+    float: datasets.Value("float64"),
+    str: TEXT,
+}
 
 
-def _report_malformed_lines(data_files: DataFiles, error: UnreadableFilesError, bad_rows: BadRowPolicy) -> None:
-    malformed = [(file, line) for file in data_files.files for line in _malformed_lines(file)]
-    if not malformed:
-        raise find_malformed_file(data_files, error) from error
-    for file, (number, problem) in malformed:
-        location = f"{data_files.display_path(file)}, line {number}"
-        bad_rows.report(data_files.field_path, f"{data_files.field_path}: {location}: {problem}")
+@dataclass(frozen=True)
+class ParsedRow:
+    """A row and where it is.
+
+    Args:
+        line: the line on which it starts.
+        row: its values by column.
+        position: bytes of the file up to its end, roughly.
+    """
+
+    line: int
+    row: Row
+    position: int
 
 
-def write_cleaned_copies(data_files: DataFiles) -> list[Path]:
-    """Copies of the files without their malformed lines, in the cache."""
-    folder = cache_folder() / CLEANED_FOLDER / fingerprint(data_files.files)
-    folder.mkdir(parents=True, exist_ok=True)
-    return [
-        _write_cleaned(file, folder / f"{number}{file.suffix}") if _has_row_per_line(file) else file
-        for number, file in enumerate(data_files.files)
-    ]
+class JsonReader(FileReader):
+    unit = "line"
+    may_lack_columns = True  # JSON writers leave out what is null
+
+    def column_names(self, file: Path, advance: Advance) -> list[str]:
+        return list(_scan(file, advance))
+
+    def features(self, file: Path, names: Sequence[str]) -> dict[str, Feature]:
+        columns = _scan(file)
+        return {name: _feature(columns[name]) for name in names if name in columns}
+
+    def read(self, file: Path, features: Mapping[str, Feature]) -> Iterator[Batch | MalformedRow]:
+        types = {name: arrow_type(feature) for name, feature in features.items()}
+        as_json = {name for name, feature in features.items() if feature == JSON}
+        rows: list[ParsedRow] = []
+        start = 0
+
+        def batch() -> Batch:
+            columns = [
+                pa.array([_stored(row.row.get(name), name in as_json) for row in rows], type)
+                for name, type in types.items()
+            ]
+            return Batch(columns, np.array([row.line for row in rows], np.int64), rows[-1].position)
+
+        for item in parse_rows(file):
+            if isinstance(item, MalformedRow):
+                yield item
+                continue
+            rows.append(item)
+            if len(rows) == BATCH_ROWS or item.position - start > BATCH_BYTES:
+                yield batch()
+                start = item.position
+                rows.clear()
+        if rows:
+            yield batch()
+
+    def merge_features(self, first: Feature, second: Feature) -> Feature | None:
+        numbers = (TYPES[int], TYPES[float])
+        if JSON in (first, second) or (first in numbers and second in numbers and first != second):
+            return JSON
+        return super().merge_features(first, second)
 
 
-def _write_cleaned(file: Path, copy: Path) -> Path:
-    if copy.exists():
-        return copy
-    temporary = copy.with_name(f"{copy.name}.{uuid4().hex}")  # other processes may write the same copy
-    try:
-        with file.open("rb") as lines, temporary.open("wb") as kept:
-            for line in lines:
-                if line.strip() and _check_line(line) is None:
-                    kept.write(line.rstrip(b"\r\n") + b"\n")
-        return temporary.replace(copy)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _stored(value: Any, as_json: bool) -> Any:
+    return value if value is None or not as_json else json.dumps(value, ensure_ascii=False)
 
 
-def _malformed_lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Number and problem of each malformed line; in a file without a row per line, where parsing stops."""
-    if not _has_row_per_line(file):
-        try:
-            _object_lines(file)
-        except ValueError as error:
-            yield getattr(error, "lineno", 1), f"the file is not valid JSON, so none of its rows can be used: {error}"
-        return
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip() and (problem := _check_line(line)):
-                yield number, problem
+def _scan(file: Path, advance: Advance = lambda _: None) -> dict[str, list[str]]:
+    """The columns of a file, each with the kinds of its values; remembered by the content of the file."""
+    key = cache_key(VERSION, content_hash(file))
+    scan: dict[str, list[str]] = remember("json-columns", key, lambda: _scan_rows(parse_rows(file), advance))
+    return scan
 
 
-def _check_line(line: bytes) -> str | None:
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        return f"not valid JSON: {error}"
-    return None if isinstance(value, dict) else f"expected an object, found {str(value)[:60]!r}"
+def _scan_rows(rows: Iterable[ParsedRow | MalformedRow], advance: Advance) -> dict[str, list[str]]:
+    kinds: dict[str, dict[str, None]] = {}
+    count = 0
+    for row in rows:
+        if isinstance(row, MalformedRow):
+            continue
+        count += 1
+        for name, value in row.row.items():
+            kinds.setdefault(name, {})[_kind(value)] = None
+        if count % BATCH_ROWS == 0:
+            advance(row.position)
+    return {name: sorted(found) for name, found in kinds.items()}
 
 
-def _row_lines(file: Path) -> np.ndarray:
-    """The number of the line on which each row starts."""
-    if not _has_row_per_line(file):
-        return np.array(_object_lines(file))
-    with file.open("rb") as lines:
-        valid = [number for number, line in enumerate(lines, start=1) if line.strip() and _check_line(line) is None]
-    return np.array(valid, dtype=np.int64)
+def _kind(value: Any) -> str:
+    """Name of the type of a column with this value; "json" if only JSON text can store it."""
+    kind = type(value)
+    is_scalar = kind in TYPES and (kind is not int or value in INT64)
+    return kind.__name__ if is_scalar else "json"
 
 
-def _object_lines(file: Path) -> list[int]:
-    """The number of the line on which each object starts, in a list or in consecutive objects.
+def _feature(kinds: Sequence[str]) -> Feature:
+    by_name = {kind.__name__: feature for kind, feature in TYPES.items()}
+    found = [kind for kind in kinds if kind != "NoneType"]
+    if not found:
+        return by_name["NoneType"]
+    return by_name[found[0]] if len(found) == 1 and found[0] in by_name else JSON
+
+
+# Parsing
+
+
+def parse_rows(file: Path) -> Iterator[ParsedRow | MalformedRow]:
+    """The rows of a file and its malformed rows, in order.
 
     Raises:
-        ValueError: the file is not valid JSON.
+        UnreadableFileError: the file is not UTF-8 text, or is malformed within a list or an object over several lines,
+            after which no row can be found.
     """
-    text, decoder = file.read_text("utf-8-sig"), json.JSONDecoder()
-    numbers, position, line = [], 0, 1
-    while (start := SEPARATORS.match(text, position).end()) < len(text):  # type: ignore[union-attr]  # matches "", too
-        line += text.count("\n", position, start)
-        numbers.append(line)
-        _, position = decoder.raw_decode(text, start)
-        line += text.count("\n", start, position)
-    return numbers
+    check_is_utf8(file)
+    return _parse_document(file) if _is_document(file) else _parse_lines(file)
 
 
-def _has_row_per_line(file: Path) -> bool:
-    """Whether each line is a row, judging by the first one."""
+class _Parser:
+    """Parses values, and collects what is wrong with them: a value that can be skipped is not the end of a file."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self._decoder = json.JSONDecoder(
+            object_pairs_hook=self._object, parse_constant=self._constant, parse_float=self._float
+        )
+
+    def parse(self, text: str, start: int = 0) -> tuple[Any, int]:
+        """The value that starts at a position, and where it ends.
+
+        Raises:
+            json.JSONDecodeError: it is not valid JSON.
+            ValueError: an integer has too many digits.
+            RecursionError: it is nested too deeply.
+        """
+        self.problems = []
+        value, end = self._decoder.raw_decode(text, start)
+        if not isinstance(value, dict):
+            self.problems.append(f"expected an object, found {str(value)[:60]!r}")
+        if SURROGATE_ESCAPE.search(text, start, end) and not _is_unicode(json.dumps(value, ensure_ascii=False)):
+            self.problems.append("not Unicode: half of a surrogate pair")
+        return value, end
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> Row:
+        row = dict(pairs)
+        if len(row) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            self.problems.append(f"not valid JSON: two values for the key {twice!r}")
+        return row
+
+    def _constant(self, name: str) -> None:
+        self.problems.append(f"not valid JSON: {name} is not a number in JSON")
+
+    def _float(self, text: str) -> float:
+        value = float(text)
+        if math.isinf(value):
+            self.problems.append(f"the number {text} is too large")
+        return value
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _parse_lines(file: Path) -> Iterator[ParsedRow | MalformedRow]:
+    parser, position = _Parser(), 0
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            position += len(line)
+            content = line.removeprefix(UTF8_BOM) if number == 1 else line
+            if content.isspace():
+                continue
+            parsed = _parse_line(parser, content)
+            yield MalformedRow(number, parsed) if isinstance(parsed, str) else ParsedRow(number, parsed, position)
+
+
+def _parse_line(parser: _Parser, line: bytes) -> Row | str:
+    """The row on a line, or what is wrong with it."""
+    try:
+        text = line.decode().strip(" \t\r\n")
+        row, end = parser.parse(text)
+    except UnicodeDecodeError:
+        return str(describe_invalid_utf8(line))
+    except json.JSONDecodeError as error:
+        return f"not valid JSON: {error.msg} at column {error.colno}"
+    except RecursionError:
+        return "not valid JSON: nested too deeply"
+    except ValueError as error:  # an integer with thousands of digits
+        return f"not valid JSON: {error}"
+    if end < len(text):
+        return f"not valid JSON: extra data at column {end + 1}"
+    return "; ".join(parser.problems) or row
+
+
+def _is_document(file: Path) -> bool:
+    """Whether the rows of a file are in a list, or the first one spans several lines."""
     with file.open("rb") as opened:
-        first = next((line for line in opened if line.strip()), b"").removeprefix(UTF8_BOM).strip()
-    return not first.startswith(b"[") and first != b"{"
+        first = next((line for line in opened if not line.removeprefix(UTF8_BOM).isspace()), b"")
+    first = first.removeprefix(UTF8_BOM).strip()
+    return first.startswith(b"[") or (first.startswith(b"{") and _spans_lines(file, first))
+
+
+def _spans_lines(file: Path, first: bytes) -> bool:
+    try:
+        json.loads(first)
+    except (ValueError, RecursionError):
+        with _open_text(file) as opened:
+            text = opened.read(FIRST_OBJECT_LIMIT).lstrip()
+        try:
+            _, end = json.JSONDecoder().raw_decode(text)
+        except (ValueError, RecursionError):
+            return False
+        return "\n" in text[:end]
+    return False
+
+
+def _open_text(file: Path) -> TextIO:
+    return file.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _parse_document(file: Path) -> Iterator[ParsedRow | MalformedRow]:
+    with _open_text(file) as opened:
+        document = _Document(file, opened)
+        if not document.take("["):
+            while not document.at_end():
+                yield document.parse_row()
+        elif not document.take("]"):
+            yield document.parse_row()
+            while document.take(","):
+                yield document.parse_row()
+            document.expect("]", "',' or ']'")
+        document.expect_end()
+
+
+class _Document:
+    """A file of which a part is in memory: from the value that is parsed next."""
+
+    def __init__(self, file: Path, opened: TextIO) -> None:
+        self._opened, self._parser = opened, _Parser()
+        self._text, self._start, self._line = "", 0, 1
+        self._is_complete, self._position = False, 0
+
+    def parse_row(self) -> ParsedRow | MalformedRow:
+        """The next value.
+
+        Raises:
+            UnreadableFileError: it is not valid JSON.
+        """
+        self._skip_whitespace()
+        while True:
+            try:
+                value, end = self._parser.parse(self._text, self._start)
+            except (ValueError, RecursionError) as error:
+                if self._is_complete or not self._may_continue(error):
+                    raise self._error(error) from error
+            else:
+                if end < len(self._text) or self._is_complete:
+                    break
+            self._read(max(CHUNK, len(self._text) - self._start))
+        line, content = self._line, self._text[self._start : end]
+        self._move(end)
+        problems = self._parser.problems or ([] if _is_unicode(content) else ["not UTF-8"])
+        return MalformedRow(line, "; ".join(problems)) if problems else ParsedRow(line, value, self._position)
+
+    def take(self, character: str) -> bool:
+        """Move behind a character, if it is the next one."""
+        self._skip_whitespace()
+        found = self._text.startswith(character, self._start)
+        if found:
+            self._move(self._start + 1)
+        return found
+
+    def expect(self, character: str, expected: str) -> None:
+        if not self.take(character):
+            raise self._error(ValueError(f"expected {expected}"))
+
+    def at_end(self) -> bool:
+        self._skip_whitespace()
+        return self._start == len(self._text)
+
+    def expect_end(self) -> None:
+        if not self.at_end():
+            raise self._error(ValueError("expected the end of the file"))
+
+    def _may_continue(self, error: Exception) -> bool:
+        """Whether a value can be valid JSON, if more of the file is read."""
+        if not isinstance(error, json.JSONDecodeError):
+            return False
+        return error.msg.startswith("Unterminated string") or error.pos > len(self._text) - len("-Infinity")
+
+    def _error(self, error: Exception) -> UnreadableFileError:
+        line, problem = self._line, str(error)
+        if isinstance(error, json.JSONDecodeError):
+            line, problem = line + self._text.count("\n", self._start, error.pos), error.msg
+        elif isinstance(error, RecursionError):
+            problem = "nested too deeply"
+        return UnreadableFileError(f"the file is not valid JSON, so none of its rows can be used: {problem}", line)
+
+    def _skip_whitespace(self) -> None:
+        while True:
+            end = WHITESPACE.match(self._text, self._start).end()  # type: ignore[union-attr]  # matches "", too
+            self._move(end)
+            if end < len(self._text) or self._is_complete:
+                return
+            self._read(CHUNK)
+
+    def _move(self, end: int) -> None:
+        self._line += self._text.count("\n", self._start, end)
+        self._start = end
+
+    def _read(self, size: int) -> None:
+        more = self._opened.read(size)
+        self._is_complete = len(more) < size
+        self._text, self._start = self._text[self._start :] + more, 0
+        self._position += len(more)

@@ -1,41 +1,68 @@
-"""Reads parquet files."""
+"""Reads parquet files: only the used columns, batch by batch."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from finetune_trainer.data.bad_rows import BadRowPolicy
-from finetune_trainer.data.data_files import DataFiles
-from finetune_trainer.data.readers.common import build, empty_error, without_empty_files
-from finetune_trainer.data.table import RowLocations, Table
-from finetune_trainer.hub import first_line
+from finetune_trainer.compat.hf_datasets import Feature
+from finetune_trainer.data.readers.arrow_types import column_features, plain_array
+from finetune_trainer.data.readers.conversion import (
+    BATCH_BYTES,
+    BATCH_ROWS,
+    Advance,
+    Batch,
+    FileReader,
+    MalformedRow,
+    UnreadableFileError,
+)
+from finetune_trainer.hub import first_line, is_transient
 
 
-def read_parquet(data_files: DataFiles, _: BadRowPolicy) -> Table:
-    data_files = without_empty_files(data_files)
-    row_numbers = _row_numbers(data_files)
-    # datasets fails on files without rows
-    with_rows = [file for file, rows in zip(data_files.files, row_numbers, strict=True) if rows]
-    if not with_rows:
-        raise empty_error(data_files)
-    data, features = build(replace(data_files, files=tuple(with_rows)))
-    return Table(data_files, data, features, RowLocations(data_files, lambda: row_numbers))
+class ParquetReader(FileReader):
+    unit = "row"
+
+    def column_names(self, file: Path, advance: Advance) -> list[str]:
+        with _open(file) as parquet:
+            return list(parquet.schema_arrow.names)
+
+    def features(self, file: Path, names: Sequence[str]) -> dict[str, Feature]:
+        with _open(file) as parquet:
+            return column_features(parquet.schema_arrow, names)
+
+    def read(self, file: Path, features: Mapping[str, Feature]) -> Iterator[Batch | MalformedRow]:
+        size, done = file.stat().st_size, 0
+        with _open(file) as parquet:
+            rows = _batch_rows(parquet.metadata, features)
+            for batch in parquet.iter_batches(rows, columns=list(features)):
+                done += len(batch)
+                columns = [plain_array(batch.column(name)) for name in features]
+                yield Batch(columns, None, size * done // parquet.metadata.num_rows)
+
+    def has_rows(self, file: Path) -> bool:
+        with _open(file) as parquet:
+            return bool(parquet.metadata.num_rows)
+
+    def count_rows(self, file: Path, report: Callable[[MalformedRow], None]) -> int:
+        with _open(file) as parquet:
+            return int(parquet.metadata.num_rows)
 
 
-def count_parquet_rows(data_files: DataFiles) -> int:
-    return sum(len(rows) for rows in _row_numbers(without_empty_files(data_files)))
+def _open(file: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:  # a truncated footer is an OSError
+        if is_transient(error):
+            raise
+        raise UnreadableFileError(f"is not a valid parquet file: {first_line(error)}") from error
 
 
-def _row_numbers(data_files: DataFiles) -> list[range]:
-    """The numbers of the rows of each file, from its footer."""
-    numbers = []
-    for file in data_files.files:
-        try:
-            numbers.append(range(pq.ParquetFile(file).metadata.num_rows))
-        except (pa.ArrowException, OSError) as error:  # a truncated footer is an OSError
-            problem = f"{data_files.display_path(file)} is not a valid parquet file: {first_line(error)}"
-            raise data_files.error(problem, error) from error
-    return numbers
+def _batch_rows(metadata: pq.FileMetaData, names: Mapping[str, Feature]) -> int:
+    """The number of rows whose used columns take `BATCH_BYTES`, by the statistics in the footer."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    chunks = (group.column(number) for group in groups for number in range(metadata.num_columns))
+    size: int = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in names)
+    return max(1, min(BATCH_ROWS, BATCH_BYTES * int(metadata.num_rows) // max(size, 1)))
