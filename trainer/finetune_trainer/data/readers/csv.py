@@ -35,6 +35,10 @@ MAX_RECORD = 16 << 20
 """Characters of a record. A quoted cell without an end reads this much of the file, at most."""
 
 
+LOST_QUOTES_SAMPLE = 1000
+"""Records whose values are compared with those of records over several lines."""
+
+
 @dataclass(frozen=True)
 class Dialect:
     """How cells are written.
@@ -130,14 +134,15 @@ def iter_records(text: TextIO, dialect: Dialect) -> Iterator[Record | MalformedR
         UnreadableFileError: the header is malformed.
     """
     csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD))
-    lines, width = _Lines(text), 0
+    lines, width, lost_quotes = _Lines(text), 0, _LostQuotes(dialect.delimiter)
     while True:
         try:
             for cells in dialect.parse(lines):
                 width = width or len(cells)
                 if cells:
                     _check_width(cells, width)
-                    yield Record(lines.start, cells, lines.text())
+                    lost_quotes.check(cells, lines.record)
+                    yield Record(lines.start, cells, "".join(lines.record))
                 lines.accept()
         except csv.Error as error:
             problem = _describe(error)
@@ -152,6 +157,39 @@ def iter_records(text: TextIO, dialect: Dialect) -> Iterator[Record | MalformedR
 def _check_width(cells: Sequence[str], width: int) -> None:
     if len(cells) != width:
         raise csv.Error(f"expected {width} cells, as in the header, found {len(cells)}")
+
+
+class _LostQuotes:
+    """Finds records that are valid, but are several rows between two stray quotes.
+
+    In a record over several lines, each line has as many cells as the header, and a value in one column that other
+    rows have there, e.g. a label. In a text over several lines, that is hardly possible.
+
+    Args:
+        delimiter: character between cells.
+    """
+
+    def __init__(self, delimiter: str) -> None:
+        self._delimiter = delimiter
+        self._records = 0
+        self._values: list[set[str]] = []
+
+    def check(self, cells: Sequence[str], lines: Sequence[str]) -> None:
+        """Raises csv.Error for such a record."""
+        if len(lines) > 1 and self._are_rows(lines):
+            raise csv.Error(f"a quoted cell spans {len(lines)} lines that are rows by themselves: a quote is missing")
+        self._records += 1
+        if 1 < self._records <= LOST_QUOTES_SAMPLE:
+            self._values = self._values or [set() for _ in cells]
+            for values, cell in zip(self._values, cells, strict=True):
+                values.add(cell)
+
+    def _are_rows(self, lines: Sequence[str]) -> bool:
+        rows = [line.rstrip("\r\n").split(self._delimiter) for line in lines]
+        if not self._values or any(len(row) != len(self._values) for row in rows):
+            return False
+        columns = zip(self._values, zip(*rows, strict=True), strict=True)
+        return any("" not in column and values.issuperset(column) for values, column in columns)
 
 
 def _describe(error: csv.Error) -> str:
@@ -170,8 +208,9 @@ class _Lines:
     def __init__(self, text: TextIO) -> None:
         self.start = 1
         """Number of the line on which the record starts."""
+        self.record: list[str] = []
+        """Its lines."""
         self._text = text
-        self._record: list[str] = []
         self._size = 0
         self._again: deque[str] = deque()
 
@@ -180,27 +219,23 @@ class _Lines:
 
     def __next__(self) -> str:
         line = self._again.popleft() if self._again else next(self._text)
-        self._record.append(line)
+        self.record.append(line)
         self._size += len(line)
         if self._size > MAX_RECORD:
             raise csv.Error(f"a quoted cell has no closing quote within {MAX_RECORD >> 20} MiB")
         return line
 
-    def text(self) -> str:
-        """The record."""
-        return self._record[0] if len(self._record) == 1 else "".join(self._record)
-
     def accept(self) -> None:
         """The record is complete."""
-        self.start += len(self._record)
-        self._record.clear()
+        self.start += len(self.record)
+        self.record.clear()
         self._size = 0
 
     def reject(self) -> None:
         """The record is malformed: continue after its first line."""
-        self._again.extendleft(reversed(self._record[1:]))
+        self._again.extendleft(reversed(self.record[1:]))
         self.start += 1
-        self._record.clear()
+        self.record.clear()
         self._size = 0
 
 

@@ -77,6 +77,9 @@ class JsonReader(FileReader):
         columns = _scan(file)
         return {name: _feature(columns[name]) for name in names if name in columns}
 
+    def has_rows(self, file: Path) -> bool:
+        return bool(_scan(file))
+
     def read(self, file: Path, features: Mapping[str, Feature]) -> Iterator[Batch | MalformedRow]:
         types = {name: arrow_type(feature) for name, feature in features.items()}
         as_json = {name for name, feature in features.items() if feature == JSON}
@@ -246,14 +249,20 @@ def _parse_line(parser: _Parser, line: bytes) -> Row | str:
     except UnicodeDecodeError:
         return str(describe_invalid_utf8(line))
     except json.JSONDecodeError as error:
-        return f"not valid JSON: {error.msg} at column {error.colno}"
-    except RecursionError:
-        return "not valid JSON: nested too deeply"
-    except ValueError as error:  # an integer with thousands of digits
-        return f"not valid JSON: {error}"
+        return f"not valid JSON: {_describe(error)} at column {error.colno}"
+    except (RecursionError, ValueError) as error:
+        return f"not valid JSON: {_describe(error)}"
     if end < len(text):
         return f"not valid JSON: extra data at column {end + 1}"
     return "; ".join(parser.problems) if parser.problems else row
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg.removesuffix(" at")
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return "an integer has too many digits" if "digits" in str(error) else str(error)
 
 
 def _is_document(file: Path) -> bool:
@@ -353,11 +362,9 @@ class _Document:
         return error.msg.startswith("Unterminated string") or error.pos > len(self._text) - len("-Infinity")
 
     def _error(self, error: Exception) -> UnreadableFileError:
-        line, problem = self._line, str(error)
+        line, problem = self._line, _describe(error)
         if isinstance(error, json.JSONDecodeError):
-            line, problem = line + self._text.count("\n", self._start, error.pos), error.msg
-        elif isinstance(error, RecursionError):
-            problem = "nested too deeply"
+            line += self._text.count("\n", self._start, error.pos)
         return UnreadableFileError(f"the file is not valid JSON, so none of its rows can be used: {problem}", line)
 
     def _skip_whitespace(self) -> None:
