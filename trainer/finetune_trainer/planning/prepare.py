@@ -36,6 +36,11 @@ class DatasetIndexes:
     validation: ExampleIndex | None
     test: ExampleIndex | None
 
+    @property
+    def notes(self) -> list[str]:
+        """What was found in the data besides bad rows, for the user."""
+        return [note for index in (self.train, self.validation, self.test) if index for note in index.notes]
+
 
 @dataclass(frozen=True)
 class PreparedRun:
