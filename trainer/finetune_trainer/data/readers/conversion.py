@@ -22,7 +22,6 @@ from finetune_trainer.compat.hf_datasets import Feature, cast_table
 from finetune_trainer.data.cache import cache_key, cache_path, new_entry
 from finetune_trainer.data.fingerprints import content_hash
 from finetune_trainer.data.readers.features import arrow_type, describe_feature, merge_features
-from finetune_trainer.errors import RunError
 from finetune_trainer.hub import first_line
 
 VERSION = 1
@@ -50,6 +49,10 @@ class UnreadableFileError(Exception):
     def __init__(self, problem: str, line: int | None = None) -> None:
         super().__init__(problem)
         self.line = line
+
+
+class FileChangedError(Exception):
+    """A file was changed while it was read."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,7 @@ class Conversion:
         Raises:
             UnreadableFileError: the file is malformed as a whole, or values do not have the declared type.
             OSError, pa.ArrowException: the file cannot be read, or the cache cannot be written.
-            RunError: the file was changed meanwhile.
+            FileChangedError: the file was changed meanwhile.
         """
         content = content_hash(self.file)
         key = cache_key(
@@ -195,7 +198,7 @@ class Conversion:
             with new_entry("tables", key) as temporary:
                 self._write(temporary)
                 if content_hash(self.file) != content:
-                    raise RunError(f"{self.file} was changed while it was read")
+                    raise FileChangedError
             return _open(self.file, folder)
         converted = _open(self.file, folder)
         for row in converted.malformed:

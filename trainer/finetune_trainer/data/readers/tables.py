@@ -21,6 +21,7 @@ from finetune_trainer.data.readers.common import ProgressCallback, empty_error, 
 from finetune_trainer.data.readers.conversion import (
     Conversion,
     ConvertedFile,
+    FileChangedError,
     FileReader,
     MalformedRow,
     UnreadableFileError,
@@ -174,6 +175,8 @@ def _file_errors(data_files: DataFiles, file: Path) -> Iterator[None]:
     except UnreadableFileError as error:
         where = f"{shown}, line {error.line}:" if error.line else shown
         raise data_files.error(f"{where} {error}") from error
+    except FileChangedError as error:
+        raise RunError(f"{data_files.field_path}: {shown} was changed while it was read") from error
     except (pa.ArrowException, OSError) as error:
         into = f" into {cache_folder()}" if is_transient(error) else ""
         raise data_files.error(f"{shown} cannot be read{into}: {first_line(error)}", error) from error
