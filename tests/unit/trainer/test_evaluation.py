@@ -107,3 +107,19 @@ def test_periods_do_not_drift(epochs: float, steps_per_epoch: int) -> None:
     period = max(1.0, epochs * steps_per_epoch)
     expected = [round(k * period) for k in range(1, steps + 1) if round(k * period) <= steps]
     assert [step for step in range(1, steps + 1) if is_due(every, step, steps_per_epoch)] == expected
+
+
+@pytest.mark.parametrize(
+    ("direction", "values", "expected"),
+    [
+        ("Minimize", [2.0, 3.0, 1.0], True),
+        ("Minimize", [2.0, 3.0, 2.0], False),
+        ("Maximize", [2.0, 1.0], False),
+        ("Minimize", [2.0, math.nan], False),
+        ("Minimize", [math.nan, 1.0], True),
+        ("Minimize", [2.0], True),
+        ("Minimize", [], True),
+    ],
+)
+def test_is_better_than_before(direction: str, values: list[float], expected: bool) -> None:
+    assert metric_tracker(direction).is_better_than_before(history(*values)) is expected

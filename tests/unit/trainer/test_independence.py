@@ -160,7 +160,7 @@ def ensure(
     dataset: Any = rows
 
     def collate(samples: Sequence[Sample]) -> Any:
-        return task.collate(task.encode(samples, processors), processors)
+        return task.make_batch(samples, processors)
 
     check = IndependenceCheck(task, collate, dataset, CPU)
     assembled, notes = ensure_independent_predictions(
@@ -172,7 +172,7 @@ def ensure(
 def predict(model: Any, task: Task, processors: Processors, rows: Sequence[Sample], size: int) -> dict[str, Any]:
     with torch.no_grad():
         parts = [
-            task.predict(model, task.collate(task.encode(rows[first : first + size], processors), processors))
+            task.predict(model, task.make_batch(rows[first : first + size], processors))
             for first in range(0, len(rows), size)
         ]
     return {name: torch.cat([part[name] for part in parts]) for name in task.row_predictions}

@@ -165,8 +165,8 @@ def test_nonfinite_step_is_skipped_for_all_modules(
     original, calls = Contrastive.loss, []
 
     def sometimes_nan(self: Contrastive, model: Any, batch: Any) -> torch.Tensor:
-        calls.append(1)
-        return original(self, model, batch) * (math.nan if len(calls) == 5 else 1.0)
+        calls.append(1)  # the first is the trial batch
+        return original(self, model, batch) * (math.nan if len(calls) == 1 + 5 else 1.0)
 
     monkeypatch.setattr(Contrastive, "loss", sometimes_nan)
     recorder, report = go(tiny.contrastive_job(checkpoint=keep_checkpoints), claims, out)

@@ -6,6 +6,7 @@ All of it is read from the output folder, so it is the same for a run that was r
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def print_summary(job: FineTuneJob, claim_paths: ClaimPaths, report: Report, dis
     if before and after:
         display.print_view(result_table(before, after, metric, test))
     elif test:
-        display.print_line(f"test set  {describe_metrics({name: it for name, it in test.items() if name != 'step'})}")
+        display.print_line(f"test set  {describe_metrics(_to_floats(test))}")
     display.print_line(report.message)
     display.print_line(f"  model    {folder}")
     display.print_line(f"  metrics  {folder / METRICS_FILE}")
@@ -48,6 +49,8 @@ def _save_plot(folder: Path, title: str, metric: str) -> str:
     try:
         from finetune_trainer.cli import plots  # its import is a part of what may fail
 
+        if (folder / PLOT).is_symlink():
+            (folder / PLOT).unlink()  # its target may be outside the claim
         history = plots.History.from_records(read_records(folder / METRICS_FILE))
         return str(plots.save_figure(plots.plot_training(history, title, metric), folder / PLOT))
     except Exception as error:  # noqa: BLE001
@@ -81,6 +84,10 @@ def result_table(
             cells.append(_format_metric(test.get(name.replace("eval/", "test/", 1))))
         table.add_row(name, *cells, style="bold" if name == metric else "")
     return table
+
+
+def _to_floats(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: math.nan if it is None else it for name, it in metrics.items() if name != "step"}
 
 
 def _format_metric(value: float | None) -> str:

@@ -55,6 +55,13 @@ class MetricTracker:
     def _is_finite(self, entry: HistoryEntry) -> bool:
         return math.isfinite(entry.metrics[self.metric])
 
+    def is_better_than_before(self, history: Sequence[HistoryEntry]) -> bool:
+        """Whether the best evaluation is better than the one before the first step; True if there are not both."""
+        if not any(entry.step for entry in history) or history[0].step:
+            return True
+        best = self.best(history)
+        return best is not None and self.score(best) > self.score(history[0])
+
     def eval_history(self, history: Sequence[HistoryEntry]) -> list[EvalResult]:
         """The history in the form that schedules read: (step, value) pairs, lower is better."""
         return [(entry.step, -self.score(entry)) for entry in history]

@@ -38,6 +38,7 @@ from finetune_trainer.training.rng import get_rng_state
 from finetune_trainer.training.signals import StopFlag
 from finetune_trainer.training.state import TrainingContext, TrainState
 from finetune_trainer.training.timer import StepTimer
+from finetune_trainer.training.trial import try_batches
 
 
 class Trainer:
@@ -78,12 +79,17 @@ class Trainer:
         Raises:
             Interrupted: a stop was requested; a checkpoint was written.
             TrainingDiverged: too many steps were not finite.
+            UserError: the model cannot process a trial batch.
         """
+        if not self.is_done():
+            try_batches(self.context, self.state, self.callback.on_substep_end)
         with closing(self._train_source()) as source:
             while True:
                 self._evaluate_if_due()
                 self._save_if_due()
                 self._report_saved()
+                if self.stop.immediate:
+                    self.stop.defer()
                 if self.is_done():
                     self._check_divergence(self.state.step)
                     self._save_last()
