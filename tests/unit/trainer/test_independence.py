@@ -268,6 +268,26 @@ def test_rows_of_one_length_are_compared_with_a_longer_one() -> None:
     assert model.config.pad_token_id == PAD
 
 
+class Unreadable(list[Sample]):
+    """Rows of which the first ones cannot be read."""
+
+    def __init__(self, rows: Sequence[Sample], count: int) -> None:
+        super().__init__(rows)
+        self.count = count
+
+    def __getitem__(self, index: Any) -> Any:
+        if index < self.count:
+            raise UserError("data.train.source: cannot be decoded")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("count", [1, len(ROWS)])
+def test_row_that_cannot_be_read_is_left_to_training(count: int) -> None:
+    model, processors = make_classifier("llama", pad_token_id=7), make_processors()
+    ensure(model, CLASSIFY, processors, Unreadable(ROWS, count))
+    assert (model.config.pad_token_id == PAD) is (count == 1), "the other rows are compared, if there are any"
+
+
 def test_random_state_is_unchanged() -> None:
     model, processors = make_classifier("bert"), make_processors()
     before = torch.get_rng_state()
