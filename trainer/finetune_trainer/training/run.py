@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -45,6 +45,7 @@ from finetune_trainer.training.selection import SelectedWeights, select_weights
 from finetune_trainer.training.signals import StopFlag, stop_on_signals
 from finetune_trainer.training.state import TrainingContext, TrainState
 from finetune_trainer.training.trainer import Trainer
+from finetune_trainer.training.trial import unchanged
 from finetune_trainer.training.watchdog import Heartbeat, watchdog
 
 
@@ -197,18 +198,9 @@ def _build_context(prepared: PreparedRun, callback: Callback, on_progress: OnPro
     check_inputs(prepared, processors, indexes)
     callback.on_message(f"loading {prepared.pretrained.source}")
     model, model_messages = assemble(prepared, processors, device_config)
-    rows = IndependenceCheck(
-        task,
-        lambda samples: task.collate(task.encode(samples, processors), processors),
-        prepared.train,
-        device_config,
-    )
-    micro_batch_size = spec.training.micro_batch_size
-    model, padding_messages = ensure_independent_predictions(model, task, processors, rows, micro_batch_size)
-    data_messages = _data_messages(prepared, processors, indexes)
-    for message in (*data_messages, *model_messages, *padding_messages):
+    for message in (*_data_messages(prepared, processors, indexes), *model_messages):
         callback.on_message(message)
-    return TrainingContext(
+    context = TrainingContext(
         plan=prepared.plan,
         task=task,
         model=model,
@@ -220,6 +212,20 @@ def _build_context(prepared: PreparedRun, callback: Callback, on_progress: OnPro
         test=prepared.test,
         indexes=indexes,
     )
+    return _with_independent_predictions(context, callback)
+
+
+def _with_independent_predictions(context: TrainingContext, callback: Callback) -> TrainingContext:
+    task, processors = context.task, context.processors
+    check = IndependenceCheck(
+        task, lambda samples: task.make_batch(samples, processors), context.train, context.device_config
+    )
+    micro_batch_size = context.plan.job.spec.training.micro_batch_size
+    with unchanged(context):
+        model, messages = ensure_independent_predictions(context.model, task, processors, check, micro_batch_size)
+    for message in messages:
+        callback.on_message(message)
+    return replace(context, model=model)
 
 
 def _data_messages(prepared: PreparedRun, processors: Processors, indexes: DatasetIndexes) -> Iterator[str]:
