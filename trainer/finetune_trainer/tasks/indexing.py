@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -30,7 +30,7 @@ INDEX_FOLDER = "finetune-index"
 INDEX_VERSION = 1
 """Part of the key; increased when the content of an index changes for the same inputs."""
 
-CHUNK_BYTES, MAX_CHUNK_ROWS = 1 << 19, 4096
+CHUNK_BYTES, MAX_CHUNK_ROWS, CHUNK_IMAGES = 1 << 19, 4096, 32
 """Size of the parts that workers process: less than a second of work, so that a stop request is noticed in time."""
 
 PROGRESS_SECONDS = 0.2
@@ -90,7 +90,7 @@ class IndexBuilder:
             return self.task.index(data.slice(rows.start, rows.stop), self.processors)
 
         parts: list[ExampleIndex] = []
-        with closing(self._map(index_rows, data, "scanning")) as results:
+        with closing(self._map(index_rows, data, "scanning", _split(len(data), _chunk_rows(data)))) as results:
             for _, part in results:
                 parts.append(part)
                 if self.fail_fast and part.problems:
@@ -109,7 +109,7 @@ class IndexBuilder:
             return list(data.unreadable_images(indices[part.start : part.stop]))
 
         problems = list(data.missing_values("image"))
-        with closing(self._map(check, data, "checking the images of", len(indices))) as results:
+        with closing(self._map(check, data, "checking the images of", _split(len(indices), CHUNK_IMAGES))) as results:
             for _, found in results:
                 problems += found
                 if self.fail_fast and problems:
@@ -117,12 +117,11 @@ class IndexBuilder:
         return sorted(problems, key=attrgetter("index"))
 
     def _map(
-        self, function: Callable[[range], T], data: Dataset, verb: str, count: int | None = None
+        self, function: Callable[[range], T], data: Dataset, verb: str, chunks: Sequence[range]
     ) -> Generator[tuple[range, T]]:
-        """Apply a function to consecutive ranges, in order: of all rows, or of `count` numbers."""
-        total = len(data) if count is None else count
+        """Apply a function to ranges of numbers, in order, and report the progress."""
         activity = f"{verb} {data.origin.field_path.removesuffix('.source')}"
-        chunks = _split(total, _chunk_rows(data))
+        total = chunks[-1].stop if chunks else 0
         num_workers = min(self.num_workers, len(chunks)) if len(chunks) > 1 else 0
         reported = time.monotonic()
         with closing(map_in_workers(function, chunks, num_workers)) as results:
@@ -140,10 +139,11 @@ class IndexBuilder:
 
 
 def _chunk_rows(data: Dataset) -> int:
-    size = sum(column.nbytes for column in data.columns.values())
-    mean = size / max(1, *(len(column) for column in data.columns.values()))
-    return max(1, min(MAX_CHUNK_ROWS, int(CHUNK_BYTES / max(1, mean))))
+    """Rows with about `CHUNK_BYTES` of text."""
+    columns = [column for role, column in data.columns.items() if role != "image"]
+    row_bytes = sum(column.nbytes / max(1, len(column)) for column in columns)
+    return max(1, min(MAX_CHUNK_ROWS, int(CHUNK_BYTES / max(1.0, row_bytes))))
 
 
-def _split(num_rows: int, chunk_rows: int) -> list[range]:
-    return [range(start, min(start + chunk_rows, num_rows)) for start in range(0, num_rows, chunk_rows)]
+def _split(count: int, size: int) -> list[range]:
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
