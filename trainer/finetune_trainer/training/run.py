@@ -93,6 +93,7 @@ def run(job: FineTuneJob, options: RunOptions, callback: Callback) -> Report:
             )
             destination = options.claims.create_destination(job.destination)
             checkpoints = CheckpointManager(job, destination, options.attempt)
+            stop.exit_hooks.append(lambda _: checkpoints.lease.release())
             try:
                 report = _execute(_RunContext(job, options, callbacks, tracker, stop, destination, checkpoints))
             finally:
