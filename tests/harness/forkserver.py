@@ -305,12 +305,19 @@ def _set_up_program(request: dict[str, Any], streams: list[int]) -> list[str]:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
+    _open_streams()
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
     sys.modules["numpy"].random.seed()
     argv: list[str] = request["argv"]
     return argv
+
+
+def _open_streams() -> None:
+    """Open standard output and error anew: the server's objects assume that they can seek, as in the null device."""
+    sys.stdout = sys.__stdout__ = os.fdopen(1, "w", closefd=False)  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False)  # type: ignore[misc]
 
 
 if __name__ == "__main__":

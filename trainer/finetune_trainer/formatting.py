@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 
@@ -34,10 +35,10 @@ def format_bytes(count: int) -> str:
 def format_number(value: float) -> str:
     """A number as a manifest would spell it.
 
-    >>> [format_number(x) for x in (0.05, 0.001, 2.5e-5, 3.0, 0.0)]
-    ['0.05', '1e-3', '2.5e-5', '3', '0']
+    >>> [format_number(x) for x in (0.05, 0.001, 2.5e-5, 3.0, 0.0, float("nan"))]
+    ['0.05', '1e-3', '2.5e-5', '3', '0', 'nan']
     """
-    if value == 0 or 0.01 <= abs(value) < 10_000:
+    if value == 0 or not math.isfinite(value) or 0.01 <= abs(value) < 10_000:
         return f"{value:.4g}"
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"

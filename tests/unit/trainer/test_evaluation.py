@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from finetune_api.defaults import EffectiveEvaluation
 from finetune_api.evaluation import Interval
-from finetune_trainer.training.evaluation import HistoryEntry, MetricTracker, is_due
+from finetune_trainer.training.evaluation import HistoryEntry, MetricTracker, describe_nonfinite_metrics, is_due
 
 
 def history(*values: float) -> list[HistoryEntry]:
@@ -49,6 +49,12 @@ def test_no_best_before_the_first_step() -> None:
         ([0.0, 5.0, 6.0, 5.0], True),
         ([0.0, 5.0, 6.0, 4.0, 6.0], False),
         ([0.0, 5.0, 4.95, 4.92], True),
+        ([0.0, math.nan], False),
+        ([0.0, math.nan, math.nan], True),  # not finite from the first evaluation
+        ([math.nan, math.inf, 5.0, 4.0], False),
+        ([0.0, math.nan, 5.0, math.nan], False),
+        ([0.0, 5.0, math.nan, math.nan], True),
+        ([0.0, 5.0, math.nan, 4.0, math.nan], False),
     ],
 )
 def test_early_stopping_counts_evaluations_without_improvement(values: list[float], stops: bool) -> None:
@@ -59,6 +65,21 @@ def test_eval_history_is_lower_is_better_and_nan_is_worst() -> None:
     values = history(3.0, math.nan, -math.inf, 1.0)
     assert metric_tracker("Minimize").eval_history(values) == [(0, 3.0), (1, math.inf), (2, math.inf), (3, 1.0)]
     assert metric_tracker("Maximize").eval_history(values) == [(0, -3.0), (1, math.inf), (2, math.inf), (3, -1.0)]
+
+
+@pytest.mark.parametrize(
+    ("values", "never"),
+    [([], False), ([math.nan], False), ([0.0, math.nan, math.inf], True), ([0.0, math.nan, 1.0], False)],
+)
+def test_metric_that_was_never_finite_after_the_first_step(values: list[float], never: bool) -> None:
+    assert metric_tracker().is_never_finite(history(*values)) is never
+    assert (metric_tracker().best(history(*values)) is None) is (never or len(values) < 2)
+
+
+def test_metrics_that_are_not_finite_are_named() -> None:
+    metrics = {"eval/loss": math.nan, "eval/perplexity": math.inf, "eval/accuracy": 0.5}
+    assert describe_nonfinite_metrics(metrics) == "eval/loss is nan, eval/perplexity is inf"
+    assert describe_nonfinite_metrics({"eval/loss": 1.0}) == ""
 
 
 def test_no_early_stopping_by_default() -> None:
@@ -86,3 +107,19 @@ def test_periods_do_not_drift(epochs: float, steps_per_epoch: int) -> None:
     period = max(1.0, epochs * steps_per_epoch)
     expected = [round(k * period) for k in range(1, steps + 1) if round(k * period) <= steps]
     assert [step for step in range(1, steps + 1) if is_due(every, step, steps_per_epoch)] == expected
+
+
+@pytest.mark.parametrize(
+    ("direction", "values", "expected"),
+    [
+        ("Minimize", [2.0, 3.0, 1.0], True),
+        ("Minimize", [2.0, 3.0, 2.0], False),
+        ("Maximize", [2.0, 1.0], False),
+        ("Minimize", [2.0, math.nan], False),
+        ("Minimize", [math.nan, 1.0], True),
+        ("Minimize", [2.0], True),
+        ("Minimize", [], True),
+    ],
+)
+def test_is_better_than_before(direction: str, values: list[float], expected: bool) -> None:
+    assert metric_tracker(direction).is_better_than_before(history(*values)) is expected

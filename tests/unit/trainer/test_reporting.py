@@ -206,3 +206,38 @@ def test_truncate_drops_rows_newer_than_the_checkpoint(tmp_path: Path) -> None:
     kept = [(type(record).__name__, record.step) for record in read_records(path)]
     assert [number for kind, number in kept if kind == "StepRecord"] == [1, 2, 3]
     assert [number for kind, number in kept if kind == "EvaluationRecord"] == [1, 2]
+
+
+@pytest.mark.parametrize("path", ["nowhere/metrics.jsonl", "/dev/full"])
+def test_metrics_that_cannot_be_written_do_not_block(tmp_path: Path, path: str) -> None:
+    writer = MetricsWriter(tmp_path / path)
+    for _ in range(3):
+        writer.on_step_end(step(1))
+        with pytest.raises(RunError, match=r"cannot write .*(No such file|No space left).*; the next attempt resumes"):
+            writer.flush()
+    assert writer.problem is not None
+    writer.close()
+
+
+def test_row_that_is_not_json_does_not_block(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path / "metrics.jsonl")
+    writer.on_evaluate(EvaluationRecord(1, 0.3, {"eval/loss": object()}, best=False))  # type: ignore[dict-item]
+    with pytest.raises(RunError, match="not JSON serializable"):
+        writer.flush()
+    writer.close()
+
+
+def test_skipped_steps_of_earlier_attempts_are_counted(tmp_path: Path, run_plan: RunPlan) -> None:
+    writer = MetricsWriter(tmp_path / "metrics.jsonl")
+    writer.on_step_end(step(1, skipped=True))
+    writer.close()
+    tracker = StatusTracker()
+    tracker.on_train_begin(run_plan, 1)
+    tracker.restore(writer.path)
+    tracker.on_step_end(step(2, skipped=True))
+    progress = tracker.report("Failed", "").progress
+    assert progress is not None and progress.non_finite_steps == 2
+    registry = CollectorRegistry()
+    registry.register(StatusCollector(tracker))
+    found = samples(generate_latest(registry).decode())
+    assert (found[names.SKIPPED_STEPS, ""], found[names.NONFINITE_STEPS, ""]) == (2, 1)

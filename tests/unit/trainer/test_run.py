@@ -30,6 +30,7 @@ from finetune_trainer.planning import model_loader
 from finetune_trainer.planning.prepare import prepare
 from finetune_trainer.tasks.causal_lm import CausalLM
 from finetune_trainer.tasks.contrastive import Contrastive
+from finetune_trainer.tasks.metrics import ClassificationMetrics
 from finetune_trainer.training.checkpoint import CheckpointManager
 from finetune_trainer.training.freeze import set_train_mode
 from finetune_trainer.training.run import RunOptions, run
@@ -164,8 +165,8 @@ def test_nonfinite_step_is_skipped_for_all_modules(
     original, calls = Contrastive.loss, []
 
     def sometimes_nan(self: Contrastive, model: Any, batch: Any) -> torch.Tensor:
-        calls.append(1)
-        return original(self, model, batch) * (math.nan if len(calls) == 5 else 1.0)
+        calls.append(1)  # the first is the trial batch
+        return original(self, model, batch) * (math.nan if len(calls) == 1 + 5 else 1.0)
 
     monkeypatch.setattr(Contrastive, "loss", sometimes_nan)
     recorder, report = go(tiny.contrastive_job(checkpoint=keep_checkpoints), claims, out)
@@ -398,3 +399,26 @@ def test_processors_are_exported(claims: Path, out: Path) -> None:
     go(tiny.contrastive_job(), claims, out)
     AutoTokenizer.from_pretrained(out / "result")
     AutoImageProcessor.from_pretrained(out / "result")
+
+
+def test_metrics_that_are_never_finite_are_reported_and_never_the_best(
+    claims: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ClassificationMetrics, "compute", lambda _: {"eval/loss": math.nan, "eval/accuracy": math.nan})
+    evaluation = {"every": {"steps": 1}, "earlyStopping": {"patience": 3}}
+    tiny.write_rows(out / "more-reviews", tiny.reviews(9))
+    data = {"validation": {"fraction": 0.3}, "test": {"source": "pvc://out/more-reviews"}}
+    recorder, report = go(tiny.job("bert", "reviews", evaluation=evaluation, data=data), claims, out)
+    assert [record.best for record in recorder.evaluations] == [False] * 4
+    assert recorder.has_message("evaluation at step 0: eval/loss is nan, eval/accuracy is nan")
+    assert recorder.has_message("stopped early after step 3: eval/accuracy was never finite")
+    assert recorder.has_message("saving the weights of step 3, the last: eval/accuracy was never finite")
+    assert recorder.has_message("test set: test/loss is nan, test/accuracy is nan")
+    assert report.best is None
+    assert not [metric for metric in report.metrics if metric.name.startswith(("eval/", "test/"))]
+    text = (out / "result" / "run.json").read_text()
+    assert "NaN" not in text
+    metrics = json.loads(text)["metrics"]
+    assert metrics["best"] is None
+    assert metrics["last"] == {"step": 3, "eval/loss": None, "eval/accuracy": None}
+    assert "NaN" not in (out / "result" / "metrics.jsonl").read_text()

@@ -252,7 +252,7 @@ def test_answer_with_the_reasoning_that_the_template_prompts_for_is_learned_afte
 
 def test_difference_between_prompt_and_answer_is_reported() -> None:
     def notes(template: str) -> list[str]:
-        return list(CausalLM(("messages",)).notes(Processors(tiny.byte_tokenizer(template), None, 64)))
+        return list(CausalLM(("messages",)).encoding_notes(Processors(tiny.byte_tokenizer(template), None, 64)))
 
     assert notes(tiny.CHATML) == notes(MARKED) == []
     assert "ends in '<think>\\n', which the answers that it renders do not have" in notes(THINK_PROMPT)[0]

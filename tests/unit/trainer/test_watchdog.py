@@ -12,7 +12,7 @@ import pytest
 from finetune_api import FineTuneJob
 from finetune_api.exit_codes import ExitCode
 from finetune_api.status import Report
-from finetune_trainer.training.watchdog import CHECKS_PER_TIMEOUT, StallDetector
+from finetune_trainer.training.watchdog import CHECKS_PER_TIMEOUT, Heartbeat, StallDetector, count_progress
 from harness import forkserver
 from harness.forkserver import Process
 from harness.processes import wait_until
@@ -46,9 +46,11 @@ from finetune_api import FineTuneJob
 from finetune_trainer.training import run as run_module
 from finetune_trainer.callbacks import Callback
 from finetune_trainer.claims import ClaimPaths
+from finetune_trainer.tasks.classification import Classification
 from finetune_trainer.tasks.contrastive import Contrastive
+from finetune_trainer.training.checkpoint import store
 
-claims, out, manifest, log, hang = sys.argv[1:]
+claims, out, manifest, log, hang, timeout = sys.argv[1:]
 C, HOLDING_GIL = ctypes.CDLL(None), ctypes.PyDLL(None)
 collate, prepare = Contrastive.collate, run_module.prepare
 
@@ -63,17 +65,26 @@ def slow(*arguments):
 
 class HangAfterStepTwo(Callback):
     def on_step_end(self, record):
-        if record.step == 2 and hang != "export":
+        if record.step == 2 and hang not in ("export", "slow"):
             Path(out, "hang").touch()
 
+def slowly(function, seconds=0.9):
+    def slow_function(*arguments, **named):
+        time.sleep(seconds)
+        return function(*arguments, **named)
+    return slow_function
+
+if hang == "slow":
+    Classification.loss = slowly(Classification.loss)
+    store.save_file, store.fsync = slowly(store.save_file), slowly(store.fsync, 0.4)
 if hang == "export":
     VisionTextDualEncoderModel.save_pretrained = lambda *arguments, **named: C.sleep(600)
 Contrastive.collate = hanging
-run_module.prepare = slow
+run_module.prepare = prepare if hang == "slow" else slow
 torch.set_num_threads(1)
 job = FineTuneJob.model_validate_json(Path(manifest).read_text(), strict=True)
 options = run_module.RunOptions(
-    claims=ClaimPaths(Path(claims), {"out": Path(out)}), termination_log=Path(log), stall_timeout=10.0
+    claims=ClaimPaths(Path(claims), {"out": Path(out)}), termination_log=Path(log), stall_timeout=float(timeout)
 )
 run_module.run(job, options, HangAfterStepTwo())
 """
@@ -96,10 +107,10 @@ class Run:
         return self.process.wait(300), (self.out / "stderr").read_text()
 
 
-def start(spec: FineTuneJob, claims: Path, out: Path, hang: str) -> Run:
+def start(spec: FineTuneJob, claims: Path, out: Path, hang: str, timeout: float = 10) -> Run:
     manifest = out / "job.json"
     manifest.write_text(json.dumps(spec.model_dump(mode="json", by_alias=True, exclude_none=True)))
-    arguments = ["-c", SCRIPT, claims, out, manifest, out / "termination.log", hang]
+    arguments = ["-c", SCRIPT, claims, out, manifest, out / "termination.log", hang, timeout]
     with (out / "stderr").open("w") as stderr:
         process = forkserver.start(arguments, stdout=stderr, stderr=stderr, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     return Run(out, process)
@@ -157,3 +168,27 @@ def test_c_code_that_holds_the_gil(runs: dict[str, Run]) -> None:
     assert status == ExitCode.FAILED, stderr
     assert "Timeout" in stderr
     assert "in hanging" in stderr, stderr
+
+
+def test_step_of_many_micro_batches_and_checkpoint_of_several_files_are_progress(claims: Path, tmp_path: Path) -> None:
+    """Each step takes 3 s, and each checkpoint at least as long; the timeout is 2 s."""
+    training = {"batchSize": 3, "microBatchSize": 1, "epochs": 1}
+    spec = tiny.job("bert", "few", training=training, checkpoint={"everySteps": 1})
+    tiny.write_rows(claims / "data" / "few", tiny.reviews(6))
+    status, stderr = start(spec, claims, tmp_path, "slow", timeout=2).end()
+    assert status == 0, stderr
+    assert report(tmp_path).reason == "Succeeded"
+
+
+def test_large_files_are_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune_trainer.training.watchdog.PROGRESS_BYTES", 2**20)
+    heartbeat = Heartbeat()
+    before = count_progress(heartbeat)
+    (tmp_path / "large").write_bytes(bytes(2**21))
+    written = count_progress(heartbeat)
+    assert written >= before + 2
+    assert len((tmp_path / "large").read_bytes()) == 2**21
+    assert count_progress(heartbeat) >= written + 2
+    heartbeat.on_substep_end()
+    heartbeat.on_progress("scanning data.train", 1, 2)
+    assert heartbeat.count == 2

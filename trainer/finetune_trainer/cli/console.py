@@ -6,6 +6,7 @@ and stored by log collectors.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -43,14 +44,15 @@ def render_text(view: RenderableType, width: int = LOG_WIDTH) -> str:
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """Values as small bars, scaled between the lowest and the highest.
+    """Values as small bars, scaled between the lowest and the highest; those that are not finite are gaps.
 
-    >>> sparkline([1, 2, 3, 8])
-    '▁▂▃█'
+    >>> sparkline([1, 2, float("nan"), 3, 8])
+    '▁▂ ▃█'
     """
-    low, high = min(values, default=0), max(values, default=0)
-    scale = (len(SPARKLINE) - 1) / (high - low) if high > low else 0
-    return "".join(SPARKLINE[round((value - low) * scale)] for value in values)
+    finite = [value for value in values if math.isfinite(value)]
+    low, high = min(finite, default=0), max(finite, default=0)
+    scale = (len(SPARKLINE) - 1) / (high - low) if 0 < high - low < math.inf else 0
+    return "".join(SPARKLINE[round((value - low) * scale)] if math.isfinite(value) else " " for value in values)
 
 
 def format_time_left(record: StepRecord, now: datetime) -> str:
@@ -80,6 +82,7 @@ class TerminalDisplay(Display):
         self._record: StepRecord | None = None
         self._losses: deque[float] = deque(maxlen=40)
         self._evaluating: tuple[int, int] | None = None
+        self._activity: tuple[str, int, int] | None = None
 
     def print_view(self, view: RenderableType) -> None:
         self._console.print(Padding(view, (1, 0)))
@@ -92,9 +95,17 @@ class TerminalDisplay(Display):
 
     def on_train_begin(self, plan: RunPlan, resumed_step: int) -> None:
         self._plan = plan
+        self.close()
+        self._activity = None
         self.print_view(render_plan(plan))
-        self._live = Live(get_renderable=self._view, console=self._console, refresh_per_second=5, transient=True)
-        self._live.start()
+        self._start_live()
+
+    def on_progress(self, activity: str, done: int, total: int) -> None:
+        self._activity = None if done == total else (activity, done, total)
+        if self._live is None and self._activity:
+            self._start_live()
+        elif self._plan is None and self._activity is None:
+            self.close()
 
     def on_step_end(self, record: StepRecord) -> None:
         self._record = record
@@ -128,15 +139,15 @@ class TerminalDisplay(Display):
             self._live.stop()
             self._live = None
 
+    def _start_live(self) -> None:
+        self._live = Live(get_renderable=self._view, console=self._console, refresh_per_second=5, transient=True)
+        self._live.start()
+
     def _view(self) -> RenderableType:
+        activities = list(filter(None, (self._evaluation_line(), self._activity_line())))
         if self._plan is None or self._record is None:
-            return self._evaluation_line() or Text("starting …", "dim")
-        evaluation = self._evaluation_line()
-        parts = [
-            self._bar(self._record),
-            self._modules(self._plan, self._record),
-            *([evaluation] if evaluation else []),
-        ]
+            return Group(*(activities or [Text("starting …", "dim")]))
+        parts = [self._bar(self._record), self._modules(self._plan, self._record), *activities]
         return Padding(Group(*parts), (1, 0, 0, 0))
 
     def _bar(self, record: StepRecord) -> RenderableType:
@@ -164,10 +175,26 @@ class TerminalDisplay(Display):
         if self._evaluating is None:
             return None
         done, total = self._evaluating
-        line = Table.grid(padding=(0, 2))
-        bar = ProgressBar(total=max(1, total), completed=done, width=36, complete_style="#ee7733")
-        line.add_row(Text("evaluating"), bar, f"{done:,}/{pluralize(total, 'batch', 'batches')}")
-        return line
+        return _progress_line("evaluating", done, total, f"{done:,}/{pluralize(total, 'batch', 'batches')}")
+
+    def _activity_line(self) -> RenderableType | None:
+        return None if self._activity is None else _progress_line(*self._activity, format_progress(*self._activity[1:]))
+
+
+def _progress_line(activity: str, done: int, total: int, text: str) -> RenderableType:
+    line = Table.grid(padding=(0, 2))
+    bar = ProgressBar(total=total or None, completed=done, width=36, complete_style="#ee7733")
+    line.add_row(Text(activity), bar, text)
+    return line
+
+
+def format_progress(done: int, total: int) -> str:
+    """How much of an activity is done; a total of 0 is unknown.
+
+    >>> format_progress(1200, 4800), format_progress(1200, 0)
+    ('1,200/4,800 (25%)', '1,200')
+    """
+    return f"{done:,}/{total:,} ({done / total:.0%})" if total else f"{done:,}"
 
 
 def _module_cells(name: str, record: StepRecord, plan: RunPlan) -> tuple[Text, Text]:
@@ -185,7 +212,7 @@ class PlainDisplay(Display):
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
         self._clock = clock
-        self._last = -LOG_INTERVAL
+        self._last = self._last_progress = -LOG_INTERVAL
 
     def print_view(self, view: RenderableType) -> None:
         self._stream.write(f"\n{render_text(view)}\n\n")
@@ -202,6 +229,12 @@ class PlainDisplay(Display):
     def on_train_begin(self, plan: RunPlan, resumed_step: int) -> None:
         self.print_line("plan:")
         self.print_view(render_plan(plan))
+
+    def on_progress(self, activity: str, done: int, total: int) -> None:
+        now = self._clock()
+        if now - self._last_progress >= LOG_INTERVAL and done != total:
+            self._last_progress = now
+            self.print_line(f"{activity}  {format_progress(done, total)}")
 
     def on_step_end(self, record: StepRecord) -> None:
         now = self._clock()

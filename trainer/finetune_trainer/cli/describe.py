@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -210,6 +211,10 @@ def _describe_validation_set(job: DefaultedJob) -> str | None:
     return validation.source
 
 
-def describe_metrics(metrics: Mapping[str, float]) -> str:
-    """Evaluation metrics in one line, without their common prefix: `loss=2.3100  recall_at_1=0.4200`."""
-    return "  ".join(f"{name.rpartition('/')[2]}={value:.4f}" for name, value in metrics.items())
+def describe_metrics(metrics: Mapping[str, float | None]) -> str:
+    """Evaluation metrics in one line, without their common prefix: `loss=2.3100  recall_at_1=0.4200`.
+
+    A value that is not finite is None in `run.json`, and is shown as `nan`.
+    """
+    values = {name: math.nan if value is None else value for name, value in metrics.items()}
+    return "  ".join(f"{name.rpartition('/')[2]}={value:.4f}" for name, value in values.items())

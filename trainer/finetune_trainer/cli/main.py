@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 DISTRIBUTION = "finetune-operator"
 INVALID = 2
+INTERRUPTED = 75
 SIGINT_EXIT_CODE = 130
 PLAIN_WIDTH = 100
 """Width of output that does not go to a terminal."""
@@ -88,10 +89,20 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 def main() -> None:
     """Entry point of the `finetune` command."""
+    from finetune_trainer.cli.output import open_standard_streams
+
+    open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot encode × still gets the rest
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            from finetune_trainer.training.signals import REACTION_SECONDS, exit_within
+
+            exit_within(REACTION_SECONDS)
+        raise
 
 
 # Commands --------------------------------------------------------------------------------------------------------
@@ -128,8 +139,12 @@ def run(
 
     A claim (pvc://NAME) is a folder: the one set with --claim, or .finetune/claims/NAME.
     """
+    from finetune_trainer.cli.output import queued_output
+    from finetune_trainer.training.signals import stop_on_signals
+
     in_pod = termination_log is not None and not sys.stdout.isatty()
-    with handle_errors(debug, in_pod=in_pod):
+    with queued_output(), handle_errors(debug, in_pod=in_pod), stop_on_signals() as stop:
+        stop.exit_hooks.append(_print_interrupted)
         job = _load_job(job_file, overrides, termination_log)
         claim_paths = _claim_paths(claim, claims_dir)
         display = _display(not sys.stdout.isatty() if plain is None else plain)
@@ -316,13 +331,27 @@ def _describe_error(error: Exception) -> tuple[str, int, str]:
 
 
 def _fail(message: str, code: int, label: str = "error") -> NoReturn:
+    _print_end(message, label)
+    raise typer.Exit(code)
+
+
+def _print_end(message: str, label: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
     style = "bold yellow" if label == "stopped" else "bold red"
     text = Text.assemble((f"{label}: ", style), message)
     Console(stderr=True, highlight=False).print(text, soft_wrap=True)
-    raise typer.Exit(code)
+
+
+def _print_interrupted(message: str) -> None:
+    """Print the end of a process that is about to exit without unwinding, and show the cursor again."""
+    from finetune_trainer.cli.output import INTERRUPTED_DRAIN_SECONDS, drain_output
+
+    if sys.stderr.isatty():
+        sys.stderr.write("\x1b[?25h\n")
+    _print_end(message, "stopped")
+    drain_output(INTERRUPTED_DRAIN_SECONDS)
 
 
 # Arguments -------------------------------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ def _init_worker(worker_id: int) -> None:
     A worker ends when the data loader or its parent process ends. On SIGUSR1 it prints its stack, for the watchdog.
     """
     faulthandler.register(signal.SIGUSR1, file=2)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 
 

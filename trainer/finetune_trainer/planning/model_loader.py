@@ -106,7 +106,12 @@ def load_config(pretrained: PretrainedSource) -> PretrainedConfig:
     """
     from transformers import AutoConfig
 
-    config: PretrainedConfig = pretrained.load(AutoConfig.from_pretrained, "config")
+    try:
+        config: PretrainedConfig = pretrained.load(AutoConfig.from_pretrained, "config")
+    except (AttributeError, TypeError) as error:  # a field of another type than transformers expects
+        raise UserError(
+            f"model.source: {pretrained.source}: config.json is not a valid config: {hub.first_line(error)}"
+        ) from error
     if quantization := getattr(config, "quantization_config", None):
         fields = quantization if isinstance(quantization, dict) else vars(quantization)
         raise UserError(
@@ -114,6 +119,18 @@ def load_config(pretrained: PretrainedSource) -> PretrainedConfig:
             "quantization_config in config.json), which is not supported; use the weights before quantization"
         )
     return config
+
+
+def load_declared_config(pretrained: PretrainedSource) -> dict[str, Any]:
+    """The fields of `config.json`. A loaded config lacks what transformers dropped, and has its defaults.
+
+    Raises:
+        UserError, RunError: it cannot be loaded.
+    """
+    from transformers import PretrainedConfig
+
+    fields, _ = pretrained.load(PretrainedConfig.get_config_dict, "config")
+    return dict(fields)
 
 
 def build_meta_model(auto_class: Any, config: PretrainedConfig) -> PreTrainedModel:
@@ -209,7 +226,7 @@ def load_model(
     reasons = dict(check.run(info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"]).new)
     replaced = sorted(set(_reinitialize_head(model) if task.new_head else []).difference(info["missing_keys"]))
     if replaced:
-        reasons["the classes of the model are not those of the data"] = replaced
+        reasons[task.new_head_reason] = replaced
     return model, reasons
 
 

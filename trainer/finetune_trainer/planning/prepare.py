@@ -80,6 +80,7 @@ def prepare(job: FineTuneJob, claim_paths: ClaimPaths, on_progress: OnProgress =
     spec = job.spec
     bad_rows = BadRowPolicy.from_spec(spec.data)
     all_rows, train, validation, test, file_notes = _open_data(job, task_class, claim_paths, bad_rows)
+    task_class.check_config(config, model_loader.load_declared_config(pretrained))
     task = task_class.build(config, all_rows)
     effective_job = with_checked_defaults(job, task_name, task.metric_names)
     indexes = None
@@ -94,7 +95,7 @@ def prepare(job: FineTuneJob, claim_paths: ClaimPaths, on_progress: OnProgress =
     parameters = tuple(model_loader.list_parameters(model))
     weights = model_loader.check_weights(pretrained, config, model, task.new_head)
     plan = plan_run(effective_job, parameters, len(train), len(validation) if validation else 0)
-    notes = (*file_notes, *bad_rows.notes())
+    notes = (*file_notes, *task.notes, *bad_rows.notes())
     return PreparedRun(task, pretrained, config, train, validation, test, plan, parameters, weights, notes, indexes)
 
 

@@ -18,8 +18,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from finetune_trainer.callbacks import Callback, EvaluationRecord, StepRecord, TestRecord
+from finetune_trainer.errors import RunError
 
 METRICS_FILE = "metrics.jsonl"
+CLOSE_SECONDS = 60.0
+"""Time for the last records; the disk may hang."""
 MetricsRecord = StepRecord | EvaluationRecord | TestRecord
 ROW_TYPES = {StepRecord: "step", EvaluationRecord: "evaluation", TestRecord: "test"}
 
@@ -30,7 +33,7 @@ class MetricsWriter(Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._queue: queue.SimpleQueue[MetricsRecord | threading.Event | None] = queue.SimpleQueue()
-        self._error: OSError | None = None
+        self._error: Exception | None = None
         self._thread = threading.Thread(target=self._write_queued, name="metrics-writer", daemon=True)
         self._thread.start()
 
@@ -47,31 +50,51 @@ class MetricsWriter(Callback):
         """Block until all records received so far are on disk. A checkpoint must not be newer than its metrics.
 
         Raises:
-            OSError: a record could not be written.
+            RunError: a record could not be written.
         """
         flushed = threading.Event()
         self._queue.put(flushed)
-        flushed.wait()
-        if self._error is not None:
-            raise self._error
+        while not flushed.wait(1.0) and self._thread.is_alive():
+            pass
+        if problem := self.problem:
+            raise RunError(f"cannot write {problem}; the next attempt resumes from the last checkpoint")
+
+    @property
+    def problem(self) -> str | None:
+        """The file and the error, if a record could not be written; later ones are not written, either."""
+        if self._error is None:
+            return None
+        reason = getattr(self._error, "strerror", None) or f"{type(self._error).__name__}: {self._error}"
+        return f"{self.path}: {reason}"
 
     def close(self) -> None:
         self._queue.put(None)
-        self._thread.join()
+        self._thread.join(CLOSE_SECONDS)
 
     def _write_queued(self) -> None:
-        with self.path.open("a") as file:
-            while (item := self._queue.get()) is not None:
-                try:
+        """Write records until `close`. After an error they are dropped, because the last row may be incomplete."""
+        try:
+            with self.path.open("a") as file:
+                for item in iter(self._queue.get, None):
                     self._write(file, item)
-                except OSError as error:
-                    self._error = error
+        except Exception as error:  # noqa: BLE001 - e.g. a value that is not JSON; `flush` must not wait for ever
+            self._error = error
+            self._release_waiting()
+
+    def _release_waiting(self) -> None:
+        """Let those that wait in `flush` go on."""
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, threading.Event):
+                item.set()
 
     def _write(self, file: TextIO, item: MetricsRecord | threading.Event) -> None:
         if isinstance(item, threading.Event):
             try:
                 file.flush()
                 os.fsync(file.fileno())
+            except OSError as error:
+                self._error = error  # before `flush` reads it
+                raise
             finally:
                 item.set()
         else:

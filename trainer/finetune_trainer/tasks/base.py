@@ -124,8 +124,27 @@ class Task(ABC):
     """Whether the task needs an image processor."""
     uses_config_pad_token: ClassVar[bool] = False
     """Whether the model finds the last token of a text by its config's `pad_token_id`."""
-    new_head: bool = False
-    """Whether the head is reinitialized: the model has none for these classes."""
+    new_head_reason: str = ""
+    """Why the head is reinitialized: the model has none for these classes. Empty for a head that is kept."""
+    notes: tuple[str, ...] = ()
+    """How the data was fitted to the model, for the user."""
+
+    @property
+    def new_head(self) -> bool:
+        """Whether the head is reinitialized."""
+        return bool(self.new_head_reason)
+
+    @classmethod  # noqa: B027 - most tasks read nothing else from the config
+    def check_config(cls, config: PretrainedConfig, declared: Mapping[str, Any]) -> None:
+        """Check what `config.json` declares, and restore what transformers dropped while loading it.
+
+        Args:
+            config: the loaded config; updated.
+            declared: the fields of `config.json`.
+
+        Raises:
+            UserError: the fields contradict each other.
+        """
 
     @classmethod
     @abstractmethod
@@ -173,7 +192,7 @@ class Task(ABC):
             UserError: they lack something.
         """
 
-    def notes(self, processors: Processors) -> Iterator[str]:
+    def encoding_notes(self, processors: Processors) -> Iterator[str]:
         """What a user should know about how examples are made."""
         yield from ()
 

@@ -103,7 +103,7 @@ class CausalLM(Task):
     def check_processors(self, processors: Processors) -> None:
         check_tokenizer(processors.tokenizer, "messages" in self.text_roles)
 
-    def notes(self, processors: Processors) -> Iterator[str]:
+    def encoding_notes(self, processors: Processors) -> Iterator[str]:
         if "messages" in self.text_roles:
             yield from ChatTemplate.of(processors.tokenizer, has_tools=False).notes()
 

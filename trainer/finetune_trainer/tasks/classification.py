@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -15,10 +15,19 @@ from transformers import PretrainedConfig
 from finetune_api.suggestions import closest_match
 from finetune_trainer.data import Batch, Dataset, RowProblem, Sample, merge_problems
 from finetune_trainer.errors import UserError
+from finetune_trainer.formatting import join_some
 from finetune_trainer.tasks.base import Example, Processors, Task
+from finetune_trainer.tasks.classes import (
+    HeadClasses,
+    Label,
+    LabelMatch,
+    declared_names,
+    fold,
+    head_classes,
+    match_labels,
+)
 from finetune_trainer.tasks.metrics import ClassificationMetrics, Predictions
 
-Label = int | str
 MAX_SHOWN_CLASSES = 8
 
 
@@ -28,27 +37,58 @@ class Classification(Task):
 
     Args:
         label2id: class number by label, as in the dataset.
-        new_head: the model has no classification head, or one for other classes.
+        new_head_reason: why the head is reinitialized; empty for a head that is kept.
+        notes: how the labels were matched with the classes of the head, for the user.
     """
 
     label2id: Mapping[Label, int]
-    new_head: bool = False
+    new_head_reason: str = ""
+    notes: tuple[str, ...] = ()
     head_suffix: ClassVar[str]
     """Suffix of the architectures that have a head for this task."""
 
     @classmethod
+    def check_config(cls, config: PretrainedConfig, declared: Mapping[str, Any]) -> None:
+        """Give the config the names of its classes: transformers drops `label2id` where `id2label` is missing."""
+        if cls._has_head(config) and (names := declared_names(declared)):
+            _set_class_names(config, names)
+
+    @classmethod
     def build(cls, config: PretrainedConfig, data: Dataset) -> Self:
         labels, class_names = _distinct_labels(data), data.class_names("label")
-        has_head = any(name.endswith(cls.head_suffix) for name in config.architectures or ())
-        pretrained = _match_head(config, labels, class_names) if has_head else None
-        label2id = pretrained or _enumerate_classes(labels, class_names)
+        reason, match = cls._match_head(config, labels, class_names)
+        label2id = match.label2id if match else _enumerate_classes(labels, class_names)
         if len(label2id) < 2:
-            column = f"{data.origin.field_path}: column {data.column_names['label']!r}"
-            raise UserError(f"{column} has only one class: {next(iter(label2id), None)!r}")
-        if pretrained is None or (class_names and _has_default_names(config)):
-            _set_class_names(config, class_names or [str(label) for label in label2id])
+            raise UserError(f"{_describe_column(data)} has only one class: {next(iter(label2id), None)!r}")
+        notes = _describe_similar(labels)
+        if match is None:
+            _set_class_names(config, class_names or _unique_names(data, label2id))
+        else:
+            notes += [match.note] if match.note else []
+            notes += _keep_head(config, match, class_names)
         config.problem_type = "single_label_classification"
-        return cls(label2id, new_head=pretrained is None)
+        return cls(label2id, reason, tuple(notes))
+
+    @classmethod
+    def _has_head(cls, config: PretrainedConfig) -> bool:
+        """Whether the config is that of a model with a head for this task; without architectures, it may be."""
+        return not config.architectures or any(name.endswith(cls.head_suffix) for name in config.architectures)
+
+    @classmethod
+    def _match_head(
+        cls, config: PretrainedConfig, labels: Sequence[Label], class_names: Sequence[str] | None
+    ) -> tuple[str, LabelMatch | None]:
+        """Why the head is reinitialized, or how its classes match the labels."""
+        if not cls._has_head(config):
+            return f"the model was not trained for this task ({', '.join(config.architectures or ())})", None
+        if config.problem_type == "regression" or config.num_labels == 1:
+            return "the head of the model is for regression", None
+        head = head_classes(config)
+        if not config.architectures and not head.are_named:
+            return "config.json has neither architectures nor names of classes, by which a head is recognized", None
+        if match := match_labels(head, labels, class_names):
+            return "", match
+        return _describe_mismatch(head, class_names or labels), None
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -60,7 +100,7 @@ class Classification(Task):
 
     def _unknown_labels(self, data: Dataset) -> Iterator[RowProblem]:
         for index, label in enumerate(data.values("label")):
-            if label is not None and not (isinstance(label, Label) and label in self.label2id):
+            if label is not None and not (isinstance(label, Label | float) and label in self.label2id):
                 yield RowProblem(index, "label", self._describe_unknown(label))
 
     @abstractmethod
@@ -103,13 +143,19 @@ class Classification(Task):
 
 
 def _distinct_labels(data: Dataset) -> list[Label]:
-    """The distinct labels, integers before strings, each sorted."""
-    values = [label for label in data.values("label") if label is not None]
-    invalid = [label for label in values if not isinstance(label, Label)]
-    if invalid:
-        column = f"{data.origin.field_path}: column {data.column_names['label']!r}"
-        raise UserError(f"{column}: expected an integer or a string, found {invalid[0]!r}")
-    return sorted(set(values), key=lambda label: (isinstance(label, str), label))
+    """The distinct labels, integers before strings, each sorted. Whole floats are integers; NaN is no label."""
+    values = [label for label in data.values("label") if label is not None and label == label]  # noqa: PLR0124
+    integers = (int(label) if isinstance(label, float) and label.is_integer() else label for label in values)
+    labels: set[Label] = set()
+    for label in integers:
+        if not isinstance(label, Label):
+            raise UserError(f"{_describe_column(data)}: expected an integer or a string, found {label!r}")
+        labels.add(label)
+    return sorted(labels, key=lambda label: (isinstance(label, str), label))
+
+
+def _describe_column(data: Dataset) -> str:
+    return f"{data.origin.field_path}: column {data.column_names['label']!r}"
 
 
 def _enumerate_classes(labels: Sequence[Label], class_names: Sequence[str] | None) -> dict[Label, int]:
@@ -117,25 +163,53 @@ def _enumerate_classes(labels: Sequence[Label], class_names: Sequence[str] | Non
     return {label: number for number, label in enumerate(range(len(class_names)) if class_names else labels)}
 
 
-def _match_head(
-    config: PretrainedConfig, labels: Sequence[Label], class_names: Sequence[str] | None
-) -> dict[Label, int] | None:
-    """Class numbers of the pretrained head, if it has the classes of the dataset; else None."""
-    label2id = {str(name): int(number) for name, number in (config.label2id or {}).items()}
-    numbers = range(len(config.id2label or ()))
-    if class_names:
-        if set(class_names) <= label2id.keys():
-            return {label: label2id[name] for label, name in enumerate(class_names)}
-        return dict(enumerate(numbers)) if _has_default_names(config) and len(class_names) == len(numbers) else None
+def _unique_names(data: Dataset, labels: Iterable[Label]) -> list[str]:
+    """The names of the classes of a new head.
+
+    Raises:
+        UserError: two labels have the same name.
+    """
+    by_name: dict[str, Label] = {}
+    for label in labels:
+        if str(label) in by_name:
+            raise UserError(
+                f"{_describe_column(data)}: {by_name[str(label)]!r} and {label!r} are classes with the same name; "
+                "write all labels as integers, or all as strings"
+            )
+        by_name[str(label)] = label
+    return list(by_name)
+
+
+def _describe_similar(labels: Sequence[Label]) -> list[str]:
+    """A note about labels that are probably one class."""
+    by_name: dict[str, list[str]] = {}
+    for label in labels:
+        by_name.setdefault(fold(str(label)), []).append(repr(label))
+    similar = [" and ".join(group) for group in by_name.values() if len(group) > 1]
+    return [f"labels that differ only in case or spaces are different classes: {join_some(similar)}"] if similar else []
+
+
+def _describe_mismatch(head: HeadClasses, labels: Sequence[Label]) -> str:
+    """Why a head cannot be kept for these labels."""
+    if head.are_named or len(labels) != len(head.names):
+        return "the classes of the model are not those of the data"
     if all(isinstance(label, str) for label in labels):
-        return dict(label2id.items()) if set(labels) <= label2id.keys() else None
-    # Numbers without names have no meaning by themselves: the head must have exactly these.
-    return dict(enumerate(numbers)) if set(labels) == set(numbers) else None
+        return "the classes of the model have no names, so they cannot be matched with those of the data"
+    shown = join_some([str(label) for label in labels])
+    return f"the labels of the data ({shown}) are not the class numbers of the model (0 to {len(head.names) - 1})"
 
 
-def _has_default_names(config: PretrainedConfig) -> bool:
-    """Whether the classes have the names that transformers gives to classes without names."""
-    return all(name == f"LABEL_{number}" for number, name in (config.id2label or {}).items())
+def _keep_head(config: PretrainedConfig, match: LabelMatch, class_names: Sequence[str] | None) -> list[str]:
+    """Write consistent names of the classes of a kept head into the config; return what to tell the user."""
+    head = head_classes(config)
+    names = list(head.names)
+    if class_names is not None and not head.are_named:
+        for label, number in match.label2id.items():
+            names[number] = class_names[int(label)]
+    _set_class_names(config, names)
+    if config.problem_type == "multi_label_classification":
+        return ["the model was trained with several classes per sample (problem_type), and is trained here with one"]
+    return []
 
 
 def _set_class_names(config: PretrainedConfig, names: Sequence[str]) -> None:

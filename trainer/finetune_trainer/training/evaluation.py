@@ -26,7 +26,8 @@ class HistoryEntry:
 class MetricTracker:
     """Compares evaluations by `evaluation.metric` and `evaluation.direction`.
 
-    The evaluation before the first step is the baseline; it is never the best one.
+    The evaluation before the first step is the baseline; it is never the best one. An evaluation whose metric is not
+    finite is neither the best one nor an improvement.
     """
 
     spec: EffectiveEvaluation
@@ -43,8 +44,23 @@ class MetricTracker:
 
     def best(self, history: Sequence[HistoryEntry]) -> HistoryEntry | None:
         """The best evaluation so far; the first one of equals."""
-        candidates = (entry for entry in history if entry.step and math.isfinite(entry.metrics[self.metric]))
+        candidates = (entry for entry in history if entry.step and self._is_finite(entry))
         return max(candidates, key=self.score, default=None)
+
+    def is_never_finite(self, history: Sequence[HistoryEntry]) -> bool:
+        """Whether there were evaluations after the first step, and the metric was finite in none of them."""
+        evaluations = [entry for entry in history if entry.step]
+        return bool(evaluations) and not any(map(self._is_finite, evaluations))
+
+    def _is_finite(self, entry: HistoryEntry) -> bool:
+        return math.isfinite(entry.metrics[self.metric])
+
+    def is_better_than_before(self, history: Sequence[HistoryEntry]) -> bool:
+        """Whether the best evaluation is better than the one before the first step; True if there are not both."""
+        if not any(entry.step for entry in history) or history[0].step:
+            return True
+        best = self.best(history)
+        return best is not None and self.score(best) > self.score(history[0])
 
     def eval_history(self, history: Sequence[HistoryEntry]) -> list[EvalResult]:
         """The history in the form that schedules read: (step, value) pairs, lower is better."""
@@ -57,9 +73,15 @@ class MetricTracker:
             return False
         best, num_bad_evals = float("-inf"), 0
         for score in [self.score(entry) for entry in history if entry.step]:
-            is_better = score > best + early_stopping.min_delta or best == float("-inf")
+            is_first = best == float("-inf") and math.isfinite(score)
+            is_better = is_first or score > best + early_stopping.min_delta
             best, num_bad_evals = (score, 0) if is_better else (best, num_bad_evals + 1)
         return num_bad_evals >= early_stopping.patience
+
+
+def describe_nonfinite_metrics(metrics: Mapping[str, float]) -> str:
+    """The metrics that are not finite, for a message; empty if there are none."""
+    return ", ".join(f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value))
 
 
 def is_due(every: Interval, step: int, steps_per_epoch: int) -> bool:

@@ -46,8 +46,14 @@ class StepTimer:
         """Seconds of training, over all attempts."""
         return self._elapsed_before + time.perf_counter() - self._run_start
 
-    def estimate_completion(self, planned_steps: int) -> datetime:
-        """When the last step will end at the mean pace of this attempt, including evaluations and checkpoints."""
+    def estimate_completion(self, planned_steps: int) -> datetime | None:
+        """When the last step will end at the mean pace of this attempt, including evaluations and checkpoints.
+
+        None if that is too far away for a date.
+        """
         steps_done = self._step - self._resumed_step
         seconds_per_step = (time.perf_counter() - self._run_start) / steps_done
-        return datetime.now(UTC) + timedelta(seconds=seconds_per_step * (planned_steps - self._step))
+        try:
+            return datetime.now(UTC) + timedelta(seconds=seconds_per_step * (planned_steps - self._step))
+        except OverflowError:
+            return None

@@ -30,7 +30,7 @@ from finetune_trainer.data import (
 from finetune_trainer.errors import Interrupted, TrainingDiverged
 from finetune_trainer.training.assembly import TrainableModule
 from finetune_trainer.training.checkpoint import Checkpoint, CheckpointManager, get_model_state_dict
-from finetune_trainer.training.evaluation import HistoryEntry, MetricTracker, is_due
+from finetune_trainer.training.evaluation import HistoryEntry, MetricTracker, describe_nonfinite_metrics, is_due
 from finetune_trainer.training.freeze import set_train_mode, set_trainable
 from finetune_trainer.training.gradients import add_regularization, clip_grads, get_grad_norms, unscale_grads
 from finetune_trainer.training.optimizers import get_optimizer_state_dict, set_learning_rates
@@ -38,6 +38,7 @@ from finetune_trainer.training.rng import get_rng_state
 from finetune_trainer.training.signals import StopFlag
 from finetune_trainer.training.state import TrainingContext, TrainState
 from finetune_trainer.training.timer import StepTimer
+from finetune_trainer.training.trial import try_batches
 
 
 class Trainer:
@@ -78,12 +79,17 @@ class Trainer:
         Raises:
             Interrupted: a stop was requested; a checkpoint was written.
             TrainingDiverged: too many steps were not finite.
+            UserError: the model cannot process a trial batch.
         """
+        if not self.is_done():
+            try_batches(self.context, self.state, self.callback.on_substep_end)
         with closing(self._train_source()) as source:
             while True:
                 self._evaluate_if_due()
                 self._save_if_due()
                 self._report_saved()
+                if self.stop.immediate:
+                    self.stop.defer()
                 if self.is_done():
                     self._check_divergence(self.state.step)
                     self._save_last()
@@ -266,6 +272,8 @@ class Trainer:
         seconds = time.perf_counter() - start
         epoch = state.step / self.plan.steps_per_epoch
         is_best = self._best_step() == state.step
+        if problem := describe_nonfinite_metrics(metrics):
+            self.callback.on_message(f"evaluation at step {state.step}: {problem}")
         self.callback.on_evaluate(EvaluationRecord(state.step, epoch, metrics, is_best, seconds))
 
     def evaluate(self) -> dict[str, float]:
@@ -287,6 +295,8 @@ class Trainer:
         start = time.perf_counter()
         metrics = self._compute_metrics(self.context.test)
         test_metrics = {f"test/{name.removeprefix('eval/')}": value for name, value in metrics.items()}
+        if problem := describe_nonfinite_metrics(test_metrics):
+            self.callback.on_message(f"test set: {problem}")
         record = TestRecord(self.state.step, test_metrics, time.perf_counter() - start)
         self.callback.on_test(record)
         return record

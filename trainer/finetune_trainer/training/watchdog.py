@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 from finetune_api.exit_codes import ExitCode
@@ -24,6 +25,9 @@ from finetune_trainer.callbacks import Callback, CheckpointRecord, EvaluationRec
 
 CHECKS_PER_TIMEOUT = 20
 """Number of consecutive checks without progress after which a run is stalled."""
+
+PROGRESS_BYTES = 2**26
+"""Bytes read or written that are a unit of progress; far more than a run that hangs writes to its log."""
 
 STDERR_FD = 2
 """The file descriptor, because the thread that hangs may hold the lock of sys.stderr."""
@@ -90,6 +94,20 @@ class StallDetector:
         return self.idle_checks >= CHECKS_PER_TIMEOUT
 
 
+def bytes_transferred() -> int:
+    """Bytes that this process has read from and written to files; 0 where the system does not count them."""
+    try:
+        counters = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+        return int(counters["rchar"]) + int(counters["wchar"])
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+def count_progress(heartbeat: Heartbeat) -> int:
+    """Units of progress: those of the heartbeat, and parts of large files, which may take longer than the timeout."""
+    return heartbeat.count + bytes_transferred() // PROGRESS_BYTES
+
+
 @contextmanager
 def watchdog(heartbeat: Heartbeat, timeout: float, on_stall: Callable[[], str]) -> Iterator[None]:
     """Exit the process with code 76 when there is no progress within the context.
@@ -115,7 +133,7 @@ def _watch(heartbeat: Heartbeat, timeout: float, stopped: threading.Event, on_st
     detector = StallDetector()
     _arm_faulthandler(timeout)
     while not stopped.wait(timeout / CHECKS_PER_TIMEOUT):
-        detector = detector.check(heartbeat.count)
+        detector = detector.check(count_progress(heartbeat))
         if detector.is_stalled:
             _terminate(on_stall)
         _arm_faulthandler(timeout)
