@@ -65,7 +65,7 @@ _FIELDS = {
         modules[].freeze.untilStep modules[].freeze.untilEpoch modules[].freeze.fromStep modules[].freeze.fromEpoch
         modules[].adapter.type modules[].adapter.rank modules[].adapter.alpha modules[].adapter.dropout
         modules[].adapter.targetModules
-        unmatched checkpoint.keepBest
+        unmatched checkpoint.keepBest output.dtype
     """,
     # How bad rows are handled decides which rows are used; the fingerprint of the data shows whether they changed.
     Effect.NEITHER: """

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from finetune_api.names import CHECKPOINTS_FOLDER
 from finetune_api.sources import locate
 from finetune_api.suggestions import closest_match
 from finetune_trainer.errors import UserError
@@ -60,10 +62,18 @@ class ClaimPaths:
         """The folder of a `pvc://` destination, created if necessary, and writable.
 
         Raises:
-            UserError: it cannot be created or written to, e.g. because the claim is read-only.
+            UserError: it cannot be created or written to, e.g. because the claim is read-only, or it is outside the
+                claim, because it or a folder above it is a symbolic link.
         """
         location = locate(source)
-        folder = self.folder(location.name) / location.path
+        claim = self.folder(location.name)
+        folder = claim / location.path
+        for path in (folder, folder / CHECKPOINTS_FOLDER):
+            if link := find_link_outside(path, claim):
+                raise UserError(
+                    f"output.destination: {source}: {link} is a symbolic link to {os.path.realpath(link)}, outside the "
+                    f"claim {location.name!r}: replace the link with a folder, or choose another output.destination"
+                )
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
@@ -79,6 +89,14 @@ class ClaimPaths:
         near = closest_match(claim, available)
         hint = f"did you mean {near!r}?" if near else f"set a folder with --claim {claim}=DIR"
         return f"; available claims: {', '.join(available)}; {hint}"
+
+
+def find_link_outside(path: Path, claim: Path) -> Path | None:
+    """The first symbolic link on the way from a claim's folder to a path in it whose target is outside the claim."""
+    root = Path(os.path.realpath(claim))
+    parts = path.relative_to(claim).parts
+    steps = [claim.joinpath(*parts[:count]) for count in range(1, len(parts) + 1)]
+    return next((step for step in steps if not Path(os.path.realpath(step)).is_relative_to(root)), None)
 
 
 def _subfolders(folder: Path) -> list[str]:

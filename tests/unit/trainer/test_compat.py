@@ -13,6 +13,7 @@ ALLOWED_PRIVATE_NAMES = {
     ("os", "_exit"),
     ("torch", "_foreach_mul_"),
     ("torch", "_foreach_add_"),
+    ("torch", "_foreach_norm"),
     ("torch", "_foreach_sign"),
 }
 """Names with an underscore that their libraries document or use as API."""

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -11,12 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import VisionTextDualEncoderModel
 
 from finetune_api import FineTuneJob
 from finetune_trainer.callbacks import StepRecord
 from finetune_trainer.errors import Interrupted, RunError, UserError
+from finetune_trainer.training import resume
 from finetune_trainer.training.checkpoint import write_manifest
 from finetune_trainer.training.run import RunOptions, run
+from finetune_trainer.training.versions import package_versions
 from harness import forkserver
 from unit.trainer import tiny
 from unit.trainer.tiny import Recorder
@@ -77,6 +83,16 @@ def go(spec: FineTuneJob, claims: Path, out: Path, recorder: Recorder | None = N
 def digest(recorder: Recorder) -> str | None:
     assert recorder.report is not None and recorder.report.output is not None
     return recorder.report.output.digest
+
+
+def run_json(out: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((out / "result" / "run.json").read_text())
+    return loaded
+
+
+def checkpoint_weights(out: Path, step: int) -> dict[str, torch.Tensor]:
+    (path,) = out.glob(f"result/.checkpoints/*/step-{step:08d}/weights.safetensors")
+    return dict(load_file(path))
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:
@@ -280,15 +296,153 @@ def test_another_object_does_not_resume(claims: Path, out: Path) -> None:
     assert go(job(uid="two"), claims, out).resumed_step == 0
 
 
+def with_rate(rate: float, **changes: Any) -> FineTuneJob:
+    """The job with another learning rate of its first module."""
+    modules = [dict(module) for module in tiny.TWO_MODULES]
+    modules[0]["optimizer"] = {"type": "AdamW", "learningRate": rate}
+    return job(modules=modules, **changes)
+
+
+@pytest.mark.parametrize("uid", ["one", None])
+def test_changed_settings_need_the_option_resume(uid: str | None, claims: Path, out: Path) -> None:
+    with pytest.raises(CrashError):
+        go(job(uid=uid), claims, out, InterruptAfter(5, crash))
+    with pytest.raises(UserError, match=r"learningRate: 0.01 -> 0.05.* --resume.* --fresh") as raised:
+        go(with_rate(5e-2, uid=uid), claims, out)
+    assert raised.value.exit_code == 2
+    assert go(job(uid=uid), claims, out).resumed_step == 4, "the checkpoints are kept"
+
+
 def test_changes_of_the_spec_are_reported_and_applied(claims: Path, out: Path) -> None:
     with pytest.raises(CrashError):
-        go(job(uid="one"), claims, out, InterruptAfter(5, crash))
-    modules = [dict(module) for module in tiny.TWO_MODULES]
-    modules[0]["optimizer"] = {"type": "AdamW", "learningRate": 5e-2}
-    resumed = go(job(uid="one", modules=modules), claims, out)
+        go(job(), claims, out, InterruptAfter(5, crash))
+    resumed = go(with_rate(5e-2), claims, out, resume=True)
     assert resumed.has_message("modules[0].optimizer.learningRate: 0.01 -> 0.05")
     assert resumed.plan is not None
     assert resumed.steps[0].learning_rates["visual"] == resumed.plan.modules[0].learning_rate(4) > 0.01
+    segments = run_json(out)["segments"]
+    assert [segment["step"] for segment in segments] == [0, 4]
+    assert [segment["spec"]["modules"][0]["optimizer"]["learningRate"] for segment in segments] == [1e-2, 5e-2]
+
+
+def test_segments_survive_a_retry_without_changes(claims: Path, out: Path) -> None:
+    with pytest.raises(CrashError):
+        go(job(), claims, out, InterruptAfter(3, crash))
+    with pytest.raises(CrashError):
+        go(with_rate(5e-2), claims, out, InterruptAfter(5, crash), resume=True)
+    resumed = go(with_rate(5e-2), claims, out)
+    assert resumed.resumed_step == 4
+    assert [segment["step"] for segment in run_json(out)["segments"]] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"training": {"batchSize": 3}}, "training.batchSize: 6 -> 3"),
+        ({"training": {"seed": 1}}, "training.seed: 0 -> 1"),
+        ({"data": {"validation": {"fraction": 0.2}}}, "data.validation.fraction: 0.3 -> 0.2"),
+    ],
+)
+@pytest.mark.parametrize("use_resume", [True, False])
+def test_another_position_is_rejected(
+    changes: dict[str, Any], words: str, use_resume: bool, claims: Path, out: Path
+) -> None:
+    with pytest.raises(CrashError):
+        go(job(), claims, out, InterruptAfter(5, crash))
+    with pytest.raises(UserError, match=words) as raised:
+        go(job(**changes), claims, out, resume=use_resume)
+    assert "--fresh" in str(raised.value)
+    assert "--resume" not in str(raised.value)
+    assert go(job(**changes), claims, out, fresh=True).resumed_step == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": {"workers": 1}},
+        {"checkpoint": {"everySteps": 3, "keep": 5}},
+        {"retry": {"limit": 9}, "ttlSecondsAfterFinished": 5, "runtime": {"env": [{"name": "A", "value": "b"}]}},
+    ],
+)
+def test_fields_without_an_effect_change_nothing(
+    changes: dict[str, Any], claims: Path, out: Path, uninterrupted: tuple[str, Any]
+) -> None:
+    with pytest.raises(CrashError):
+        go(job(), claims, out, InterruptAfter(5, crash))
+    resumed = go(job(**changes), claims, out)
+    assert resumed.resumed_step == 4
+    assert (digest(resumed), metrics(out)) == uninterrupted
+    assert len(run_json(out)["segments"]) == 1
+
+
+def test_longer_training_continues_with_the_option_resume(claims: Path, out: Path) -> None:
+    with pytest.raises(CrashError):
+        go(job(), claims, out, InterruptAfter(5, crash))
+    resumed = go(job(training={"epochs": 3}), claims, out, resume=True)
+    assert [record.step for record in resumed.steps] == [5, 6, 7, 8, 9]
+
+
+def test_a_shorter_run_than_the_checkpoint_is_rejected(claims: Path, out: Path) -> None:
+    with pytest.raises(CrashError):
+        go(job(), claims, out, InterruptAfter(5, crash))
+    shorter = job(training={"epochs": 1}, modules=[{**tiny.TWO_MODULES[0], "parameters": ["*"]}])
+    with pytest.raises(UserError, match="the checkpoint of step 4 is after the last step of the job, 3"):
+        go(shorter, claims, out, resume=True)
+
+
+def test_another_optimizer_starts_without_state(claims: Path, out: Path) -> None:
+    with pytest.raises(CrashError):
+        go(job(), claims, out, InterruptAfter(5, crash))
+    modules = [dict(module) for module in tiny.TWO_MODULES]
+    modules[0]["optimizer"] = {"type": "SGD", "learningRate": 1e-2, "momentum": 0.9}
+    resumed = go(job(modules=modules), claims, out, resume=True)
+    assert resumed.has_message("module 'visual' starts without the optimizer state of the checkpoint")
+    assert not resumed.has_message("module 'textual' starts")
+
+
+def test_a_module_that_was_frozen_can_be_trained_with_the_option_resume(claims: Path, out: Path) -> None:
+    """Its weights are not in the checkpoint; those that were trained before and are frozen now stay as they were."""
+    with pytest.raises(CrashError):
+        go(job(), claims, out, InterruptAfter(5, crash))
+    modules = [dict(module) for module in tiny.TWO_MODULES]
+    modules[2] = {"name": "temperature", "parameters": ["logit_scale"], "optimizer": modules[0]["optimizer"]}
+    modules[0] = {"name": "visual", "parameters": modules[0]["parameters"], "frozen": True}
+    changed = job(modules=modules, checkpoint={"keepBest": False, "everySteps": 1})
+    before = checkpoint_weights(out, 4)
+    with pytest.raises(CrashError):
+        go(changed, claims, out, InterruptAfter(6, crash), resume=True)
+    go(changed, claims, out)
+    after = dict(VisionTextDualEncoderModel.from_pretrained(out / "result").named_parameters())
+    pretrained = dict(VisionTextDualEncoderModel.from_pretrained(claims / "models" / "dual").named_parameters())
+    trained = [name for name in before if name.startswith("vision_model.") and name in after]
+    assert trained and all(torch.equal(before[name], after[name]) for name in trained)
+    assert not any(torch.equal(pretrained[name], after[name]) for name in trained if name.endswith("weight"))
+    assert not torch.equal(pretrained["logit_scale"], after["logit_scale"])
+
+
+def test_frozen_weights_of_the_model_that_changed_are_rejected(claims: Path, out: Path, tmp_path: Path) -> None:
+    shutil.copytree(claims / "models" / "dual", tmp_path / "models" / "dual")
+    claim_paths = tiny.ClaimPaths(claims, {"models": tmp_path / "models", "out": out})
+    with pytest.raises(CrashError):
+        run(job(), RunOptions(claims=claim_paths), InterruptAfter(5, crash))
+    weights = load_file(tmp_path / "models" / "dual" / "model.safetensors")
+    weights["logit_scale"] += 1
+    save_file(weights, tmp_path / "models" / "dual" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"model.source: .* 1 of 1 frozen parameters differ, e.g. logit_scale \("):
+        run(job(), RunOptions(claims=claim_paths), Recorder())
+
+
+def test_library_versions_that_differ_are_reported(
+    claims: Path, out: Path, uninterrupted: tuple[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(resume, "package_versions", lambda: {**package_versions(), "torch": "1.0"})
+        with pytest.raises(CrashError):
+            go(job(), claims, out, InterruptAfter(5, crash))
+    resumed, torch_version = go(job(), claims, out), package_versions()["torch"]
+    assert resumed.has_message(f"versions have changed since, so results may differ: torch 1.0 -> {torch_version}")
+    assert digest(resumed) == uninterrupted[0]
+    assert [segment["versions"]["torch"] for segment in run_json(out)["segments"]] == ["1.0", torch_version]
 
 
 def test_resume_with_other_data_is_rejected(claims: Path, out: Path, tmp_path: Path) -> None:
@@ -326,6 +480,7 @@ from finetune_api import FineTuneJob
 from finetune_trainer.callbacks import Callback
 from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.training.run import RunOptions, run
+from finetune_trainer.training.versions import package_versions
 
 class Slow(Callback):
     def on_step_end(self, record):

@@ -49,6 +49,8 @@ def _save_plot(folder: Path, title: str, metric: str) -> str:
     try:
         from finetune_trainer.cli import plots  # its import is a part of what may fail
 
+        if (folder / PLOT).is_symlink():
+            (folder / PLOT).unlink()  # its target may be outside the claim
         history = plots.History.from_records(read_records(folder / METRICS_FILE))
         return str(plots.save_figure(plots.plot_training(history, title, metric), folder / PLOT))
     except Exception as error:  # noqa: BLE001

@@ -1,6 +1,7 @@
 """Exports the model: a folder that `from_pretrained` loads, with a `run.json` that describes the run.
 
-`run.json` is moved into place last, so a folder that has one is complete.
+Files are renamed into the destination, which never follows a symbolic link there. `run.json` is moved last, so a
+folder that has one is complete.
 """
 
 from __future__ import annotations
@@ -8,32 +9,63 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import platform
 import shutil
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from finetune_api.job import FineTuneJob
 from finetune_api.status import OutputStatus
 from finetune_trainer.callbacks import TestRecord
-from finetune_trainer.errors import UserError
+from finetune_trainer.errors import RunError, UserError
+from finetune_trainer.formatting import format_bytes
 from finetune_trainer.plan import RunPlan
 from finetune_trainer.reporting.metrics_jsonl import METRICS_FILE
-from finetune_trainer.training.checkpoint import CheckpointManager, file_sha256
+from finetune_trainer.training.checkpoint import CheckpointManager, Fingerprints, RunRecord, file_sha256
+from finetune_trainer.training.checkpoint.store import describe_free_space, fsync
 from finetune_trainer.training.evaluation import HistoryEntry, MetricTracker
+from finetune_trainer.training.selection import SelectedWeights
 from finetune_trainer.training.state import TrainingContext, TrainState
+from finetune_trainer.training.versions import package_versions
 from finetune_trainer.training.watchdog import Heartbeat
 
 RUN_FILE = "run.json"
 STAGING_FOLDER = "output"
-PACKAGES = ("finetune-operator", "torch", "transformers", "safetensors", "datasets", "pyarrow", "numpy")
 
 
-def find_existing_output(job: FineTuneJob, destination: Path, run_folder: Path) -> OutputStatus | None:
+@dataclass(frozen=True)
+class ExistingOutput:
+    """The output of an earlier run of the same object or the same spec.
+
+    Args:
+        status: the output as the status reports it.
+        is_same_object: whether the same FineTuneJob object wrote it.
+        fingerprints: content that it was trained on.
+    """
+
+    status: OutputStatus
+    is_same_object: bool
+    fingerprints: Fingerprints
+
+    def check_same_content(self, job: FineTuneJob, fingerprints: Fingerprints) -> None:
+        """Check that the output was trained on the data and the model that the job would read now.
+
+        Raises:
+            UserError: it was not.
+        """
+        if differences := self.fingerprints.describe_differences(fingerprints):
+            raise UserError(
+                f"output.destination: {job.destination} already has a model with the same spec, but "
+                f"{'; '.join(differences.values())} since it was trained: to replace it, set output.ifExists: "
+                f"Overwrite; to keep it, {_suggest_destination(job)}"
+            )
+
+
+def find_existing_output(job: FineTuneJob, destination: Path, run_folder: Path) -> ExistingOutput | None:
     """The output of an earlier run of this job, if the destination has it.
 
     Args:
@@ -53,7 +85,8 @@ def find_existing_output(job: FineTuneJob, destination: Path, run_folder: Path) 
     is_same_object = run is not None and job.metadata.uid is not None and run.get("uid") == job.metadata.uid
     is_same_spec = run is not None and run.get("contentHash") == job.spec.content_hash()
     if run is not None and (is_same_object or (is_same_spec and job.spec.output.if_exists == "Fail")):
-        return OutputStatus(destination=job.destination, digest=run.get("digest"))
+        status = OutputStatus(destination=job.destination, digest=run.get("digest"))
+        return ExistingOutput(status, is_same_object, Fingerprints(**run.get("fingerprints", {})))
     if job.spec.output.if_exists == "Fail":
         raise UserError(
             f"output.destination: {job.destination} already has {_describe_output(run, job)} ({destination}): "
@@ -79,16 +112,40 @@ def export_model(
         heartbeat: receives the progress.
 
     Raises:
-        RunError: a newer attempt has taken over.
+        RunError: it cannot be written.
+        UserError: another run or a newer attempt has taken over.
     """
     staging = checkpoints.folder / STAGING_FOLDER
-    shutil.rmtree(staging, ignore_errors=True)
+    _remove(staging)
+    try:
+        digest, files = _write_output(context, checkpoints.folder / METRICS_FILE, staging, run_metadata, heartbeat)
+    except (OSError, SafetensorError) as error:
+        _remove(staging)
+        needed = sum(tensor.nbytes for tensor in (*context.model.base.parameters(), *context.model.base.buffers()))
+        raise RunError(
+            f"output.destination: {context.plan.job.destination}: cannot save the model in {staging} (it needs about "
+            f"{format_bytes(needed)}; {describe_free_space(checkpoints.folder)}): {error}; training is complete and in "
+            "the last checkpoint, so the next attempt only saves the model"
+        ) from error
+    checkpoints.check_owner()
+    _replace_output(destination, staging, [*files, RUN_FILE])
+    return OutputStatus(destination=context.plan.job.destination, digest=digest)
+
+
+def _write_output(
+    context: TrainingContext, metrics_file: Path, staging: Path, run_metadata: Mapping[str, Any], heartbeat: Heartbeat
+) -> tuple[str, list[str]]:
+    """Write all files of the output.
+
+    Returns:
+        The digest of the weights, and the names of all files but `run.json`.
+    """
     staging.mkdir()
     context.model.base.save_pretrained(staging)
     _set_config_dtype(staging / "config.json", context.model.output_dtypes.config)
     heartbeat.beat()
     context.processors.save_pretrained(staging)
-    shutil.copyfile(checkpoints.folder / METRICS_FILE, staging / METRICS_FILE)
+    shutil.copyfile(metrics_file, staging / METRICS_FILE)
     digest = _digest(sorted(staging.glob("*.safetensors")))
     heartbeat.beat()
     files = sorted(path.name for path in staging.iterdir())
@@ -96,9 +153,9 @@ def export_model(
     for path in staging.rglob("*"):
         # safetensors creates files with mode 0600, but other users of the claim read them too.
         path.chmod(0o755 if path.is_dir() else 0o644)
-    checkpoints.check_owner()
-    _replace_output(destination, staging, [*files, RUN_FILE])
-    return OutputStatus(destination=context.plan.job.destination, digest=digest)
+        if path.is_file():
+            fsync(path)
+    return digest, files
 
 
 def _set_config_dtype(config_file: Path, dtype: torch.dtype) -> None:
@@ -113,9 +170,10 @@ def _set_config_dtype(config_file: Path, dtype: torch.dtype) -> None:
 
 def build_run_metadata(
     job: FineTuneJob,
+    record: RunRecord,
     plan: RunPlan,
     state: TrainState,
-    attempt: int,
+    weights: SelectedWeights,
     *,
     test: TestRecord | None = None,
     final: HistoryEntry | None = None,
@@ -124,9 +182,10 @@ def build_run_metadata(
 
     Args:
         job: the job as written by the user; the plan has the effective one.
+        record: the record of the run.
         plan: the plan of the run.
         state: the state at its end.
-        attempt: number of the attempt.
+        weights: the weights that are saved.
         test: metrics on the test set, if there is one.
         final: metrics of the saved weights on the validation set, if there is one.
     """
@@ -138,8 +197,12 @@ def build_run_metadata(
         "spec": plan.job.spec.manifest(),
         "seed": job.spec.training.seed,
         "versions": package_versions(),
-        "attempt": attempt,
+        "fingerprints": asdict(record.fingerprints),
+        "segments": [asdict(segment) for segment in record.segments],
+        "attempt": record.attempt,
         "steps": state.step,
+        "savedStep": weights.step,
+        "notes": list(weights.notes),
         "skippedSteps": state.skipped.total,
         "plannedSteps": plan.planned_steps,
         "stepsPerEpoch": plan.steps_per_epoch,
@@ -153,17 +216,6 @@ def build_run_metadata(
             "test": _to_json(test),
         },
     }
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that determine the result."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
 
 
 def _to_json(entry: HistoryEntry | TestRecord | None) -> dict[str, Any] | None:
@@ -187,6 +239,8 @@ def _read_run_file(destination: Path) -> dict[str, Any] | None:
 def _describe_output(run: Mapping[str, Any] | None, job: FineTuneJob) -> str:
     if run is None:
         return "a model that was not written by a job"
+    if run.get("name") == job.name and "fingerprints" not in run:
+        return f"the output of a job with the same name, {job.name!r}, that an earlier version of the trainer wrote"
     if run.get("name") == job.name:
         return f"the output of an earlier job with the same name, {job.name!r}, and a different spec"
     return f"the output of job {run.get('name', 'unknown')!r}"
@@ -203,12 +257,13 @@ def _replace_output(destination: Path, staging: Path, names: Sequence[str]) -> N
     previous = _read_run_file(destination) or {}
     (destination / RUN_FILE).unlink(missing_ok=True)
     for name in previous.get("files", []):
-        if name not in names:
-            _remove(destination / Path(name).name)
+        if name not in names and (name := Path(name).name).strip("."):  # it may come from anywhere
+            _remove(destination / name)
     for name in names:
         if (staging / name).is_dir() or (destination / name).is_dir():
             _remove(destination / name)  # rename cannot replace a folder
         (staging / name).replace(destination / name)
+    fsync(destination)
 
 
 def _remove(path: Path) -> None:

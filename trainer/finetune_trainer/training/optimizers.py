@@ -7,8 +7,8 @@ spec in `finetune_api.optimizers`, and a line in `IMPLEMENTATIONS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -129,6 +129,54 @@ def set_optimizer_state_dict(optimizers: Sequence[Optimizer], model: nn.Module, 
         owned = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
         state = {position: states[name] for position, name in enumerate(owned) if name in states}
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+@dataclass(frozen=True)
+class StateLayout:
+    """The optimizer state of the parameters of a module.
+
+    Args:
+        sizes: by number of dimensions and key of torch's state: number of elements, relative to the parameter.
+    """
+
+    sizes: Mapping[int, Mapping[str, float]]
+
+    def is_compatible(self, ndim: int, keys: Iterable[str]) -> bool:
+        """Whether the optimizer can continue from a state with these keys."""
+        return self.sizes[ndim].keys() == set(keys)
+
+    def numel(self, parameter: Tensor) -> int:
+        """Number of elements in the state of a parameter."""
+        return round(parameter.numel() * sum(self.sizes[parameter.ndim].values()))
+
+
+LAYOUT_SIZE = 64
+"""Size of the first two dimensions of the parameters that `state_layouts` steps."""
+
+
+def state_layouts(plans: Sequence[ModulePlan], parameters: Mapping[str, nn.Parameter]) -> dict[str, StateLayout]:
+    """The layout of the optimizer state of each module, found by a step of the same optimizer on small parameters."""
+    samples: dict[str, nn.Parameter] = {}
+    small_plans = []
+    for plan in plans:
+        by_ndim = {f"{plan.name}/{ndim}": ndim for ndim in {parameters[name].ndim for name in plan.parameters}}
+        for name, ndim in by_ndim.items():
+            samples[name] = nn.Parameter(torch.zeros((LAYOUT_SIZE,) * min(ndim, 2) + (1,) * max(0, ndim - 2)))
+            samples[name].grad = torch.zeros_like(samples[name])
+        small_plans.append(replace(plan, parameters=tuple(by_ndim)))
+    states: dict[Tensor, Any] = {}
+    for optimizer in build_optimizers(small_plans, samples):
+        optimizer.step()
+        states |= optimizer.state
+    return {
+        plan.name: StateLayout({samples[name].ndim: _sizes(samples[name], states) for name in plan.parameters})
+        for plan in small_plans
+    }
+
+
+def _sizes(sample: Tensor, states: Mapping[Tensor, Mapping[str, Any]]) -> dict[str, float]:
+    tensors = {key: value for key, value in states.get(sample, {}).items() if isinstance(value, Tensor)}
+    return {key: value.numel() / sample.numel() for key, value in tensors.items()}
 
 
 def _param_groups(plan: ModulePlan, parameters: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from finetune_api.effects import Effect
 from finetune_api.job import FineTuneJob
 from finetune_api.status import Report
 from finetune_trainer.callbacks import Callback, CallbackList, TestRecord
 from finetune_trainer.claims import ClaimPaths
-from finetune_trainer.errors import Interrupted, RunError, UserError
+from finetune_trainer.errors import Interrupted, RunError
 from finetune_trainer.formatting import join_some
 from finetune_trainer.planning import model_loader
 from finetune_trainer.planning.prepare import PreparedRun, index_datasets, prepare
@@ -24,25 +23,19 @@ from finetune_trainer.reporting.tracker import StatusTracker
 from finetune_trainer.tasks import Processors
 from finetune_trainer.tasks.index import ExampleIndex
 from finetune_trainer.tasks.indexing import OnProgress
-from finetune_trainer.training import export
+from finetune_trainer.training import export, resume
 from finetune_trainer.training.assembly import assemble
-from finetune_trainer.training.checkpoint import (
-    Checkpoint,
-    CheckpointManager,
-    FrozenWeights,
-    RunRecord,
-    Segment,
-    set_model_state_dict,
-)
-from finetune_trainer.training.checkpoint.differences import diff_specs
-from finetune_trainer.training.checkpoint.weights import check_frozen
-from finetune_trainer.training.device import LossScale, explain_out_of_memory, select_device, set_determinism
-from finetune_trainer.training.divergence import SkippedSteps, describe_trained_steps
+from finetune_trainer.training.checkpoint import CheckpointManager
+from finetune_trainer.training.device import explain_out_of_memory, select_device, set_determinism
+from finetune_trainer.training.disk_space import check_disk_space
+from finetune_trainer.training.divergence import describe_trained_steps
 from finetune_trainer.training.dtypes import cast_weights, round_weights
 from finetune_trainer.training.evaluation import HistoryEntry, MetricTracker
-from finetune_trainer.training.failures import detecting_repeated_failures, forget_failure
-from finetune_trainer.training.optimizers import build_optimizers, set_optimizer_state_dict
-from finetune_trainer.training.rng import set_rng_state, set_seed
+from finetune_trainer.training.failures import detecting_repeated_failures
+from finetune_trainer.training.optimizers import build_optimizers
+from finetune_trainer.training.resume import ResumeMode
+from finetune_trainer.training.rng import set_seed
+from finetune_trainer.training.selection import SelectedWeights, select_weights
 from finetune_trainer.training.signals import StopFlag, stop_on_signals
 from finetune_trainer.training.state import TrainingContext, TrainState
 from finetune_trainer.training.trainer import Trainer
@@ -59,6 +52,7 @@ class RunOptions:
         metrics_port: port of the Prometheus metrics; None disables them.
         termination_log: file for the report at the end.
         fresh: delete the checkpoints of the same run and start from the beginning.
+        resume: continue from the latest checkpoint although settings have changed since it was written.
         stall_timeout: seconds without progress after which the run is terminated; None for the job's
             stallTimeoutSeconds.
     """
@@ -68,6 +62,7 @@ class RunOptions:
     metrics_port: int | None = None
     termination_log: Path | None = None
     fresh: bool = False
+    resume: bool = False
     stall_timeout: float | None = None
 
 
@@ -90,7 +85,7 @@ def run(job: FineTuneJob, options: RunOptions, callback: Callback) -> Report:
                 lambda message: _write_termination_log(tracker.report(Interrupted.reason, message), options)
             )
             destination = options.claims.create_destination(job.destination)
-            checkpoints = CheckpointManager.for_job(job, destination, options.attempt)
+            checkpoints = CheckpointManager(job, destination, options.attempt)
             try:
                 report = _execute(_RunContext(job, options, callbacks, tracker, stop, destination, checkpoints))
             finally:
@@ -152,21 +147,34 @@ class _RunContext:
 
 
 def _execute(run: _RunContext) -> Report:
-    job, checkpoints = run.job, run.checkpoints
-    if output := export.find_existing_output(job, run.destination, checkpoints.folder):
-        checkpoints.remove()
-        message = f"{job.destination} already has the output of this job; nothing was trained"
-        return run.tracker.report("OutputAlreadyExists", message, output)
+    job, checkpoints, log = run.job, run.checkpoints, run.callback.on_message
+    checkpoints.acquire(log, run.stop.raise_if_requested)
+    existing = export.find_existing_output(job, run.destination, checkpoints.folder)
+    if existing and existing.is_same_object:
+        return _report_existing_output(run, existing)
     set_seed(job.spec.training.seed)
     prepared = prepare(job, run.options.claims, run.on_progress)
+    record = resume.build_record(prepared, run.options.attempt)
+    if existing:
+        existing.check_same_content(job, record.fingerprints)
+        return _report_existing_output(run, existing)
+    mode = ResumeMode(run.options.resume, run.options.fresh)
+    checkpoint = resume.find_checkpoint(checkpoints, record, prepared.plan.planned_steps, mode, log)
     try:
         context = _build_context(prepared, run.callback, run.on_progress)
-        state = _restore(run, context)
+        state = resume.start_run(checkpoints, checkpoint, record, context, log)
+        check_disk_space(checkpoints, context, state, log)
         with detecting_repeated_failures(checkpoints.folder, lambda: state.step):
             _train(run, context, state)
             return _test_and_export(run, context, state)
     except torch.OutOfMemoryError as error:
         raise explain_out_of_memory(prepared.plan.job.spec, error) from error
+
+
+def _report_existing_output(run: _RunContext, existing: export.ExistingOutput) -> Report:
+    run.checkpoints.remove()
+    message = f"{run.job.destination} already has the output of this job; nothing was trained"
+    return run.tracker.report("OutputAlreadyExists", message, existing.status)
 
 
 def _build_context(prepared: PreparedRun, callback: Callback, on_progress: OnProgress) -> TrainingContext:
@@ -204,66 +212,6 @@ def _data_messages(prepared: PreparedRun, processors: Processors, index: Example
     if processors.max_length and (truncated := index.count_truncated(processors.max_length)):
         texts = f"{truncated:,} of {plan.train_samples:,} texts"
         yield f"truncating {texts} to {processors.max_length:,} tokens (data.maxLength)"
-
-
-def _restore(run: _RunContext, context: TrainingContext) -> TrainState:
-    """Acquire the checkpoint folder, and restore the latest checkpoint, if there is one."""
-    run.checkpoints.acquire()
-    state = TrainState(LossScale.for_device(context.device_config))
-    if run.options.fresh:
-        run.checkpoints.clear()
-        forget_failure(run.checkpoints.folder)
-    checkpoint = run.checkpoints.load_latest(run.callback.on_message)
-    if checkpoint is None:
-        _start_run(run, context, None)
-        return state
-    assert checkpoint.run is not None, "a loaded checkpoint has it"
-    _check_same_data(checkpoint.run, context)
-    run.callback.on_message(_describe_resume(checkpoint, context))
-    check_frozen(checkpoint.run.frozen, context.model.parameters)
-    set_model_state_dict(context.model.base, checkpoint.weights, checkpoint.run.frozen)
-    set_optimizer_state_dict(context.optimizers, context.model.base, checkpoint.optimizer)
-    set_rng_state(dict(checkpoint.rng_state))
-    state.loss_scale.scale, state.loss_scale.good_steps = checkpoint.loss_scale
-    _start_run(run, context, checkpoint)
-    return replace(
-        state,
-        step=checkpoint.step,
-        history=list(checkpoint.history),
-        elapsed=checkpoint.elapsed,
-        position=checkpoint.position,
-        skipped=SkippedSteps(**checkpoint.skipped_steps),
-    )
-
-
-def _start_run(run: _RunContext, context: TrainingContext, checkpoint: Checkpoint | None) -> None:
-    """Set what the checkpoints of this attempt record.
-
-    A parameter that the restored checkpoint has is stored again even if it is frozen now: it may have been trained.
-    """
-    parameters = context.model.parameters
-    trained = {name for module in context.model.modules for name in module.plan.parameters}
-    stored = trained | (checkpoint.weights.keys() if checkpoint else set())
-    samples = {"train": len(context.train)}
-    segment = Segment(checkpoint.step if checkpoint else 0, context.plan.job.spec.manifest(), export.package_versions())
-    record = RunRecord(run.job.name, run.options.attempt, (segment,), samples=samples)
-    frozen = FrozenWeights({name: parameter for name, parameter in parameters.items() if name not in stored})
-    run.checkpoints.start_run(record, frozen)
-
-
-def _describe_resume(checkpoint: Checkpoint, context: TrainingContext) -> str:
-    assert checkpoint.run is not None, "a loaded checkpoint has it"
-    changes = diff_specs(checkpoint.run.spec, context.plan.job.spec.manifest(), Effect.RESULT)
-    changed = f"; these fields have changed since, and their new values apply: {'; '.join(changes)}" if changes else ""
-    return f"resuming from step {checkpoint.step} of attempt {checkpoint.run.attempt}{changed}"
-
-
-def _check_same_data(record: RunRecord, context: TrainingContext) -> None:
-    if record.samples["train"] != len(context.train):
-        raise UserError(
-            f"data.train.source: the training set has {len(context.train):,} samples, but had "
-            f"{record.samples['train']:,} when the checkpoint was written: restore the data or start over with --fresh"
-        )
 
 
 def _train(run: _RunContext, context: TrainingContext, state: TrainState) -> None:
@@ -308,17 +256,21 @@ def _test_and_export(run: _RunContext, context: TrainingContext, state: TrainSta
     """Load the best weights, unless the last ones are to be kept, then test and export them."""
     heartbeat = Heartbeat()
     with _start_watchdog(run, heartbeat):
-        weights = _select_weights(run, context, state)
+        weights = select_weights(run.checkpoints, context, state)
         heartbeat.beat()
-        run.callback.on_message(f"saving the weights of {weights}")
-        final = _measure_final(run, context, state, heartbeat)
+        for note in weights.notes:
+            run.callback.on_message(note)
+        run.callback.on_message(f"saving the weights of {weights.description}")
+        final = _measure_final(run, context, state, weights, heartbeat)
         test = _test(run, context, state, heartbeat) if context.test is not None else None
-        metadata = export.build_run_metadata(run.job, context.plan, state, run.options.attempt, test=test, final=final)
+        record = run.checkpoints.record
+        metadata = export.build_run_metadata(run.job, record, context.plan, state, weights, test=test, final=final)
         _cast_weights(run, context)
         output = export.export_model(context, run.checkpoints, run.destination, metadata, heartbeat)
         run.checkpoints.remove()
     trained = describe_trained_steps(state.step, state.skipped.total)
-    message = f"{trained}; {run.job.destination} has the weights of {weights}{_compare_with_before(context, state)}"
+    comparison = _compare_with_before(context, state)
+    message = f"{trained}; {run.job.destination} has the weights of {weights.description}{comparison}"
     return run.tracker.report("Succeeded", message, output)
 
 
@@ -331,26 +283,12 @@ def _compare_with_before(context: TrainingContext, state: TrainState) -> str:
     return f"; the best {metric_tracker.metric} is no better than before training ({before:.4g})"
 
 
-def _select_weights(run: _RunContext, context: TrainingContext, state: TrainState) -> str:
-    """Load the weights to export into the model, and describe them."""
-    metric_tracker = MetricTracker(context.plan.job.spec.evaluation)
-    best = _best_entry(context, state)
-    if best is None:
-        reason = f": {metric_tracker.metric} was never finite" if metric_tracker.is_never_finite(state.history) else ""
-        return f"step {state.step}, the last{reason}"
-    if best.step != state.step:
-        set_model_state_dict(context.model.base, run.checkpoints.load_weights(best.step), run.checkpoints.frozen.hashes)
-    metric = context.plan.job.spec.evaluation.metric
-    return f"step {best.step}, the best by {metric} ({best.metrics[metric]:.4g})"
-
-
 def _measure_final(
-    run: _RunContext, context: TrainingContext, state: TrainState, heartbeat: Heartbeat
+    run: _RunContext, context: TrainingContext, state: TrainState, weights: SelectedWeights, heartbeat: Heartbeat
 ) -> HistoryEntry | None:
     """Round the weights to the dtypes of the output. Returns their metrics on the validation set, if there is one."""
     is_rounded = round_weights(context.model.base, context.model.output_dtypes)
-    best = _best_entry(context, state)
-    entry = best or (state.history[-1] if state.last_evaluated_step == state.step else None)
+    entry = weights.evaluation
     if entry is None or not is_rounded:
         return entry
     callback = CallbackList((run.callback, heartbeat))
@@ -364,12 +302,6 @@ def _measure_final(
 def _cast_weights(run: _RunContext, context: TrainingContext) -> None:
     if kept := cast_weights(context.model.base, context.model.output_dtypes):
         run.callback.on_message(f"saving in FP32, because FP16 cannot represent the values: {join_some(kept)}")
-
-
-def _best_entry(context: TrainingContext, state: TrainState) -> HistoryEntry | None:
-    """The best evaluation, if its weights are the output."""
-    spec = context.plan.job.spec
-    return MetricTracker(spec.evaluation).best(state.history) if spec.checkpoint.keep_best else None
 
 
 def _test(run: _RunContext, context: TrainingContext, state: TrainState, heartbeat: Heartbeat) -> TestRecord:

@@ -159,7 +159,7 @@ def unchanged(context: TrainingContext) -> Iterator[None]:
     # After an exception on a GPU the device may be unusable.
     with torch.no_grad():
         for module, name, buffer, value in buffers:
-            module._buffers[name] = buffer.copy_(value)
+            setattr(module, name, buffer.copy_(value))
     set_rng_state(rng_state)
 
 

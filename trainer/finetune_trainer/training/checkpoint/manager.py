@@ -7,93 +7,109 @@ not fit into memory, the loop waits until the checkpoint is written.
 from __future__ import annotations
 
 import json
+import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from finetune_api.job import FineTuneJob
 from finetune_api.names import CHECKPOINTS_FOLDER
 from finetune_trainer.callbacks import CheckpointRecord
-from finetune_trainer.errors import RunError
+from finetune_trainer.errors import RunError, UserError
 from finetune_trainer.training.checkpoint.content import Checkpoint, RunRecord
+from finetune_trainer.training.checkpoint.lease import Lease, LeaseLock
 from finetune_trainer.training.checkpoint.memory import available_memory
-from finetune_trainer.training.checkpoint.ownership import OWNER_FILE, write_atomically
 from finetune_trainer.training.checkpoint.store import CheckpointStore
 from finetune_trainer.training.checkpoint.weights import FrozenWeights
 
+OWNER_FILE = "owner.json"
+
 
 def run_id(job: FineTuneJob) -> str:
-    """The name of a run's checkpoint folder: the UID of the object or, outside a cluster, a hash of the spec."""
-    return job.metadata.uid or f"local-{job.spec.content_hash()[:12]}"
+    """The name of a run's checkpoint folder: the UID of the object or, outside a cluster, the name of the job.
+
+    It does not depend on the spec: a run whose spec has changed finds its checkpoints, and is resumed or refused.
+    """
+    return job.metadata.uid or f"local-{job.name}"
 
 
 class CheckpointManager:
-    """The checkpoints of one run. At any time, one process owns the folder and may write to it.
+    """The checkpoints of one run, in a destination that this process holds the lease of.
 
     Args:
-        folder: folder of the checkpoints.
-        attempt: number of this attempt; it can write until a newer attempt acquires the folder.
-        keep: number of checkpoints to keep, besides the best one.
+        job: the job.
+        destination: the output folder.
+        attempt: number of this attempt; it can write until a newer attempt takes over.
 
     Attributes:
         latest: the last checkpoint that was completed, whether it was polled or not.
     """
 
-    def __init__(self, folder: Path, attempt: int, keep: int) -> None:
-        self.folder, self.attempt, self.keep = folder, attempt, keep
-        self.store = CheckpointStore(folder)
-        self.run: RunRecord | None = None
+    def __init__(self, job: FineTuneJob, destination: Path, attempt: int) -> None:
+        self.folder = destination / CHECKPOINTS_FOLDER / run_id(job)
+        self.attempt, self.keep = attempt, job.spec.checkpoint.keep
+        self.store = CheckpointStore(self.folder)
+        self.lease = LeaseLock(destination, Lease.create(job.name, run_id(job), attempt))
+        self._record: RunRecord | None = None
         self.latest: CheckpointRecord | None = None
         self.frozen = FrozenWeights({})
-        self._owner = {"attempt": attempt, "process": uuid.uuid4().hex}
         self._writer = ThreadPoolExecutor(1, "checkpoint-writer")
         self._pending: Future[CheckpointRecord] | None = None
 
-    @classmethod
-    def for_job(cls, job: FineTuneJob, destination: Path, attempt: int) -> CheckpointManager:
-        return cls(destination / CHECKPOINTS_FOLDER / run_id(job), attempt, job.spec.checkpoint.keep)
-
-    def acquire(self) -> None:
-        """Become the owner of the folder, in place of earlier attempts.
+    def acquire(self, log: Callable[[str], None], raise_if_stopped: Callable[[], None] = lambda: None) -> None:
+        """Take the lease of the destination, in place of earlier attempts; see `LeaseLock.acquire`.
 
         Raises:
-            RunError: a newer attempt owns it.
+            UserError: another run holds the destination.
+            RunError: a newer attempt has started.
         """
+        if self.folder.is_symlink():
+            raise UserError(
+                f"output.destination: {self.folder} is a symbolic link: replace it with a folder, or delete it"
+            )
+        self.lease.acquire(log, raise_if_stopped)
         self.folder.mkdir(parents=True, exist_ok=True)
-        owner = self._read_owner()
-        if owner.get("attempt", 0) > self.attempt:
-            raise RunError(f"attempt {self.attempt} cannot continue: attempt {owner['attempt']} has started")
-        write_atomically(self.folder / OWNER_FILE, json.dumps(self._owner))
+        if (newest := self._newest_attempt()) > self.attempt:
+            raise RunError(f"attempt {self.attempt} cannot continue: attempt {newest} has started")
+        temporary = self.folder / f".{OWNER_FILE}-{os.getpid()}"
+        temporary.write_text(json.dumps({"attempt": self.attempt}))
+        temporary.replace(self.folder / OWNER_FILE)
         self.store.delete_leftovers()
 
     def check_owner(self) -> None:
-        """Check that this process still owns the folder.
+        """Check that this process may still write to the destination.
 
         Raises:
-            RunError: another process does.
+            UserError: another attempt or another run has taken over.
         """
-        owner = self._read_owner()
-        if owner != self._owner:
-            raise RunError(
-                f"attempt {self.attempt} cannot write to {self.folder}: attempt {owner.get('attempt', '?')} has "
-                "taken over"
-            )
+        if (newest := self._newest_attempt()) > self.attempt:
+            raise UserError(f"attempt {self.attempt} cannot write to {self.folder}: attempt {newest} has taken over")
+        self.lease.check()
 
-    def start_run(self, run: RunRecord, frozen: FrozenWeights, on_progress: Callable[[], None] = lambda: None) -> None:
+    def _newest_attempt(self) -> int:
+        try:
+            return int(json.loads((self.folder / OWNER_FILE).read_text())["attempt"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
+
+    def start_run(self, record: RunRecord, frozen: FrozenWeights) -> None:
         """Set what every checkpoint of this attempt records.
 
         Args:
-            run: the record, without the hashes of the frozen parameters.
+            record: the record, without the hashes of the frozen parameters.
             frozen: the parameters that are not stored.
-            on_progress: called after each file that was written or read, possibly by another thread.
         """
-        self.run, self.frozen, self.store.on_progress = run, frozen, on_progress
+        self._record, self.frozen = record, frozen
+
+    @property
+    def record(self) -> RunRecord:
+        """What every checkpoint of this attempt records, without the hashes of the frozen parameters."""
+        assert self._record is not None, "start_run was called"
+        return self._record
 
     # Writing
 
@@ -132,12 +148,12 @@ class CheckpointManager:
         return pending.result() if pending is not None else None
 
     def close(self) -> None:
-        """Wait until nothing is written any more."""
+        """Wait until nothing is written any more, and release the destination."""
         self._writer.shutdown(wait=True)
+        self.lease.release()
 
     def _write(self, checkpoint: Checkpoint, best_step: int | None) -> CheckpointRecord:
-        assert self.run is not None, "start_run was called"
-        checkpoint = replace(checkpoint, run=replace(self.run, frozen=self.frozen.hashes))
+        checkpoint = replace(checkpoint, run=replace(self.record, frozen=self.frozen.hashes))
         record = self.store.save(checkpoint, self.check_owner)
         self.latest = record
         self._prune(best_step)
@@ -151,25 +167,15 @@ class CheckpointManager:
 
     # Reading
 
-    def load_latest(self, log: Callable[[str], None]) -> Checkpoint | None:
-        """Load the latest valid checkpoint. Corrupt ones after it are reported to `log` and deleted."""
+    def find_latest(self, log: Callable[[str], None]) -> int | None:
+        """The step of the latest valid checkpoint. Corrupt ones after it are reported to `log` and deleted."""
         for step in reversed(self.store.steps()):
             problem = self.store.find_problem(step)
             if problem is None:
-                return self.store.load(step)
+                return step
             log(f"checkpoint {self.store.path(step)} is corrupt ({problem}); falling back to the previous one")
             self.store.delete(step)
         return None
-
-    def load_weights(self, step: int) -> dict[str, Tensor]:
-        """Load the weights of one checkpoint.
-
-        Raises:
-            RunError: it is corrupt.
-        """
-        if problem := self.store.find_problem(step):
-            raise RunError(f"checkpoint {self.store.path(step)} is corrupt: {problem}")
-        return self.store.load_weights(step)
 
     def clear(self) -> None:
         """Delete all checkpoints, so that the run starts from the beginning."""
@@ -181,11 +187,6 @@ class CheckpointManager:
         shutil.rmtree(self.folder, ignore_errors=True)
         if self.folder.parent.is_dir() and not any(self.folder.parent.iterdir()):
             self.folder.parent.rmdir()
-
-    def _read_owner(self) -> dict[str, Any]:
-        path = self.folder / OWNER_FILE
-        owner: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        return owner
 
 
 def _tensors(checkpoint: Checkpoint) -> Iterator[Tensor]:

@@ -85,9 +85,16 @@ class CheckpointStore:
         Raises:
             UserError: another version wrote it, with other fields.
         """
-        folder = self.path(step)
-        state = read_state(folder)
-        return replace(state, weights=self.load_weights(step), optimizer=self._load_tensors(folder, OPTIMIZER))
+        tensors = self._load_tensors(self.path(step), OPTIMIZER)
+        return replace(self.load_state(step), weights=self.load_weights(step), optimizer=tensors)
+
+    def load_state(self, step: int) -> Checkpoint:
+        """Read a checkpoint without its tensors.
+
+        Raises:
+            UserError: another version wrote it, with other fields.
+        """
+        return read_state(self.path(step))
 
     def load_weights(self, step: int) -> dict[str, Tensor]:
         """Read the weights of a checkpoint."""
@@ -154,8 +161,9 @@ def read_state(folder: Path) -> Checkpoint:
         UserError: another version wrote it, with other fields.
     """
     state = json.loads((folder / STATE_FILE).read_text())
-    _check_fields(folder, state, Checkpoint, ("weights", "optimizer"))
+    _check_fields(folder, state, Checkpoint)
     _check_fields(folder, state["run"], RunRecord)
+    state |= {WEIGHTS: {}, OPTIMIZER: {}}
     state["history"] = tuple(HistoryEntry(**entry) for entry in state["history"])
     state["loss_scale"] = tuple(state["loss_scale"])
     state["run"]["segments"] = tuple(Segment(**segment) for segment in state["run"]["segments"])
@@ -163,7 +171,7 @@ def read_state(folder: Path) -> Checkpoint:
     return Checkpoint(**state | {"run": RunRecord(**state["run"])})
 
 
-def _check_fields(folder: Path, state: Mapping[str, Any], kind: type[Any], empty: tuple[str, ...] = ()) -> None:
+def _check_fields(folder: Path, state: Mapping[str, Any], kind: type[Any]) -> None:
     if different := sorted(state.keys() ^ {item.name for item in fields(kind)}):
         raise UserError(
             f"checkpoint {folder} was written by another version of the trainer (different fields: "
