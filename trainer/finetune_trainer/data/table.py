@@ -100,7 +100,7 @@ class Table:
             decoders | label_parsers,
             frozenset(untyped),
             verify_all_images,
-            keys,
+            column_keys=keys,
         )
 
     def _check_text(self, role: str, name: str) -> None:

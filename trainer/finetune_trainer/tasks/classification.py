@@ -44,6 +44,7 @@ class Classification(Task):
     label2id: Mapping[Label, int]
     new_head_reason: str = ""
     notes: tuple[str, ...] = ()
+    row_predictions: ClassVar[tuple[str, ...]] = ("logits",)
     head_suffix: ClassVar[str]
     """Suffix of the architectures that have a head for this task."""
 
