@@ -25,7 +25,7 @@ SPLIT_OF_WORD: Mapping[str, str] = {str(word): str(words[0]) for words in split_
 
 SPLIT_ORDER = ("train", "validation", "test")
 SEPARATORS = re.compile(r"[-._ 0-9]+")
-SHARD = re.compile(r"data/(?P<split>.+)-\d{5}-of-\d{5}.*\..+")
+SHARD = re.compile(r"data/(?P<split>[^/]+)-\d{5}-of-\d{5}[^/]*\.[^/]+")
 """`data/train-00000-of-00002.parquet`, as `push_to_hub` writes it; the split may have any name."""
 SPLIT_NAME = re.compile(r"\w+(\.\w+)*")
 MAX_SHOWN_FILES = 3
