@@ -36,6 +36,8 @@ class Contrastive(Task):
     required_roles: ClassVar[tuple[tuple[str, ...], ...]] = (("image", "text"),)
     optional_roles: ClassVar[tuple[str, ...]] = ("label",)
     uses_images: ClassVar[bool] = True
+    uses_tokenizer_padding: ClassVar[bool] = True
+    row_predictions: ClassVar[tuple[str, ...]] = ("image_embeds", "text_embeds")
 
     @classmethod
     def build(cls, config: PretrainedConfig, data: Dataset) -> Self:

@@ -27,6 +27,7 @@ class SequenceClassification(Classification):
     required_roles: ClassVar[tuple[tuple[str, ...], ...]] = (("text", "label"),)
     head_suffix: ClassVar[str] = "ForSequenceClassification"
     uses_config_pad_token: ClassVar[bool] = True
+    uses_tokenizer_padding: ClassVar[bool] = True
 
     pooled_token_id: int | None = None
 

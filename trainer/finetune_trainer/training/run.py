@@ -26,12 +26,18 @@ from finetune_trainer.tasks.indexing import OnProgress
 from finetune_trainer.training import export, resume
 from finetune_trainer.training.assembly import assemble
 from finetune_trainer.training.checkpoint import CheckpointManager
-from finetune_trainer.training.device import explain_out_of_memory, select_device, set_determinism
+from finetune_trainer.training.device import (
+    explain_nondeterminism,
+    explain_out_of_memory,
+    select_device,
+    set_determinism,
+)
 from finetune_trainer.training.disk_space import check_disk_space
 from finetune_trainer.training.divergence import describe_trained_steps
 from finetune_trainer.training.dtypes import cast_weights, round_weights
 from finetune_trainer.training.evaluation import HistoryEntry, MetricTracker
 from finetune_trainer.training.failures import detecting_repeated_failures
+from finetune_trainer.training.independence import IndependenceCheck, ensure_independent_predictions
 from finetune_trainer.training.optimizers import build_optimizers
 from finetune_trainer.training.resume import ResumeMode
 from finetune_trainer.training.rng import set_seed
@@ -169,6 +175,10 @@ def _execute(run: _RunContext) -> Report:
             return _test_and_export(run, context, state)
     except torch.OutOfMemoryError as error:
         raise explain_out_of_memory(prepared.plan.job.spec, error) from error
+    except RuntimeError as error:
+        if explanation := explain_nondeterminism(error):
+            raise explanation from error
+        raise
 
 
 def _report_existing_output(run: _RunContext, existing: export.ExistingOutput) -> Report:
@@ -187,7 +197,16 @@ def _build_context(prepared: PreparedRun, callback: Callback, on_progress: OnPro
     check_inputs(prepared, processors, indexes)
     callback.on_message(f"loading {prepared.pretrained.source}")
     model, model_messages = assemble(prepared, processors, device_config)
-    for message in (*_data_messages(prepared, processors, indexes), *model_messages):
+    rows = IndependenceCheck(
+        task,
+        lambda samples: task.collate(task.encode(samples, processors), processors),
+        prepared.train,
+        device_config,
+    )
+    micro_batch_size = spec.training.micro_batch_size
+    model, padding_messages = ensure_independent_predictions(model, task, processors, rows, micro_batch_size)
+    data_messages = _data_messages(prepared, processors, indexes)
+    for message in (*data_messages, *model_messages, *padding_messages):
         callback.on_message(message)
     return TrainingContext(
         plan=prepared.plan,
@@ -204,10 +223,9 @@ def _build_context(prepared: PreparedRun, callback: Callback, on_progress: OnPro
 
 
 def _data_messages(prepared: PreparedRun, processors: Processors, indexes: DatasetIndexes) -> Iterator[str]:
-    """Which data is skipped, dropped or truncated."""
+    """Which data is not read, skipped, dropped or truncated."""
     plan = prepared.plan
-    yield from prepared.notes
-    yield from prepared.task.encoding_notes(processors)
+    yield from (*prepared.notes, *indexes.notes, *prepared.task.encoding_notes(processors))
     if dropped := plan.train_samples - plan.steps_per_epoch * plan.job.spec.training.batch_size:
         yield f"dropping the last incomplete batch: {dropped:,} of {plan.train_samples:,} samples per epoch"
     if processors.max_length:
