@@ -141,6 +141,8 @@ def _distinct_labels(data: Dataset) -> list[Label]:
         if not isinstance(label, Label):
             raise UserError(f"{_describe_column(data)}: expected an integer or a string, found {label!r}")
         labels.add(label)
+    if {bool, int} <= set(map(type, values)):  # Python treats True and 1 as equal
+        raise UserError(f"{_describe_column(data)}: expected labels of one type, found booleans and integers")
     return sorted(labels, key=lambda label: (isinstance(label, str), label))
 
 
