@@ -250,6 +250,12 @@ def test_dtypes_of_the_files_are_known_by_the_names_of_the_model(tmp_path: Path)
     assert "classifier.weight" not in dtypes
 
 
+def test_integer_tensors_of_other_programs_are_accepted(tmp_path: Path) -> None:
+    name = "model.layers.0.self_attn.causal_mask"
+    write(tmp_path, build("LlamaForCausalLM", **TEXT), lambda all_: all_ | {name: torch.ones(4, 4, dtype=torch.bool)})
+    assert check(tmp_path, FakeTask(LANGUAGE)).unused == ()
+
+
 # Weights that would be random
 
 

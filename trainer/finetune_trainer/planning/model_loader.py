@@ -222,7 +222,8 @@ def load_model(
             raise UserError(missing_files_message(pretrained)) from error
         raise
     head = head_weights(model) if task.new_head else frozenset()
-    check = WeightCheck(pretrained, model, head)
+    files = read_headers(pretrained, config)
+    check = WeightCheck(pretrained, model, head, files.tensors if files else {})
     reasons = dict(check.run(info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"]).new)
     replaced = sorted(set(_reinitialize_head(model) if task.new_head else []).difference(info["missing_keys"]))
     if replaced:
