@@ -65,7 +65,7 @@ def set_determinism(deterministic: bool) -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def explain_nondeterminism(error: RuntimeError) -> UserError | None:
+def explain_nondeterminism(error: Exception) -> UserError | None:
     """The error for an operation that `training.deterministic` forbids; None for any other error."""
     text = str(error)
     if "uses CuBLAS" in text:

@@ -106,7 +106,7 @@ def _run_trial(context: TrainingContext, trial: Trial) -> None:
     except Exception as error:
         if isinstance(error, RunError) or not is_caused_by_input(error):
             raise
-        if isinstance(error, RuntimeError) and (explanation := explain_nondeterminism(error)):
+        if explanation := explain_nondeterminism(error):
             raise explanation from error
         raise UserError(_describe(trial.dataset, _find_failing_rows(context, trial), error)) from error
 
