@@ -320,6 +320,21 @@ def test_expert_is_missing(tmp_path: Path) -> None:
     assert "experts.down_proj has shape [3, " in refusal(tmp_path, FakeTask(LANGUAGE))
 
 
+def test_experts_of_different_shapes(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        build("MixtralForCausalLM", **GROUPED, num_local_experts=4).bfloat16(),
+        lambda all_: {name: tensor[:3] if "experts.3.w2" in name else tensor for name, tensor in all_.items()},
+    )
+    config = AutoConfig.from_pretrained(tmp_path)
+    pretrained = model_loader.PretrainedSource("pvc://models/x", str(tmp_path), None)
+    early = model_loader.check_weights(pretrained, config, model_loader.build_meta_model(LANGUAGE, config), False)
+    assert early is not None
+    assert set(early.dtypes.values()) == {torch.bfloat16}
+    with pytest.raises(UserError, match="cannot be converted to those of a mixtral model"):
+        model_loader.load_model(pretrained, FakeTask(LANGUAGE), config)  # type: ignore[arg-type]
+
+
 def test_decoder_of_another_architecture(tmp_path: Path) -> None:
     write(tmp_path, build("BartForConditionalGeneration", **SEQ2SEQ))
     message = refusal(tmp_path, FakeTask(LANGUAGE))
