@@ -1,15 +1,19 @@
-"""Step time of the trainer relative to a plain torch loop, and of two optimizers relative to one.
+"""Step time of the trainer relative to a plain torch loop, of two optimizers relative to one, and of HF's Trainer.
 
-    PYTHONPATH=tests python benchmarks/loop.py
+    PYTHONPATH=tests uv run --with accelerate python benchmarks/loop.py
 
 All variants train the same small model on the same batches, in turns, so that other load on the machine affects them
-equally. Compare the ratios of the medians; nothing is asserted.
+equally. The time of a step is that between the ends of two steps: it includes loading its batch and reporting it.
+Compare the ratios of the medians; nothing is asserted. The row of HF's Trainer needs accelerate.
 """
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Generator
+from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -21,7 +25,8 @@ from rich.table import Table
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
 from finetune_api import FineTuneJob
-from finetune_trainer.data import TrainBatchSampler, load_batches
+from finetune_trainer.callbacks import StepRecord
+from finetune_trainer.data import Batch, TrainBatchSampler, load_batches
 from finetune_trainer.planning import model_loader
 from finetune_trainer.planning.prepare import prepare
 from finetune_trainer.training.run import RunOptions, run
@@ -30,7 +35,12 @@ from unit.trainer import tiny
 REPETITIONS, STEPS, WARMUP_STEPS, BATCH = 7, 40, 5, 16
 RATE = 1e-4
 ADAMW = {"type": "AdamW", "learningRate": RATE}
-PLAIN, ONE, TWO = "plain torch loop, AdamW", "trainer, AdamW", "trainer, AdamW and RMSprop"
+PLAIN, ONE, TWO, HF = "plain torch loop, AdamW", "trainer, AdamW", "trainer, AdamW and RMSprop", "HF Trainer, AdamW"
+RATIOS = (
+    ("trainer / plain torch", ONE, PLAIN, "≤ 1.01"),
+    ("two / one", TWO, ONE, "≤ 1.03"),
+    ("HF / ours", HF, ONE, "≥ 1"),
+)
 
 
 def main() -> None:
@@ -48,6 +58,8 @@ def main() -> None:
                 make_module("head", ["classifier.*"], ADAMW | {"type": "RMSprop"}),
             )
             seconds[TWO] += time_trainer(make_job("two", body, head), claims, out)
+            if find_spec("accelerate"):
+                seconds[HF] += time_hf_trainer(make_job("plain"), claims, out)
     print_table(seconds)
 
 
@@ -72,46 +84,113 @@ def make_job(name: str, *modules: dict[str, Any]) -> FineTuneJob:
     )
 
 
+class StepEnds(tiny.Recorder):
+    """Records when steps end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times: list[float] = []
+
+    def on_step_end(self, record: StepRecord) -> None:
+        self.times.append(time.perf_counter())
+
+
+def durations(times: list[float]) -> list[float]:
+    """Seconds per step, from the ends of steps, after the first few."""
+    return [end - start for start, end in pairwise(times)][WARMUP_STEPS:]
+
+
 def time_trainer(job: FineTuneJob, claims: Path, out: Path) -> list[float]:
     """Seconds per step of a run."""
-    recorder = tiny.Recorder()
-    run(job, RunOptions(claims=tiny.claim_paths(claims, out)), recorder)
-    return [record.seconds for record in recorder.steps][WARMUP_STEPS:]
+    ends = StepEnds()
+    run(job, RunOptions(claims=tiny.claim_paths(claims, out)), ends)
+    return durations(ends.times)
+
+
+def batches_of(job: FineTuneJob, claims: Path, out: Path) -> Generator[Batch]:
+    """The batches of a run of a job."""
+    prepared = prepare(job, tiny.claim_paths(claims, out))
+    task = prepared.task
+    processors = model_loader.load_processors(prepared.pretrained, task, prepared.config, None)
+    sampler = TrainBatchSampler(len(prepared.train), BATCH, BATCH, 0, STEPS)
+    return load_batches(
+        prepared.train, sampler, lambda samples: task.make_batch(samples, processors), 0, pin_memory=False
+    )
+
+
+def load_model(claims: Path) -> BertForSequenceClassification:
+    return AutoModelForSequenceClassification.from_pretrained(claims / "models" / "bert").train()  # type: ignore[no-any-return]
 
 
 def time_plain_loop(job: FineTuneJob, claims: Path, out: Path) -> list[float]:
     """Seconds per step of the shortest equivalent loop: it clips gradients and reads the loss once per step."""
-    prepared = prepare(job, tiny.claim_paths(claims, out))
-    task = prepared.task
-    processors = model_loader.load_processors(prepared.pretrained, task, prepared.config, None)
-    model = AutoModelForSequenceClassification.from_pretrained(claims / "models" / "bert").train()
+    model = load_model(claims)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, fused=True)
-    sampler = TrainBatchSampler(len(prepared.train), BATCH, BATCH, 0, STEPS)
-    batches = load_batches(
-        prepared.train, sampler, lambda samples: task.make_batch(samples, processors), 0, pin_memory=False
-    )
-    seconds = []
+    batches, times = batches_of(job, claims, out), []
     for _ in range(STEPS):
-        start = time.perf_counter()
         loss = model(**next(batches)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         loss.item()
-        seconds.append(time.perf_counter() - start)
-    return seconds[WARMUP_STEPS:]
+        times.append(time.perf_counter())
+    return durations(times)
+
+
+def time_hf_trainer(job: FineTuneJob, claims: Path, out: Path) -> list[float]:
+    """Seconds per step of transformers' Trainer. Like ours, it reports each step."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    times: list[float] = []
+
+    class RecordStepEnds(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            times.append(time.perf_counter())
+
+    class TrainerOnBatches(Trainer):
+        def get_train_dataloader(self) -> Any:
+            return _Sized(batches_of(job, claims, out))
+
+    arguments = TrainingArguments(
+        str(out / "hf"), max_steps=STEPS, learning_rate=RATE, lr_scheduler_type="constant", max_grad_norm=1.0,
+        optim="adamw_torch_fused", weight_decay=0.01, logging_steps=1, save_strategy="no", report_to=[],
+        use_cpu=True, disable_tqdm=True,
+    )  # fmt: skip
+    TrainerOnBatches(load_model(claims), arguments, callbacks=[RecordStepEnds()], train_dataset=[0]).train()
+    return durations(times)
+
+
+class _Sized:
+    """The batches of one epoch, with their number."""
+
+    def __init__(self, batches: Generator[Batch]) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return STEPS
+
+    def __iter__(self) -> Generator[Batch]:
+        return self._batches
 
 
 def print_table(seconds: dict[str, list[float]]) -> None:
     medians = {name: median(values) for name, values in seconds.items()}
-    table = Table(title=f"{REPETITIONS} × {STEPS - WARMUP_STEPS} steps of {BATCH} samples, CPU, one thread")
-    for heading in ("", "median ms", "vs plain torch", "vs one optimizer"):
-        table.add_column(heading, justify="left" if not heading else "right")
+    count = REPETITIONS * (STEPS - WARMUP_STEPS - 1)
+    table = Table(title=f"Median of {count} steps of {BATCH} samples, CPU, one thread")
+    table.add_column("")
+    table.add_column("ms", justify="right")
     for name, value in medians.items():
-        cells = (f"{1000 * value:.1f}", f"{value / medians[PLAIN]:.3f}", f"{value / medians[ONE]:.3f}")
-        table.add_row(name, *cells)
-    Console().print(table)
+        table.add_row(name, f"{1000 * value:.2f}")
+    ratios = Table()
+    for heading in ("ratio", "measured", "target"):
+        ratios.add_column(heading, justify="left" if heading == "ratio" else "right")
+    for name, numerator, denominator, target in RATIOS:
+        if numerator in medians:
+            ratios.add_row(name, f"{medians[numerator] / medians[denominator]:.3f}", target)
+    console = Console()
+    console.print(table)
+    console.print(ratios)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ def test_parses_all_metrics() -> None:
     snapshot = page(
         "# HELP finetune_loss The loss.",
         "finetune_planned_steps 20",
+        "finetune_skipped_steps 2",
         "finetune_loss 0.5",
         'finetune_evaluation{metric="accuracy"} 0.75',
         'finetune_best_evaluation{metric="accuracy"} 0.8',
@@ -35,6 +36,7 @@ def test_parses_all_metrics() -> None:
     assert snapshot and snapshot.progress.percentage == 25.0
     assert snapshot.progress.estimated_completion_time == datetime.fromtimestamp(1_800_000_000, UTC)
     assert snapshot.progress.summary == "5/20 (25%)"
+    assert snapshot.progress.non_finite_steps == 2
     assert {it.name: it.value for it in snapshot.metrics} == {"train/loss": 0.5, "eval/accuracy": 0.75}
     assert snapshot.best == BestEvaluation(metric="eval/accuracy", value=0.8, step=4)
     (visual,) = snapshot.modules

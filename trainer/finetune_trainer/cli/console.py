@@ -144,9 +144,9 @@ class TerminalDisplay(Display):
         self._live.start()
 
     def _view(self) -> RenderableType:
-        activities = list(filter(None, (self._evaluation_line(), self._activity_line())))
+        activities = [line for line in (self._evaluation_line(), self._activity_line()) if line is not None]
         if self._plan is None or self._record is None:
-            return Group(*(activities or [Text("starting …", "dim")]))
+            return Group(*activities) if activities else Text("starting …", "dim")
         parts = [self._bar(self._record), self._modules(self._plan, self._record), *activities]
         return Padding(Group(*parts), (1, 0, 0, 0))
 

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import TextIO, cast
 
 import typer
 
@@ -169,10 +169,10 @@ def queued_output() -> Iterator[None]:
     Nothing changes where another program has replaced the streams. If output could not be written at the end, the queue
     stays in place: writing to the stream would block the exit of the process.
     """
-    stdout, stderr = sys.stdout, sys.stderr
-    if stdout is None or stderr is None or stdout is not sys.__stdout__ or stderr is not sys.__stderr__:
+    if sys.stdout is not sys.__stdout__ or sys.stderr is not sys.__stderr__:
         yield
         return
+    stdout, stderr = cast(TextIO, sys.stdout), cast(TextIO, sys.stderr)  # see open_standard_streams
     stdout.flush()
     _outputs[:] = [QueuedOutput(stdout.fileno())]
     error_output: io.RawIOBase = _SharedOutput(_outputs[0], stderr.fileno())

@@ -40,6 +40,8 @@ class RowLocations:
 
     def locate(self, row: int) -> str:
         """File and line of a row, for an error message."""
+        if self.data_files.format == "images":
+            return self.data_files.display_path(self.data_files.files[row])
         numbers = self.line_numbers()
         ends = list(accumulate(map(len, numbers)))
         file = int(np.searchsorted(ends, row, side="right"))
@@ -98,7 +100,7 @@ class Table:
             decoders | label_parsers,
             frozenset(untyped),
             verify_all_images,
-            keys,
+            column_keys=keys,
         )
 
     def _check_text(self, role: str, name: str) -> None:

@@ -75,7 +75,7 @@ class MetricsWriter(Callback):
         """Write records until `close`. After an error they are dropped, because the last row may be incomplete."""
         try:
             with self.path.open("a") as file:
-                for item in iter(self._queue.get, None):
+                while (item := self._queue.get()) is not None:
                     self._write(file, item)
         except Exception as error:  # noqa: BLE001 - e.g. a value that is not JSON; `flush` must not wait for ever
             self._error = error

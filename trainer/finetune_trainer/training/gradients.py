@@ -48,7 +48,7 @@ def get_grad_norms(modules: Sequence[TrainableModule], device: torch.device) -> 
     if not any(grads):
         return torch.zeros(len(modules), device=device)
     norms = torch.stack(torch._foreach_norm([grad for module_grads in grads for grad in module_grads])).to(device)
-    parts = norms.split([len(module_grads) for module_grads in grads])
+    parts = torch.split(norms, [len(module_grads) for module_grads in grads])
     return torch.stack([torch.linalg.vector_norm(part) for part in parts])
 
 
