@@ -1,5 +1,6 @@
 """The end of a run: a durable state before the output, damaged checkpoints, full disks, links, existing outputs."""
 
+import hashlib
 import json
 import resource
 import shutil
@@ -14,11 +15,14 @@ import torch
 from safetensors.torch import load_file
 
 from finetune_api import FineTuneJob
+from finetune_api.defaults import with_defaults
 from finetune_trainer.callbacks import StepRecord
+from finetune_trainer.cli.describe import describe_job
 from finetune_trainer.errors import RunError, UserError
-from finetune_trainer.training import disk_space
+from finetune_trainer.training import disk_space, export
 from finetune_trainer.training.checkpoint import CheckpointManager, store
 from finetune_trainer.training.run import RunOptions, run
+from finetune_trainer.training.watchdog import Heartbeat
 from unit.trainer import tiny
 from unit.trainer.tiny import Recorder
 
@@ -350,3 +354,28 @@ def test_checkpoint_is_written_in_the_loop_if_memory_is_short(
     with pytest.raises(CrashError):
         go(job, claims, out, AfterStep(5, crash))
     assert go(job, claims, out).resumed_step == 4
+
+
+def test_parts_of_files_count_as_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "PROGRESS_BYTES", 1000)
+    (tmp_path / "file").write_bytes(bytes(3500))
+    beats: list[int] = []
+    assert store.file_sha256(tmp_path / "file", lambda: beats.append(1)) == hashlib.sha256(bytes(3500)).hexdigest()
+    assert len(beats) == 4
+
+
+def test_growth_of_the_output_counts_as_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "GROWTH_INTERVAL", 0.02)
+    heartbeat = Heartbeat()
+    with export._beating_while_growing(tmp_path, heartbeat):
+        time.sleep(0.1)
+        assert heartbeat.count == 0
+        (tmp_path / "model.safetensors").write_bytes(bytes(1000))
+        time.sleep(0.1)
+        assert heartbeat.count == 1
+
+
+def test_plan_shows_the_interval_in_seconds() -> None:
+    job = with_defaults(tiny.contrastive_job(checkpoint={"everySeconds": 90}), "Contrastive")
+    assert dict(describe_job(job))["checkpoint"] == "every 90 seconds, keeping the last 2 and the best"
+    assert "everyEpochs" not in job.spec.manifest()["checkpoint"]

@@ -282,6 +282,7 @@ def _report_stall(run: _RunContext, timeout: float) -> str:
 def _test_and_export(run: _RunContext, context: TrainingContext, state: TrainState) -> Report:
     """Load the best weights, unless the last ones are to be kept, then test and export them."""
     heartbeat = Heartbeat()
+    run.checkpoints.store.on_progress = heartbeat.beat
     with _start_watchdog(run, heartbeat):
         weights = select_weights(run.checkpoints, context, state)
         heartbeat.beat()
