@@ -109,9 +109,10 @@ def _finish_saving(checkpoints: CheckpointManager, callback: Callback) -> None:
     try:
         if record := checkpoints.wait():
             callback.on_save(record)
-    except RunError as error:
+    except Exception as error:  # noqa: BLE001
         callback.on_message(str(error))
-    checkpoints.close()
+    finally:
+        checkpoints.close()
 
 
 def _report_end(report: Report, options: RunOptions, callback: Callback) -> None:

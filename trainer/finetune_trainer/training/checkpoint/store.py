@@ -115,7 +115,7 @@ class CheckpointStore:
         """Delete a checkpoint. It is renamed first: one that is deleted in part is not mistaken for a corrupt one."""
         temporary = self.folder / f"{TEMPORARY_PREFIX}deleted-{step}-{uuid.uuid4().hex[:8]}"
         self.path(step).rename(temporary)
-        shutil.rmtree(temporary)
+        shutil.rmtree(temporary, ignore_errors=True)  # `delete_leftovers` repeats it
 
     def delete_leftovers(self) -> None:
         """Delete what an interrupted write or deletion left."""
