@@ -179,6 +179,21 @@ def test_last_weights_are_used_if_every_better_checkpoint_is_damaged(claims: Pat
     assert recorder.report is not None and "step 6" in recorder.report.message
 
 
+def test_best_checkpoint_without_the_weights_of_a_module_that_was_trained_later(claims: Path, out: Path) -> None:
+    """It was frozen in the first segment, so its weights at that step are no longer in the model."""
+    evaluation = {"every": {"steps": 1}, "metric": "eval/loss", "direction": "Maximize"}
+    checkpoint = {"everySteps": 1, "keep": 100}
+    with pytest.raises(CrashError):
+        go(tiny.contrastive_job(evaluation=evaluation, checkpoint=checkpoint), claims, out, AfterStep(4, crash))
+    optimizer = {"type": "SGD", "learningRate": 1e-3}
+    modules = [*tiny.TWO_MODULES[:2], {"name": "temperature", "parameters": ["logit_scale"], "optimizer": optimizer}]
+    job = tiny.contrastive_job(evaluation=evaluation, checkpoint=checkpoint, modules=modules)
+    recorder = go(job, claims, out, resume=True)
+    assert recorder.has_message("it has no weights of 1 parameter that was frozen then and is trained now")
+    assert run_json(out)["savedStep"] > 3
+    assert run_json(out)["segments"][1]["step"] == 3
+
+
 # Disk space ------------------------------------------------------------------------------------------------------
 
 
