@@ -110,9 +110,10 @@ def _finish_saving(checkpoints: CheckpointManager, callback: Callback) -> None:
     try:
         if record := checkpoints.wait():
             callback.on_save(record)
-    except RunError as error:
+    except Exception as error:  # noqa: BLE001
         callback.on_message(str(error))
-    checkpoints.close()
+    finally:
+        checkpoints.close()
 
 
 def _report_end(report: Report, options: RunOptions, callback: Callback) -> None:
@@ -288,6 +289,7 @@ def _report_stall(run: _RunContext, timeout: float) -> str:
 def _test_and_export(run: _RunContext, context: TrainingContext, state: TrainState) -> Report:
     """Load the best weights, unless the last ones are to be kept, then test and export them."""
     heartbeat = Heartbeat()
+    run.checkpoints.store.on_progress = heartbeat.beat
     with _start_watchdog(run, heartbeat):
         weights = select_weights(run.checkpoints, context, state)
         heartbeat.beat()
