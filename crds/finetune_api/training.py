@@ -41,8 +41,9 @@ class Training(Model):
     """Number of samples per forward and backward pass. Gradients are accumulated over batchSize / microBatchSize
     passes. Must divide batchSize. Defaults to batchSize."""
     precision: Precision = "Auto"
-    """Data type of the computation; weights and optimizer state are always FP32. Auto is BF16 on GPUs that support it,
-    and FP32 otherwise."""
+    """Data type of the computation. Trainable weights and optimizer state are always FP32; weights that are never
+    trained keep a 16-bit type of `model.source` if the computation is 16-bit. Auto is BF16 on GPUs that support it, and
+    FP32 otherwise."""
     clip_grad_norm: MaxNorm | None = None
     """Maximum gradient norm over all modules, applied after the clipGradNorm of each module. If not set, gradients are
     not clipped."""

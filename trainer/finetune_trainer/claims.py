@@ -58,12 +58,11 @@ class ClaimPaths:
             )
         return path
 
-    def create_destination(self, source: str) -> Path:
-        """The folder of a `pvc://` destination, created if necessary, and writable.
+    def locate_destination(self, source: str) -> Path:
+        """The folder of a `pvc://` destination, whether it exists or not.
 
         Raises:
-            UserError: it cannot be created or written to, e.g. because the claim is read-only, or it is outside the
-                claim, because it or a folder above it is a symbolic link.
+            UserError: it is outside the claim, because it or a folder above it is a symbolic link.
         """
         location = locate(source)
         claim = self.folder(location.name)
@@ -74,6 +73,16 @@ class ClaimPaths:
                     f"output.destination: {source}: {link} is a symbolic link to {os.path.realpath(link)}, outside the "
                     f"claim {location.name!r}: replace the link with a folder, or choose another output.destination"
                 )
+        return folder
+
+    def create_destination(self, source: str) -> Path:
+        """The folder of a `pvc://` destination, created if necessary, and writable.
+
+        Raises:
+            UserError: it cannot be created or written to, e.g. because the claim is read-only, or it is outside the
+                claim.
+        """
+        folder = self.locate_destination(source)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):

@@ -27,7 +27,7 @@ def format_bytes(count: int) -> str:
     """
     value, units = float(count), iter(("B", "KiB", "MiB", "GiB", "TiB"))
     unit = next(units)
-    while float(f"{value:.3g}") >= 1024 and unit != "TiB":
+    while value >= 1024 and unit != "TiB":
         value, unit = value / 1024, next(units)
     return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
 

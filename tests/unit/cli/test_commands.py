@@ -24,7 +24,9 @@ def count_colors(plot: Path) -> int:
         return len(image.convert("RGB").getcolors(1 << 24) or ())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"], ["version"], ["validate", "JOB"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["--version"], ["version"], ["validate", "JOB"], ["clean", "JOB"]]
+)
 def test_light_commands_import_no_heavy_library(work: Any, arguments: list[str]) -> None:
     arguments = [str(work.job) if argument == "JOB" else argument for argument in arguments]
     code = (
@@ -37,7 +39,7 @@ def test_light_commands_import_no_heavy_library(work: Any, arguments: list[str])
 
 
 def test_help_has_an_example(work: Any) -> None:
-    for command in ("run", "plan", "plot", "validate"):
+    for command in ("run", "plan", "plot", "validate", "clean"):
         assert f"finetune {command}" in work.finetune(command, "--help").output
 
 

@@ -1,7 +1,10 @@
 """Loads the dataset `pvc://data/set` the way a run does."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from finetune_api.data import Columns, Data
 from finetune_trainer.claims import ClaimPaths
@@ -14,6 +17,7 @@ from finetune_trainer.data import (
     resolve_columns,
     resolve_files,
 )
+from finetune_trainer.errors import UserError
 
 FAIL = BadRowPolicy(skip=False, limit=0)
 
@@ -33,3 +37,28 @@ def load_dataset(claims_dir: Path, *roles: str, bad_rows: BadRowPolicy = FAIL, *
     files = resolve_files(data_spec(train=train).train, "data.train", ClaimPaths(claims_dir))
     columns = resolve_columns(read_columns(files), Columns(), [roles], (), "data.train.source")
     return read_table(files, bad_rows, list(columns.values())).to_dataset(columns)
+
+
+def write_files(claims_dir: Path, files: Mapping[str, str | bytes]) -> Path:
+    """Write files of the dataset; returns its folder."""
+    folder = claims_dir / "data" / "set"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return folder
+
+
+def skip_bad_rows(claims_dir: Path, *roles: str) -> tuple[list[dict[str, Any]], list[str], list[str]]:
+    """The rows of the dataset with `onBadRow: Skip`, their locations without the folder, and the notes."""
+    bad_rows = BadRowPolicy(skip=True, limit=100)
+    data = load_dataset(claims_dir, *roles, bad_rows=bad_rows)
+    rows = [dict(zip(roles, values, strict=True)) for values in zip(*map(data.values, roles), strict=True)]
+    folder = f"{claims_dir}/data/set/"
+    return rows, [data.locate(index).removeprefix(folder) for index in range(len(data))], list(bad_rows.notes())
+
+
+def first_error(claims_dir: Path, *roles: str) -> str:
+    """The error of the dataset with `onBadRow: Fail`, without the path of its folder."""
+    with pytest.raises(UserError) as raised:
+        load_dataset(claims_dir, *roles)
+    return str(raised.value).replace(f"{claims_dir}/data/set/", "")

@@ -8,7 +8,7 @@ import finetune_trainer
 
 PACKAGE = Path(finetune_trainer.__file__).parent
 LIBRARIES = ("datasets", "transformers")
-PUBLIC_MODULES = {"datasets", "datasets.logging", "transformers", "transformers.utils"}
+PUBLIC_MODULES = {"datasets", "datasets.logging", "transformers", "transformers.modeling_outputs", "transformers.utils"}
 ALLOWED_PRIVATE_NAMES = {
     ("os", "_exit"),
     ("torch", "_foreach_mul_"),

@@ -10,11 +10,15 @@ from PIL import Image
 
 from finetune_api.data import Columns
 from finetune_trainer.data import resolve_columns
+from finetune_trainer.data.layout import infer_layout
 from finetune_trainer.tasks import TASKS
 from unit.trainer.loading import load_table
 
 PAGE = Path(__file__).parents[3] / "docs" / "data.md"
 SAMPLE = re.compile(r"^```\w+ (\S+\.\w+) (\w+)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
+
+
+SPLIT_ROW = re.compile(r"^\| (`[^|]+) \| ([^|]+) \|$", flags=re.MULTILINE)
 
 
 def samples() -> list[tuple[str, ...]]:
@@ -49,3 +53,22 @@ def test_sample_is_read(tmp_path: Path, name: str, task: str, text: str) -> None
     for role in names.keys() & rows[0].keys() - {"image"}:
         assert data.values(role) == [row[role] for row in rows]
     assert "image" not in names or not list(data.invalid_images())
+
+
+def split_examples() -> list[tuple[list[str], set[str]]]:
+    """Files, and the splits that they have, from the table of splits."""
+    table = PAGE.read_text().partition("| files | splits |")[2].partition("\n\n")[0]
+    return [
+        (re.findall("`([^`]+)`", files), set(re.findall(r"\b(train|test)\b", splits)))
+        for row in SPLIT_ROW.findall(table)
+        for files, splits in [(group, row[1]) for group in row[0].split(";")]
+    ]
+
+
+@pytest.mark.parametrize(("files", "splits"), split_examples())
+def test_splits_are_as_documented(files: list[str], splits: set[str]) -> None:
+    assert infer_layout(files).splits.keys() == splits
+
+
+def test_table_of_splits_is_found() -> None:
+    assert len(split_examples()) > 10

@@ -373,3 +373,24 @@ def test_extensions_are_those_that_pillow_decodes() -> None:
     }
     assert not image_suffixes() & {".eps", ".ps", ".pdf", ".h5", ".mpg", ".emf", ".svg", ".csv"}
     assert "EPS" not in image_formats(), "it is a program, and Pillow runs it"
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("gone.png", "cannot decode the image: 'gone.png': No such file or directory"),
+        ("", "'': Is a directory"),
+        ("a\0b.png", "'a\\x00b.png' is not a valid path"),
+        ("\ud83d.png", "'\\ud83d.png' is not a valid path"),
+        ("x" * 300, "xxx': File name too long"),
+        (
+            "data:image/png;base64," + "A" * 9000,
+            "expected a path, found text of 9,022 characters: 'data:image/png;base6'",
+        ),
+    ],
+)
+def test_text_that_is_no_path_of_an_image_is_a_bad_row(path: str, message: str, tmp_path: Path) -> None:
+    problem = check_image(path, tmp_path, tmp_path).problem
+    assert problem is not None
+    assert message in problem
+    assert len(problem) < 300

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from finetune_trainer.claims import ClaimPaths
-from finetune_trainer.data import resolve_files
+from finetune_trainer.data import align_labels, resolve_files
 from finetune_trainer.data.data_files import DataFiles
 from finetune_trainer.data.layout import image_classes, infer_layout
 from finetune_trainer.errors import UserError
+from finetune_trainer.tasks.image_classification import ImageClassification
 from unit.trainer.loading import data_spec, load_dataset
 
 Splits = Mapping[str, Sequence[str]]
@@ -360,3 +361,24 @@ def test_classes_of_the_dataset_card_are_numbered_as_declared(folder: Path, tmp_
     write_images(folder, "cats/1.png")
     with pytest.raises(UserError, match=r"cats/1\.png: the dataset card has no class 'cats'; available: dog, cat"):
         load_dataset(tmp_path, "image", "label")
+
+
+def test_folder_without_data_names_what_it_has(folder: Path, tmp_path: Path) -> None:
+    (folder / "0001").write_bytes(b"")
+    with pytest.raises(UserError, match=r"found files without an extension \(of unknown type: 1 file \(0001\)\)"):
+        resolve(tmp_path)
+    (folder / "0001").unlink()
+    (folder / "1.png").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"found \.png files \(broken symbolic links: 1 file \(1\.png\)\)"):
+        resolve(tmp_path)
+
+
+def test_unknown_class_of_a_folder_is_named(folder: Path, tmp_path: Path) -> None:
+    write_images(folder, "train/red/1.png", "train/green/1.png", "validation/gren/1.png", "validation/red/1.png")
+    train = load_dataset(tmp_path, "image", "label")
+    validation = align_labels(load_dataset(tmp_path, "image", "label", split="validation"), train)
+    (problem,) = ImageClassification({0: 0, 1: 1}).label_problems(validation)
+    assert validation.describe(problem) == (
+        f"data.train.source: column 'label' of {folder}/validation/gren/1.png: unknown class 'gren'; the training set "
+        "has 'green', 'red'; did you mean 'green'?"
+    )

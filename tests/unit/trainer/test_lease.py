@@ -16,8 +16,8 @@ import pytest
 from finetune_api import FineTuneJob
 from finetune_trainer.callbacks import StepRecord
 from finetune_trainer.errors import Interrupted, RunError, UserError
-from finetune_trainer.training.checkpoint import lease as lease_module
-from finetune_trainer.training.checkpoint.lease import LEASE_FILE, Lease, LeaseLock
+from finetune_trainer.training import lease as lease_module
+from finetune_trainer.training.lease import LEASE_FILE, Lease, LeaseLock
 from finetune_trainer.training.run import RunOptions, run
 from unit.trainer import tiny
 from unit.trainer.tiny import Recorder

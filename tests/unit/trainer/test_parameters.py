@@ -137,3 +137,10 @@ def test_groups_count_each_parameter_once_and_match_no_others(found: list[str], 
     for glob, count in groups:
         if count > 1:
             assert {name for name in found if match_any([name], [glob])} <= set(some)
+
+
+def test_message_about_a_tied_parameter_names_all_its_names() -> None:
+    parameters = [ParameterInfo(("embed.weight", "head.weight"), (4, 2)), ParameterInfo(("body.weight",), (2, 2))]
+    modules = [module("words", "embed.*"), module("rest", "head.*", "body.*")]
+    with pytest.raises(UserError, match=r"the same 1 parameter: embed\.weight \(tied to head\.weight\)"):
+        assign_parameters(modules, parameters)

@@ -324,6 +324,19 @@ def test_nulls_that_parquet_columns_add_are_hidden_at_any_depth(tmp_path: Path) 
     ]
 
 
+def test_nulls_that_json_lines_hold_are_kept(tmp_path: Path) -> None:
+    rows = [
+        {"messages": [user(), assistant(None, tool_calls=[call({"city": "Köln", "unit": None})])]},
+        {"messages": [{**user(), "name": None}, assistant(None, tool_calls=[call({"day": 1})])]},
+    ]
+    (tmp_path / "data" / "set").mkdir(parents=True)
+    (tmp_path / "data" / "set" / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = load_dataset(tmp_path, "messages")
+    texts = [learned(data[row]["messages"], TOOLS)[0] for row in range(2)]
+    assert '"arguments": {"city": "Köln", "unit": null}' in texts[0]
+    assert '"arguments": {"day": 1}' in texts[1]
+
+
 def test_tools_are_a_column_that_rows_may_leave_out(tmp_path: Path) -> None:
     models, data, out = tmp_path / "models", tmp_path / "data", tmp_path / "out"
     tiny.write_language_model(models / "caller", TOOLS)

@@ -6,8 +6,6 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
-    BartConfig,
-    BartForSequenceClassification,
     ResNetConfig,
     ResNetForImageClassification,
     ViTImageProcessor,
@@ -63,25 +61,6 @@ def test_run_is_the_same_bit_for_bit_without_a_trial(
     assert trials == [1]
 
 
-def test_text_that_the_model_rejects(claims: Path, tmp_path: Path, out: Path) -> None:
-    """BART's classifier needs the same number of end-of-sentence tokens in each text."""
-    torch.manual_seed(0)
-    size = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
-    config = BartConfig(
-        vocab_size=len(tiny.WORDS), d_model=16, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=16,
-        num_labels=2, pad_token_id=0, eos_token_id=tiny.WORDS.index("photo"), **size,
-    )  # fmt: skip
-    BartForSequenceClassification(config).save_pretrained(tmp_path / "models" / "bart")
-    tiny.tokenizer().save_pretrained(tmp_path / "models" / "bart")
-    rows = [{"text": "a photo", "label": n % 2} for n in range(11)] + [
-        {"text": "a photo of the good film photo", "label": 1}
-    ]
-    tiny.write_rows(tmp_path / "data" / "rows", rows)
-    paths = tiny.ClaimPaths(claims, {"models": tmp_path / "models", "data": tmp_path / "data", "out": out})
-    with pytest.raises(UserError, match=r"data\.train\.source: the model cannot process .*part-0\.parquet.*<eos>"):
-        go(tiny.job("bart", "rows"), paths)
-
-
 def test_row_that_fails_by_itself_is_named(
     claims: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,14 +78,6 @@ def test_row_that_fails_by_itself_is_named(
         go(tiny.job("bert", "rows"), tiny.ClaimPaths(claims, {"data": tmp_path, "out": out}))
     assert str(raised.value).startswith("data.train.source: the model cannot process ")
     assert str(raised.value).endswith("part-0.parquet, row 3: ValueError: two of something")
-
-
-def test_image_of_another_size(claims: Path, tmp_path: Path, out: Path) -> None:
-    tiny.write_image_classifier(tmp_path / "vit")
-    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "vit")
-    paths = tiny.ClaimPaths(claims, {"models": tmp_path, "out": out})
-    with pytest.raises(UserError, match=r"data\.train\.source: the model cannot process .*ValueError: .*image size"):
-        go(tiny.job("vit", "colours"), paths)
 
 
 def test_out_of_gpu_memory_is_explained(claims: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

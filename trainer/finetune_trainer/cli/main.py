@@ -115,6 +115,12 @@ def run(
     overrides: SetOption = None,
     claim: ClaimOption = None,
     claims_dir: ClaimsDirOption = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Continue from the last checkpoint although settings, e.g. a learning rate, have changed."
+        ),
+    ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete the checkpoints of this job and start over.")] = False,
     plain: Annotated[
         bool | None,
@@ -135,7 +141,9 @@ def run(
 ) -> None:
     """Run a job: plan, train, evaluate, and save the best model.
 
-    An interrupted run resumes from its last checkpoint when the command is repeated.
+    An interrupted run resumes from its last checkpoint when the command is repeated. If the job has changed since,
+    choose: --resume continues with the new settings, --fresh starts over. Other data, another model, or another batch
+    size or seed require --fresh.
 
     A claim (pvc://NAME) is a folder: the one set with --claim, or .finetune/claims/NAME.
     """
@@ -143,6 +151,8 @@ def run(
     from finetune_trainer.training.signals import stop_on_signals
 
     in_pod = termination_log is not None and not sys.stdout.isatty()
+    if resume and fresh:
+        raise typer.BadParameter("set either --resume or --fresh", param_hint="--resume")
     with queued_output(), handle_errors(debug, in_pod=in_pod), stop_on_signals() as stop:
         stop.exit_hooks.append(_print_interrupted)
         job = _load_job(job_file, overrides, termination_log)
@@ -154,7 +164,7 @@ def run(
             from finetune_trainer.cli.summary import print_summary
             from finetune_trainer.training.run import RunOptions
             from finetune_trainer.training.run import run as train
-        options = RunOptions(claim_paths, attempt, metrics_port, termination_log, fresh)
+        options = RunOptions(claim_paths, attempt, metrics_port, termination_log, fresh, resume)
         report = train(job, options, display)
         print_summary(job, claim_paths, report, display)
 
@@ -261,6 +271,51 @@ def validate(
             validation.print_results(results)
         if any(result.issues for _, result in results):
             raise typer.Exit(INVALID)
+
+
+@app.command(epilog="Example: [bold]finetune clean job.yaml --claim models=./models[/]")
+def clean(
+    job_file: JobArgument,
+    *,
+    overrides: SetOption = None,
+    claim: ClaimOption = None,
+    claims_dir: ClaimsDirOption = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also remove the checkpoints that this job would resume from.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Remove checkpoints of other runs from the destination of a job.
+
+    A run keeps its checkpoints in DESTINATION/.checkpoints until its output is complete. A run that was never finished
+    leaves them behind, e.g. because the job was renamed or recreated. This command lists them with their sizes and
+    asks. It keeps those that `finetune run JOB.yaml` would resume from, unless --all is set, and never touches the
+    output. While a run is using the destination, nothing is removed.
+
+    Outside a cluster, a folder is named for its job (local-NAME). On a claim of a cluster, it is named for the UID of a
+    FineTuneJob: do not remove that of a job which is suspended or waiting for a retry.
+    """
+    with handle_errors(debug):
+        from finetune_trainer.cli import clean as cleaning
+
+        job, claim_paths = _load_job(job_file, overrides), _claim_paths(claim, claims_dir)
+        runs = cleaning.find_removable(job, claim_paths, include_own=everything)
+        if not runs:
+            typer.echo(f"no checkpoints to remove in {claim_paths.locate_destination(job.destination)}")
+            return
+        typer.echo(cleaning.describe(runs))
+        if not yes and not _confirm("remove them?"):
+            _fail("nothing was removed; without a terminal, confirm with --yes", INVALID, "stopped")
+        cleaning.remove(job, runs, typer.echo)
+        typer.echo("removed")
+
+
+def _confirm(question: str) -> bool:
+    try:
+        return typer.confirm(question)
+    except typer.Abort:  # Ctrl-C, or the end of the input
+        return False
 
 
 @app.command(name="version")

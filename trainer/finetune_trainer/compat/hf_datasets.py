@@ -13,8 +13,6 @@ import pyarrow as pa
 from datasets.data_files import (
     SPLIT_KEYWORDS,
     DataFilesDict,
-    EmptyDatasetError,
-    get_data_patterns,
     sanitize_patterns,
 )
 from datasets.features.features import generate_from_arrow_type
@@ -23,7 +21,6 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCardData
 
 __all__ = [
-    "EmptyDatasetError",
     "Feature",
     "MetadataConfigs",
     "cache_folder",
@@ -39,18 +36,17 @@ Feature: TypeAlias = Any
 """The type of a column: `Value`, `ClassLabel`, `Image` and so on, or a mapping or list of them."""
 
 
-def resolve_splits(base_path: Path, data_files: Any = None) -> dict[str, list[Path]]:
-    """The files of each split.
+def resolve_splits(base_path: Path, data_files: Any) -> dict[str, list[Path]]:
+    """The files of each split of a dataset card.
 
     Args:
         base_path: folder that patterns are relative to.
-        data_files: patterns as in a dataset card; None infers the splits from the names of files and folders.
+        data_files: patterns as in the card.
 
     Raises:
-        EmptyDatasetError: there are no data files.
+        FileNotFoundError: there are no data files.
     """
-    patterns = get_data_patterns(str(base_path)) if data_files is None else sanitize_patterns(data_files)
-    resolved = DataFilesDict.from_patterns(patterns, base_path=str(base_path))
+    resolved = DataFilesDict.from_patterns(sanitize_patterns(data_files), base_path=str(base_path))
     return {str(split): [Path(file) for file in files] for split, files in resolved.items()}
 
 

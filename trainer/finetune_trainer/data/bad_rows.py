@@ -61,7 +61,7 @@ class BadRowPolicy:
                 self.report(dataset.origin.field_path, dataset.describe(problem))
                 dropped.add(problem.index)
         if len(dropped) == len(dataset):
-            raise UserError(f"{dataset.origin.field_path}: all of its rows are bad, e.g. {self._example(dataset)}")
+            raise self.all_bad_error(dataset.origin.field_path)
         return dataset.drop_rows(dropped) if dropped else dataset
 
     def add_note(self, note: str) -> None:
@@ -75,6 +75,11 @@ class BadRowPolicy:
             rows = "1 bad row" if count == 1 else f"{count:,} bad rows"
             yield f"skipping {rows} (data.onBadRow: Skip); the first: {self._examples[field_path]}"
 
-    def _example(self, dataset: Dataset) -> str:
-        field_path = dataset.origin.field_path
-        return self._examples.get(field_path, "it is empty").removeprefix(f"{field_path}: ")
+    def all_bad_error(self, field_path: str) -> UserError:
+        """The error for a dataset of which no rows are left."""
+        example = self._examples.get(field_path, "it is empty").removeprefix(f"{field_path}: ")
+        return UserError(f"{field_path}: all of its rows are bad, e.g. {example}")
+
+    def has_skipped(self, field_path: str) -> bool:
+        """Whether rows of a dataset were skipped."""
+        return field_path in self._counts

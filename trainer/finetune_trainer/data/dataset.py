@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,6 +22,7 @@ from finetune_trainer.data.fingerprints import content_hash, digest_column
 from finetune_trainer.data.images import ImageCheck, UnreadableImageError, check_image, decode_image
 from finetune_trainer.data.paths import check_path
 from finetune_trainer.errors import RunError, UserError
+from finetune_trainer.formatting import pluralize
 
 Sample = Mapping[str, Any]
 """One decoded row: values by role."""
@@ -79,7 +80,6 @@ class Dataset:
         decoders: by role, how an encoded value is decoded; missing for values that are stored as they are.
         untyped_roles: roles whose values are strings only because the file format has no types.
         verify_all_images: decode all images before the first step, even beyond `MAX_VERIFIED_IMAGES`.
-        sliced_from: number of rows of the dataset that this is a slice of; None if it is not a slice.
         column_keys: keys that change with the content of a column, by role; missing if unknown.
     """
 
@@ -91,7 +91,6 @@ class Dataset:
     decoders: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     untyped_roles: frozenset[str] = frozenset()
     verify_all_images: bool = False
-    sliced_from: int | None = None
     column_keys: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -181,7 +180,7 @@ class Dataset:
 
     def slice(self, start: int, stop: int) -> Dataset:
         """The rows from `start` up to, not including, `stop`."""
-        return replace(self, rows=self.rows[start:stop], sliced_from=self.sliced_from or len(self))
+        return replace(self, rows=self.rows[start:stop])
 
     # Validation
 
@@ -200,13 +199,9 @@ class Dataset:
 
     def invalid_images(self) -> Iterator[RowProblem]:
         """Images that are null or cannot be decoded; of the latter, only those among `images_to_check`."""
-        return merge_problems(self.missing_values("image"), self.unreadable_images(self.images_to_check()))
-
-    def unreadable_images(self, indices: np.ndarray) -> Iterator[RowProblem]:
-        """Images at these indices that cannot be decoded."""
-        for index in indices.tolist():
-            if problem := self.check_image(index).problem:
-                yield RowProblem(index, "image", problem)
+        checks = ((int(index), self.check_image(int(index))) for index in self.images_to_check())
+        unreadable = (RowProblem(index, "image", check.problem) for index, check in checks if check.problem)
+        return merge_problems(self.missing_values("image"), unreadable)
 
     def images_to_check(self) -> np.ndarray:
         """Indices of the images to check before the first step, ascending: all of them, or a random sample."""
@@ -225,6 +220,25 @@ class Dataset:
             return ImageCheck()
         with self._image_errors(index):
             return check_image(value, self.origin.folder, self.origin.root)
+
+    def describe_image_checks(self, num_checked: int, more_frames: Sequence[int]) -> Iterator[str]:
+        """Messages about checked images.
+
+        Args:
+            num_checked: number of images that were checked.
+            more_frames: indices of those that are animated or have several pages.
+        """
+        if num_checked < len(self):
+            yield (
+                f"{self.origin.field_path}: checked {num_checked:,} of {len(self):,} images; a corrupt one among the "
+                "others ends the run when it is read (data.onBadRow: Skip checks all of them)"
+            )
+        if more_frames:
+            images = pluralize(len(more_frames), "image")
+            yield (
+                f"{self.origin.field_path}: only the first frame or page is used of {images}, for example of "
+                f"{self.locate(more_frames[0])}"
+            )
 
     # Decoding
 

@@ -76,5 +76,7 @@ def _any_case(suffix: str) -> str:
 
 def describe_other_files(files: Sequence[PurePath]) -> str:
     """What a folder without data contains, as the end of an error message."""
+    if not files:
+        return "; it is empty"
     suffixes = sorted({file.suffix for file in files} - {""})
-    return f", found {', '.join(suffixes)} files" if suffixes else "; it is empty"
+    return f", found {', '.join(suffixes)} files" if suffixes else ", found files without an extension"

@@ -24,6 +24,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from finetune_trainer.data.paths import check_path
 from finetune_trainer.hub import is_transient
 
+MAX_SHOWN_PATH = 200
 UNREADABLE = "cannot decode the image"
 
 COMMON_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -162,6 +163,8 @@ def _describe_error(error: Exception, value: bytes | str) -> str:
     if isinstance(error, UnidentifiedImageError):
         shown = "" if isinstance(value, str) else f" ({len(value):,} bytes)"
         return f"no image format is recognized{shown}"
+    if isinstance(error, OSError) and error.strerror and isinstance(value, str):
+        return f"{value[:MAX_SHOWN_PATH]!r}: {error.strerror}"
     return str(error) or type(error).__name__
 
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import NamedTuple
 
 from finetune_trainer.compat.hf_datasets import split_aliases
@@ -316,12 +317,19 @@ def _group(splits: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
 # Messages --------------------------------------------------------------------------------------------------------
 
 
-def describe_left_out(left_out: Mapping[str, str], splits: Mapping[str, Sequence[str]], split: str) -> str | None:
-    """What is not read, with counts and examples, as the end of a message; None if everything is."""
+def describe_left_out(
+    left_out: Mapping[str, str], other_splits: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> str | None:
+    """What is not read, with counts and examples, as the end of a message; None if everything is.
+
+    Args:
+        left_out: paths with the reason.
+        other_splits: the files of the splits that are not read.
+    """
     by_reason: dict[str, list[str]] = {}
     for path, reason in left_out.items():
         by_reason.setdefault(reason, []).append(path)
-    parts = [f"split {name!r}: {pluralize(len(files), 'file')}" for name, files in splits.items() if name != split]
+    parts = [f"split {name!r}: {pluralize(len(files), 'file')}" for name, files in other_splits.items()]
     parts += [
         f"{reason}: {pluralize(len(files), 'file')} ({join_some(sorted(files), MAX_SHOWN_FILES)})"
         for reason, files in sorted(by_reason.items())

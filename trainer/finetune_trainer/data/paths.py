@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path, PurePosixPath
 
+MAX_PATH_LENGTH = 4095
+"""Limit of Linux; longer text in a column of paths is something else, such as an image as base64."""
 EXPECTED = "expected a path relative to the dataset's folder, without '..'"
 
 
@@ -19,6 +21,10 @@ def check_path(path: str, folder: Path, root: Path) -> str | None:
     Returns:
         Why the path is rejected, or None if it is allowed.
     """
+    if len(path) > MAX_PATH_LENGTH:
+        return f"expected a path, found text of {len(path):,} characters: {path[:20]!r}..."
+    if not _is_encodable(path):
+        return f"{path!r} is not a valid path"
     if "://" in path or "::" in path:
         return f"{path!r} is a URL: {EXPECTED}"
     if PurePosixPath(path).is_absolute():
@@ -28,6 +34,14 @@ def check_path(path: str, folder: Path, root: Path) -> str | None:
     if not is_inside(folder / path, root):
         return f"{path!r} is a symbolic link to a target outside the claim: replace the link with the file"
     return None
+
+
+def _is_encodable(path: str) -> bool:
+    """Whether the file system can have such a path."""
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON may contain
+        return False
 
 
 def is_inside(path: Path, root: Path) -> bool:

@@ -130,7 +130,9 @@ def _find_by_name(
         kind = RunError if hub.is_transient(error) else UserError
         raise kind(f"{field}.source: {source.source}: {hub.first_line(error)}") from error
     if not layout.splits:
-        found = describe_other_files([PurePosixPath(path) for path in listing.files])
+        left_out = {**listing.left_out, **layout.left_out}
+        found = describe_other_files([PurePosixPath(path) for path in (*listing.files, *listing.left_out)])
+        found += f" ({described})" if (described := describe_left_out(left_out)) else ""
         raise UserError(f"{field}.source: {source.source}: no data in {start}: expected {SUPPORTED_FORMATS}{found}")
     return _FoundFiles(folder, root, layout, start, config.features, listing)
 
@@ -164,7 +166,8 @@ def _select_files(found: _FoundFiles, source: DataSource | Validation, field: st
 def _notes(data_files: DataFiles, left_out: Mapping[str, str], layout: Layout) -> Iterator[str]:
     """Messages about everything in the folder that is not read."""
     prefix = f"{data_files.field_path}: {data_files.source}: "
-    if described := describe_left_out(left_out, layout.splits, data_files.split):
+    others = {split: files for split, files in layout.splits.items() if split != data_files.split}
+    if described := describe_left_out(left_out, others):
         files = pluralize(len(data_files.files), "file")
         yield f"{prefix}reading {files} of split {data_files.split!r}; not read: {described}"
     if layout.num_referenced:

@@ -40,6 +40,8 @@ class RowLocations:
 
     def locate(self, row: int) -> str:
         """File and line of a row, for an error message."""
+        if self.data_files.format == "images":
+            return self.data_files.display_path(self.data_files.files[row])
         numbers = self.line_numbers()
         ends = list(accumulate(map(len, numbers)))
         file = int(np.searchsorted(ends, row, side="right"))

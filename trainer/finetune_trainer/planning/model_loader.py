@@ -1,4 +1,4 @@
-"""Loads models and their processors: safetensors only, no code from the repository, FP32 weights.
+"""Loads models and their processors: safetensors only, no code from the repository.
 
 A model can also be built without weights, on the meta device, which is all that a plan needs. What only a run needs
 (tokenizers, image processors, torchvision with them) is imported by the functions that need it: importing it takes
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 NO_MAX_LENGTH = 10**9
 """Tokenizers without a maximum length report a number above this."""
+
+POSITION_EMBEDDINGS = ("position_embeddings", "position_embedding", "embed_positions", "positions_embed", "wpe")
+"""Names that transformers gives to tables of position embeddings."""
 
 DEFAULT_MAX_LENGTH = 512
 """Maximum number of tokens where neither the model nor the job sets one."""
@@ -109,6 +112,12 @@ def load_config(pretrained: PretrainedSource) -> PretrainedConfig:
         raise UserError(
             f"model.source: {pretrained.source}: config.json is not a valid config: {hub.first_line(error)}"
         ) from error
+    if quantization := getattr(config, "quantization_config", None):
+        fields = quantization if isinstance(quantization, dict) else vars(quantization)
+        raise UserError(
+            f"model.source: {pretrained.source}: its weights are quantized ({fields.get('quant_method', 'unknown')}, "
+            "quantization_config in config.json), which is not supported; use the weights before quantization"
+        )
     return config
 
 
@@ -266,7 +275,7 @@ def load_processors(
             raise UserError(f"data.maxLength: {max_length}: task {type(task).__name__} reads no text; remove it")
         return Processors(None, images, None, num_channels=channels)
     tokenizer = _load_tokenizer(pretrained)
-    limit = _max_length(tokenizer, config)
+    limit = _max_length(tokenizer, config, build_meta_model(task.auto_class, config))
     if max_length and limit and max_length > limit:
         raise UserError(f"data.maxLength: {max_length} is more than the model's maximum of {limit} tokens")
     padding: Any = "max_length" if config.model_type in PAD_TO_MAX_LENGTH else "longest"
@@ -326,8 +335,9 @@ def _reinitialize_head(model: PreTrainedModel) -> list[str]:
 def _enable_activation_checkpointing(model: PreTrainedModel) -> None:
     from finetune_trainer.compat.hf_transformers import disable_input_require_grads
 
+    settings = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), _keep_running_statistics(model))}
     try:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable(settings)
     except ValueError as error:
         raise UserError(
             f"training.activationCheckpointing: models of type {model.config.model_type} do not support it; remove it"
@@ -336,11 +346,49 @@ def _enable_activation_checkpointing(model: PreTrainedModel) -> None:
     disable_input_require_grads(model)
 
 
-def _max_length(tokenizer: Any, config: PretrainedConfig) -> int | None:
+def _max_length(tokenizer: Any, config: PretrainedConfig, model: nn.Module) -> int | None:
     """Maximum number of tokens that tokenizer and model support; None where neither sets one."""
     text = getattr(config, "text_config", config)
-    limits: list[int | None] = [tokenizer.model_max_length, getattr(text, "max_position_embeddings", None)]
+    positions = count_positions(model) or getattr(text, "max_position_embeddings", None)
+    limits: list[int | None] = [tokenizer.model_max_length, positions]
     return min((limit for limit in limits if limit and limit < NO_MAX_LENGTH), default=None)
+
+
+def count_positions(model: nn.Module) -> int | None:
+    """Number of tokens for which a model has position embeddings; None for a model without a table of them.
+
+    Tables may have more rows: RoBERTa and its relatives number positions from `padding_idx + 1`, OPT and BART from 2.
+    """
+    from torch import nn
+
+    tables = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding)
+        and name.rpartition(".")[2] in POSITION_EMBEDDINGS
+        and not any(part.startswith(("vision", "visual", "image")) for part in name.split("."))
+    ]
+    return min((table.num_embeddings - _first_position(table) for table in tables), default=None)
+
+
+def _first_position(table: nn.Embedding) -> int:
+    if table.padding_idx is not None:
+        return table.padding_idx + 1
+    return int(getattr(table, "offset", 0))
+
+
+@contextmanager
+def _keep_running_statistics(model: nn.Module) -> Iterator[None]:
+    """Undo updates of running statistics while activations are recomputed: the first pass has made them."""
+    layers = [module for module in model.modules() if getattr(module, "running_mean", None) is not None]
+    saved = [(layer, name, buffer) for layer in layers for name, buffer in layer.named_buffers(recurse=False)]
+    for layer, name, buffer in saved:
+        setattr(layer, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for layer, name, buffer in saved:
+            setattr(layer, name, buffer)
 
 
 @contextmanager

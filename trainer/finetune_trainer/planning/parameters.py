@@ -69,7 +69,7 @@ def assign_parameters(
     """
     _check_patterns(modules, [name for parameter in parameters for name in parameter.names])
     owners = matching_modules(modules, parameters)
-    _check_single_owner(owners)
+    _check_single_owner({parameter.label: owners[parameter.name] for parameter in parameters})
     orphans = [name for name, found in owners.items() if not found]
     if orphans and unmatched == "Forbid":
         raise UserError(_unmatched_message(orphans, list(owners)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from finetune_api.data import Columns, DataSource, Validation
@@ -34,6 +35,11 @@ class DatasetIndexes:
     train: ExampleIndex
     validation: ExampleIndex | None
     test: ExampleIndex | None
+
+    @property
+    def notes(self) -> list[str]:
+        """What was found in the data besides bad rows, for the user."""
+        return [note for index in (self.train, self.validation, self.test) if index for note in index.notes]
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ def prepare(job: FineTuneJob, claim_paths: ClaimPaths, on_progress: OnProgress =
     task_class.check_batch_size(training.batch_size, training.micro_batch_size or training.batch_size)
     spec = job.spec
     bad_rows = BadRowPolicy.from_spec(spec.data)
-    all_rows, train, validation, test, file_notes = _open_data(job, task_class, claim_paths, bad_rows)
+    all_rows, train, validation, test, file_notes = _open_data(job, task_class, claim_paths, bad_rows, on_progress)
     task_class.check_config(config, model_loader.load_declared_config(pretrained))
     task = task_class.build(config, all_rows)
     effective_job = with_checked_defaults(job, task_name, task.metric_names)
@@ -145,18 +151,19 @@ def check_metric(metric: str, available: Sequence[str]) -> None:
 
 
 def _open_data(
-    job: FineTuneJob, task_class: type[Task], claim_paths: ClaimPaths, bad_rows: BadRowPolicy
+    job: FineTuneJob, task_class: type[Task], claim_paths: ClaimPaths, bad_rows: BadRowPolicy, on_progress: OnProgress
 ) -> tuple[Dataset, Dataset, Dataset | None, Dataset | None, list[str]]:
     """All of `data.train`, then training, validation and test set, with the columns that the task needs; notes."""
     spec = job.spec.data
     data_files = data.resolve_files(spec.train, "data.train", claim_paths)
     notes = list(data_files.notes)
-    available = data.read_columns(data_files)
+    progress = partial(on_progress, "reading data.train")
+    available = data.read_columns(data_files, progress)
     task_class.check_columns(available, spec.columns, data_files.field_path)
     roles = task_class.required_roles, task_class.optional_roles
     names = data.resolve_columns(available, spec.columns, *roles, data_files.field_path)
     used = dict.fromkeys([*names.values(), *data.fold_columns(spec.fold, available, data_files.field_path)])
-    table = data.read_table(data_files, bad_rows, list(used))
+    table = data.read_table(data_files, bad_rows, list(used), progress)
     nullable = task_class.nullable_roles
     all_rows = _drop_incomplete_rows(table, names, nullable, bad_rows)
     train, validation = data.train_validation_split(all_rows, spec, table)
@@ -168,13 +175,14 @@ def _open_data(
         found = data.resolve_files(source, field_path, claim_paths)
         data.check_no_overlap(found, data_files)
         notes.extend(found.notes)
-        available = data.read_columns(found)
+        progress = partial(on_progress, f"reading {field_path}")
+        available = data.read_columns(found, progress)
         task_class.check_columns(available, spec.columns, found.field_path)
         required = {role: name for role, name in names.items() if role not in nullable}
         optional = [role for role in nullable if getattr(spec.columns, role) in (None, *available)]
         columns = Columns(**required, **{role: getattr(spec.columns, role) for role in optional})
         named = data.resolve_columns(available, columns, [list(required)], optional, found.field_path)
-        table = data.read_table(found, bad_rows, list(dict.fromkeys(named.values())))
+        table = data.read_table(found, bad_rows, list(dict.fromkeys(named.values())), progress)
         return data.align_labels(_drop_incomplete_rows(table, named, nullable, bad_rows), train)
 
     validation = validation or open_eval_set(spec.validation, "data.validation")

@@ -226,7 +226,7 @@ def _full_preview(inputs: _Inputs, config: PretrainedConfig, task: str | None) -
         length,
         proposal=proposal,
         weights=prepared.weights,
-        notes=prepared.notes,
+        notes=(*prepared.notes, *(prepared.indexes.notes if prepared.indexes else ())),
     )
 
 

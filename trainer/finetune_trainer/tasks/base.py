@@ -72,7 +72,14 @@ class Processors:
         names = [name for name in self.tokenizer.model_input_names if name in examples[0]]
         texts = {name: [example[name] for example in examples] for name in names}
         self.tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True  # does not apply: see encode
-        return dict(self.tokenizer.pad(texts, padding=self.padding, max_length=self.max_length, return_tensors="pt"))
+        padded = self.tokenizer.pad(
+            texts,
+            padding=self.padding,
+            max_length=self.max_length,
+            return_attention_mask=True,  # even if the tokenizer was saved without it: padding must not be read
+            return_tensors="pt",
+        )
+        return dict(padded)
 
     def tokenize(self, texts: Sequence[str]) -> Batch:
         """Tokenize, truncate and pad texts: tensors of shape (texts, tokens)."""
@@ -124,6 +131,10 @@ class Task(ABC):
     """Whether the task needs an image processor."""
     uses_config_pad_token: ClassVar[bool] = False
     """Whether the model finds the last token of a text by its config's `pad_token_id`."""
+    uses_tokenizer_padding: ClassVar[bool] = False
+    """Whether the tokenizer pads the texts of a batch; else the task does."""
+    row_predictions: ClassVar[tuple[str, ...]]
+    """The predictions that belong to one row or token each, and must not depend on the other rows of a batch."""
     new_head_reason: str = ""
     """Why the head is reinitialized: the model has none for these classes. Empty for a head that is kept."""
     notes: tuple[str, ...] = ()

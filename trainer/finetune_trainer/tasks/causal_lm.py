@@ -59,6 +59,7 @@ class CausalLM(Task):
 
     text_roles: tuple[str, ...]
     auto_class: ClassVar[Any] = AutoModelForCausalLM
+    row_predictions: ClassVar[tuple[str, ...]] = ("loss",)
     required_roles: ClassVar[tuple[tuple[str, ...], ...]] = (("messages",), ("prompt", "completion"), ("text",))
     optional_roles: ClassVar[tuple[str, ...]] = ("tools",)
     nullable_roles: ClassVar[tuple[str, ...]] = ("tools",)

@@ -112,7 +112,8 @@ def match_labels(
     texts = {label: str(label) for label in labels}
     by_name = _match_names(head, texts)
     if by_name is not None and any(isinstance(label, str) for label in labels):
-        return LabelMatch({**_number(head.names), **by_name.label2id}, by_name.note)
+        known: dict[Label, int] = {name: number for number, name in enumerate(head.names)}
+        return LabelMatch(known | dict(by_name.label2id), by_name.note)
     return by_name or _match_numbers(head, texts)
 
 

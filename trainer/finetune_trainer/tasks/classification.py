@@ -44,6 +44,7 @@ class Classification(Task):
     label2id: Mapping[Label, int]
     new_head_reason: str = ""
     notes: tuple[str, ...] = ()
+    row_predictions: ClassVar[tuple[str, ...]] = ("logits",)
     head_suffix: ClassVar[str]
     """Suffix of the architectures that have a head for this task."""
 
@@ -101,7 +102,7 @@ class Classification(Task):
     def _unknown_labels(self, data: Dataset) -> Iterator[RowProblem]:
         for index, label in enumerate(data.values("label")):
             if label is not None and not (isinstance(label, Label | float) and label in self.label2id):
-                yield RowProblem(index, "label", self._describe_unknown(label))
+                yield RowProblem(index, "label", self._describe_unknown(label, data.class_names("label") or ()))
 
     @abstractmethod
     def encode_inputs(self, samples: Sequence[Sample], processors: Processors) -> Sequence[Example]:
@@ -133,13 +134,16 @@ class Classification(Task):
     def metrics(self) -> ClassificationMetrics:
         return ClassificationMetrics()
 
-    def _describe_unknown(self, label: Any) -> str:
-        names = [str(name) for name in self.label2id]
-        closest = closest_match(str(label), names)
+    def _describe_unknown(self, label: Any, class_names: Sequence[str]) -> str:
+        """Why a label is unknown. Numbers of named classes are shown as their names."""
+        names: dict[Any, str] = dict(enumerate(class_names))
+        known = [names.get(label, label) for label in self.label2id]
+        found = label if isinstance(label, dict | list) else names.get(label, label)
+        closest = closest_match(str(found), [str(name) for name in known])
         hint = f"; did you mean {closest!r}?" if closest else ""
-        shown = ", ".join(repr(name) for name in list(self.label2id)[:MAX_SHOWN_CLASSES])
-        more = f" and {len(names) - MAX_SHOWN_CLASSES} more" if len(names) > MAX_SHOWN_CLASSES else ""
-        return f"unknown class {label!r}; the training set has {shown}{more}{hint}"
+        shown = ", ".join(map(repr, known[:MAX_SHOWN_CLASSES]))
+        more = f" and {len(known) - MAX_SHOWN_CLASSES} more" if len(known) > MAX_SHOWN_CLASSES else ""
+        return f"unknown class {found!r}; the training set has {shown}{more}{hint}"
 
 
 def _distinct_labels(data: Dataset) -> list[Label]:

@@ -18,6 +18,7 @@ from finetune_trainer.errors import UserError
 from finetune_trainer.tasks.base import Example, Processors, Task, index_text_column
 from finetune_trainer.tasks.index import ExampleIndex
 from finetune_trainer.tasks.metrics import ContrastiveMetrics, Predictions
+from finetune_trainer.tasks.pooled_token import check_adds_token, pooled_token_id
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,17 @@ class Contrastive(Task):
 
     Args:
         has_labels: pairs with the same label are positives; without labels, pairs with the same text.
+        pooled_token_id: id of the token that the model reads a text at; None for other models.
     """
 
     has_labels: bool
+    pooled_token_id: int | None = None
     auto_class: ClassVar[Any] = AutoModel
     required_roles: ClassVar[tuple[tuple[str, ...], ...]] = (("image", "text"),)
     optional_roles: ClassVar[tuple[str, ...]] = ("label",)
     uses_images: ClassVar[bool] = True
+    uses_tokenizer_padding: ClassVar[bool] = True
+    row_predictions: ClassVar[tuple[str, ...]] = ("image_embeds", "text_embeds")
 
     @classmethod
     def build(cls, config: PretrainedConfig, data: Dataset) -> Self:
@@ -41,7 +46,11 @@ class Contrastive(Task):
                 "task: Contrastive needs a model with an image and a text encoder (CLIP, SigLIP, dual encoders), "
                 f"but model.source is a {config.model_type} model"
             )
-        return cls(has_labels="label" in data.columns)
+        return cls("label" in data.columns, pooled_token_id(config))
+
+    def check_processors(self, processors: Processors) -> None:
+        if self.pooled_token_id is not None:
+            check_adds_token(processors.tokenizer, self.pooled_token_id)
 
     @classmethod
     def check_batch_size(cls, batch_size: int, micro_batch_size: int) -> None:

@@ -28,12 +28,14 @@ class ExampleIndex:
         num_items: items that the loss sums over, after truncation, of shape (rows,); 0 for a bad row.
         max_token_ids: largest token id, of shape (rows,); -1 without text, and for a bad row.
         problems: why rows cannot be used, in row order.
+        notes: what else was found, for the user.
     """
 
     lengths: np.ndarray
     num_items: np.ndarray
     max_token_ids: np.ndarray
     problems: tuple[RowProblem, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def without_text(cls, num_rows: int, problems: Sequence[RowProblem] = ()) -> ExampleIndex:
@@ -70,8 +72,12 @@ class ExampleIndex:
     def drop_bad_rows(self) -> ExampleIndex:
         """The index of the dataset without its bad rows."""
         bad = self.bad_rows
-        return ExampleIndex(
-            np.delete(self.lengths, bad), np.delete(self.num_items, bad), np.delete(self.max_token_ids, bad)
+        return replace(
+            self,
+            lengths=np.delete(self.lengths, bad),
+            num_items=np.delete(self.num_items, bad),
+            max_token_ids=np.delete(self.max_token_ids, bad),
+            problems=(),
         )
 
     def count_truncated(self, max_length: int) -> int:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from operator import attrgetter
 from typing import TypeVar
 
 from finetune_trainer.compat.hf_datasets import cache_folder
 from finetune_trainer.data import Dataset, RowProblem, map_in_workers, merge_problems
+from finetune_trainer.data.images import ImageCheck
 from finetune_trainer.errors import UserError
 from finetune_trainer.tasks.base import Processors, Task
 from finetune_trainer.tasks.index import ExampleIndex, load_index, save_index
@@ -32,6 +32,9 @@ INDEX_VERSION = 1
 
 CHUNK_BYTES, MAX_CHUNK_ROWS = 1 << 19, 4096
 """Size of the parts that workers process: less than a second of work, so that a stop request is noticed in time."""
+
+CHUNK_IMAGES = 32
+"""Images that a worker checks at once; a photo takes up to 50 ms."""
 
 PROGRESS_SECONDS = 0.2
 """Time between reports of progress."""
@@ -77,11 +80,11 @@ class IndexBuilder:
             if len(index) == len(data):
                 with suppress(OSError):  # a cache that is full or read-only
                     save_index(index, file)
-        image_problems = self._check_images(self._rows_to_check(data, index)) if self.task.uses_images else []
-        problems = tuple(merge_problems(iter(index.problems), iter(image_problems)))
-        if self.fail_fast and problems:
-            raise UserError(data.describe(problems[0]))
-        return replace(index, problems=problems)
+        if self.task.uses_images:
+            index = self._check_images(data, index)
+        if self.fail_fast and index.problems:
+            raise UserError(data.describe(index.problems[0]))
+        return index
 
     def _index(self, data: Dataset) -> ExampleIndex:
         """The index of all rows; with `fail_fast`, of the rows up to the first bad one or a few more."""
@@ -90,39 +93,41 @@ class IndexBuilder:
             return self.task.index(data.slice(rows.start, rows.stop), self.processors)
 
         parts: list[ExampleIndex] = []
-        with closing(self._map(index_rows, data, "scanning")) as results:
+        chunks = _split(len(data), _chunk_rows(data))
+        with closing(self._map(index_rows, chunks, _describe("scanning", data))) as results:
             for _, part in results:
                 parts.append(part)
                 if self.fail_fast and part.problems:
                     break
         return ExampleIndex.concatenate(parts)
 
-    def _rows_to_check(self, data: Dataset, index: ExampleIndex) -> Dataset:
-        """The rows whose images matter: with `fail_fast`, those before the first row that is bad in other ways."""
-        return data.slice(0, index.problems[0].index) if self.fail_fast and index.problems else data
+    def _check_images(self, data: Dataset, index: ExampleIndex) -> ExampleIndex:
+        """The index with problems of images; with `fail_fast`, only of those before the first row with another one."""
+        rows = data.images_to_check()
+        if self.fail_fast and index.problems:
+            rows = rows[rows < index.problems[0].index]
 
-    def _check_images(self, data: Dataset) -> list[RowProblem]:
-        """The rows without an image, and those of `images_to_check` whose image cannot be decoded."""
-        indices = data.images_to_check()
+        def check_rows(part: range) -> list[tuple[int, ImageCheck]]:
+            return [(int(row), data.check_image(int(row))) for row in rows[part.start : part.stop]]
 
-        def check(part: range) -> list[RowProblem]:
-            return list(data.unreadable_images(indices[part.start : part.stop]))
-
-        problems = list(data.missing_values("image"))
-        with closing(self._map(check, data, "checking the images of", len(indices))) as results:
-            for _, found in results:
-                problems += found
+        problems: list[RowProblem] = []
+        more_frames: list[int] = []
+        chunks = _split(len(rows), CHUNK_IMAGES)
+        with closing(self._map(check_rows, chunks, _describe("checking the images of", data))) as results:
+            for _, checks in results:
+                problems += [RowProblem(row, "image", check.problem) for row, check in checks if check.problem]
+                more_frames += [row for row, check in checks if check.has_more_frames]
                 if self.fail_fast and problems:
                     break
-        return sorted(problems, key=attrgetter("index"))
+        merged = tuple(merge_problems(iter(index.problems), data.missing_values("image"), iter(problems)))
+        notes = tuple(data.describe_image_checks(len(rows), more_frames))
+        return replace(index, problems=merged, notes=notes)
 
     def _map(
-        self, function: Callable[[range], T], data: Dataset, verb: str, count: int | None = None
+        self, function: Callable[[range], T], chunks: Sequence[range], activity: str
     ) -> Generator[tuple[range, T]]:
-        """Apply a function to consecutive ranges, in order: of all rows, or of `count` numbers."""
-        total = len(data) if count is None else count
-        activity = f"{verb} {data.origin.field_path.removesuffix('.source')}"
-        chunks = _split(total, _chunk_rows(data))
+        """Apply a function to consecutive ranges of rows, in order."""
+        total = chunks[-1].stop if chunks else 0
         num_workers = min(self.num_workers, len(chunks)) if len(chunks) > 1 else 0
         reported = time.monotonic()
         with closing(map_in_workers(function, chunks, num_workers)) as results:
@@ -137,6 +142,11 @@ class IndexBuilder:
         content = (data.fingerprint, sorted(data.decoders), self.processors.fingerprint, repr(self.task))
         parts = (INDEX_VERSION, *versions, *content)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def _describe(verb: str, data: Dataset) -> str:
+    """The activity of a progress report."""
+    return f"{verb} {data.origin.field_path.removesuffix('.source')}"
 
 
 def _chunk_rows(data: Dataset) -> int:

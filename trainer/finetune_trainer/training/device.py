@@ -1,8 +1,9 @@
-"""The device, the precision of the computation, and the loss scale. Weights and optimizer state are always FP32."""
+"""The device, the precision of the computation, and the loss scale."""
 
 from __future__ import annotations
 
 import os
+import re
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -62,6 +63,23 @@ def set_determinism(deterministic: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by deterministic cuBLAS
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = False
+
+
+def explain_nondeterminism(error: Exception) -> UserError | None:
+    """The error for an operation that `training.deterministic` forbids; None for any other error."""
+    text = str(error)
+    if "uses CuBLAS" in text:
+        return UserError(
+            "training.deterministic: true needs the environment variable CUBLAS_WORKSPACE_CONFIG to be :4096:8 or "
+            f":16:8, but it is {os.environ.get('CUBLAS_WORKSPACE_CONFIG')!r}; remove it from runtime.env"
+        )
+    found = re.match(r"(\S+) does not have a deterministic implementation", text)
+    if found is None:
+        return None
+    return UserError(
+        f"training.deterministic: true, but the model uses the operation {found[1]}, which has no deterministic "
+        "implementation on this device; set training.deterministic: false"
+    )
 
 
 def explain_out_of_memory(spec: EffectiveSpec, error: torch.OutOfMemoryError) -> OutOfGPUMemory:

@@ -62,6 +62,13 @@ def set_frozen_dtypes(
             parameter.data = parameter.data.to(sources[name])
 
 
+def widen_weights(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Convert weights to FP32 that are to receive FP32 values: an earlier attempt trained them."""
+    for name, parameter in model.named_parameters():
+        if name in values and values[name].dtype == torch.float32:
+            parameter.data = parameter.data.float()
+
+
 def choose_output_dtypes(
     model: nn.Module, sources: Mapping[str, torch.dtype], output_dtype: str | None
 ) -> OutputDtypes:

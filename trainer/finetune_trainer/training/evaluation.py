@@ -47,6 +47,13 @@ class MetricTracker:
         candidates = (entry for entry in history if entry.step and self._is_finite(entry))
         return max(candidates, key=self.score, default=None)
 
+    def is_better_than_before(self, history: Sequence[HistoryEntry]) -> bool:
+        """Whether the best evaluation is better than the one before the first step; True if there are not both."""
+        if not any(entry.step for entry in history) or history[0].step:
+            return True
+        best = self.best(history)
+        return best is not None and self.score(best) > self.score(history[0])
+
     def is_never_finite(self, history: Sequence[HistoryEntry]) -> bool:
         """Whether there were evaluations after the first step, and the metric was finite in none of them."""
         evaluations = [entry for entry in history if entry.step]
@@ -54,13 +61,6 @@ class MetricTracker:
 
     def _is_finite(self, entry: HistoryEntry) -> bool:
         return math.isfinite(entry.metrics[self.metric])
-
-    def is_better_than_before(self, history: Sequence[HistoryEntry]) -> bool:
-        """Whether the best evaluation is better than the one before the first step; True if there are not both."""
-        if not any(entry.step for entry in history) or history[0].step:
-            return True
-        best = self.best(history)
-        return best is not None and self.score(best) > self.score(history[0])
 
     def eval_history(self, history: Sequence[HistoryEntry]) -> list[EvalResult]:
         """The history in the form that schedules read: (step, value) pairs, lower is better."""

@@ -25,14 +25,15 @@ from finetune_trainer.training.checkpoint import (
 )
 from finetune_trainer.training.checkpoint.differences import diff_specs, join_changes
 from finetune_trainer.training.checkpoint.fingerprints import fingerprint_processors, fingerprint_run
-from finetune_trainer.training.checkpoint.stored_runs import check_no_earlier_format, list_stored_runs
 from finetune_trainer.training.checkpoint.weights import check_frozen
 from finetune_trainer.training.device import LossScale
 from finetune_trainer.training.divergence import SkippedSteps
+from finetune_trainer.training.dtypes import widen_weights
 from finetune_trainer.training.failures import forget_failure
 from finetune_trainer.training.optimizers import set_optimizer_state_dict, state_layouts
 from finetune_trainer.training.rng import set_rng_state
 from finetune_trainer.training.state import TrainingContext, TrainState
+from finetune_trainer.training.stored_runs import check_no_earlier_format, list_stored_runs
 from finetune_trainer.training.versions import package_versions
 
 FRESH = "start over with --fresh (on a cluster: recreate the job)"
@@ -175,6 +176,7 @@ def start_run(
     log(_describe_resume(found, record))
     checkpoint = checkpoints.store.load(found.step)
     check_frozen(_run(checkpoint).frozen, context.model.parameters)
+    widen_weights(context.model.base, checkpoint.weights)
     set_model_state_dict(context.model.base, checkpoint.weights, _run(checkpoint).frozen)
     _restore_optimizers(context, checkpoint.optimizer, log)
     set_rng_state(dict(checkpoint.rng_state))

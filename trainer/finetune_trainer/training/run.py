@@ -16,22 +16,28 @@ from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.errors import Interrupted, RunError
 from finetune_trainer.formatting import join_some
 from finetune_trainer.planning import model_loader
-from finetune_trainer.planning.prepare import PreparedRun, index_datasets, prepare
+from finetune_trainer.planning.input_check import check_inputs
+from finetune_trainer.planning.prepare import DatasetIndexes, PreparedRun, index_datasets, prepare
 from finetune_trainer.reporting.metrics_jsonl import METRICS_FILE, MetricsWriter, find_test_record, truncate
 from finetune_trainer.reporting.prometheus import serve_metrics
 from finetune_trainer.reporting.tracker import StatusTracker
 from finetune_trainer.tasks import Processors
-from finetune_trainer.tasks.index import ExampleIndex
 from finetune_trainer.tasks.indexing import OnProgress
 from finetune_trainer.training import export, resume
 from finetune_trainer.training.assembly import assemble
 from finetune_trainer.training.checkpoint import CheckpointManager
-from finetune_trainer.training.device import explain_out_of_memory, select_device, set_determinism
+from finetune_trainer.training.device import (
+    explain_nondeterminism,
+    explain_out_of_memory,
+    select_device,
+    set_determinism,
+)
 from finetune_trainer.training.disk_space import check_disk_space
 from finetune_trainer.training.divergence import describe_trained_steps
 from finetune_trainer.training.dtypes import cast_weights, round_weights
 from finetune_trainer.training.evaluation import HistoryEntry, MetricTracker
 from finetune_trainer.training.failures import detecting_repeated_failures
+from finetune_trainer.training.independence import IndependenceCheck, ensure_independent_predictions
 from finetune_trainer.training.optimizers import build_optimizers
 from finetune_trainer.training.resume import ResumeMode
 from finetune_trainer.training.rng import set_seed
@@ -169,6 +175,10 @@ def _execute(run: _RunContext) -> Report:
             return _test_and_export(run, context, state)
     except torch.OutOfMemoryError as error:
         raise explain_out_of_memory(prepared.plan.job.spec, error) from error
+    except RuntimeError as error:
+        if explanation := explain_nondeterminism(error):
+            raise explanation from error
+        raise
 
 
 def _report_existing_output(run: _RunContext, existing: export.ExistingOutput) -> Report:
@@ -184,9 +194,19 @@ def _build_context(prepared: PreparedRun, callback: Callback, on_progress: OnPro
     set_determinism(spec.training.deterministic)
     processors = model_loader.load_processors(prepared.pretrained, task, prepared.config, spec.data.max_length)
     indexes = index_datasets(prepared, processors, on_progress)
+    check_inputs(prepared, processors, indexes)
     callback.on_message(f"loading {prepared.pretrained.source}")
     model, model_messages = assemble(prepared, processors, device_config)
-    for message in (*_data_messages(prepared, processors, indexes.train), *model_messages):
+    rows = IndependenceCheck(
+        task,
+        lambda samples: task.collate(task.encode(samples, processors), processors),
+        prepared.train,
+        device_config,
+    )
+    micro_batch_size = spec.training.micro_batch_size
+    model, padding_messages = ensure_independent_predictions(model, task, processors, rows, micro_batch_size)
+    data_messages = _data_messages(prepared, processors, indexes)
+    for message in (*data_messages, *model_messages, *padding_messages):
         callback.on_message(message)
     return TrainingContext(
         plan=prepared.plan,
@@ -202,16 +222,22 @@ def _build_context(prepared: PreparedRun, callback: Callback, on_progress: OnPro
     )
 
 
-def _data_messages(prepared: PreparedRun, processors: Processors, index: ExampleIndex) -> Iterator[str]:
-    """Which data is skipped, dropped or truncated."""
+def _data_messages(prepared: PreparedRun, processors: Processors, indexes: DatasetIndexes) -> Iterator[str]:
+    """Which data is not read, skipped, dropped or truncated."""
     plan = prepared.plan
-    yield from prepared.notes
-    yield from prepared.task.encoding_notes(processors)
+    yield from (*prepared.notes, *indexes.notes, *prepared.task.encoding_notes(processors))
     if dropped := plan.train_samples - plan.steps_per_epoch * plan.job.spec.training.batch_size:
         yield f"dropping the last incomplete batch: {dropped:,} of {plan.train_samples:,} samples per epoch"
-    if processors.max_length and (truncated := index.count_truncated(processors.max_length)):
-        texts = f"{truncated:,} of {plan.train_samples:,} texts"
-        yield f"truncating {texts} to {processors.max_length:,} tokens (data.maxLength)"
+    if processors.max_length:
+        yield from _truncation_messages(indexes, processors.max_length)
+
+
+def _truncation_messages(indexes: DatasetIndexes, max_length: int) -> Iterator[str]:
+    names = {"": indexes.train, " of data.validation": indexes.validation, " of data.test": indexes.test}
+    for name, index in names.items():
+        if index is not None and (truncated := index.count_truncated(max_length)):
+            texts = f"{truncated:,} of {len(index):,} texts{name}"
+            yield f"truncating {texts} to {max_length:,} tokens (data.maxLength): their ends are not used"
 
 
 def _train(run: _RunContext, context: TrainingContext, state: TrainState) -> None:

@@ -18,6 +18,7 @@ from finetune_trainer.data import Batch, Dataset
 from finetune_trainer.errors import RunError, UserError
 from finetune_trainer.formatting import join_some
 from finetune_trainer.training.assembly import TrainableModule
+from finetune_trainer.training.device import explain_nondeterminism
 from finetune_trainer.training.failures import is_caused_by_input
 from finetune_trainer.training.freeze import set_train_mode
 from finetune_trainer.training.rng import get_rng_state, set_rng_state
@@ -105,6 +106,8 @@ def _run_trial(context: TrainingContext, trial: Trial) -> None:
     except Exception as error:
         if isinstance(error, RunError) or not is_caused_by_input(error):
             raise
+        if explanation := explain_nondeterminism(error):
+            raise explanation from error
         raise UserError(_describe(trial.dataset, _find_failing_rows(context, trial), error)) from error
 
 

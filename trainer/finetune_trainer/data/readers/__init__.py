@@ -61,7 +61,8 @@ def read_table(
         else:
             table = read_tables(data_files, bad_rows, columns, progress)
     if not table.data.num_rows:
-        raise empty_error(data_files)
+        field_path = data_files.field_path
+        raise bad_rows.all_bad_error(field_path) if bad_rows.has_skipped(field_path) else empty_error(data_files)
     return table
 
 

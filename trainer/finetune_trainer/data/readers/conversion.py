@@ -131,7 +131,7 @@ class FileReader(ABC):
         return file.suffix.lower()
 
     def notes(self, file: Path) -> list[str]:
-        """How the content of a file is understood, where it can be understood in several ways."""
+        """How a file is read, if it could be read in several ways."""
         return []
 
 

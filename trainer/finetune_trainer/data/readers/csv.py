@@ -35,6 +35,10 @@ MAX_RECORD = 16 << 20
 """Characters of a record. A quoted cell without an end reads this much of the file, at most."""
 
 
+LOST_QUOTES_SAMPLE = 1000
+"""Records whose values are compared with those of records over several lines."""
+
+
 @dataclass(frozen=True)
 class Dialect:
     """How cells are written.
@@ -83,9 +87,10 @@ class CsvReader(FileReader):
 
     def read(self, file: Path, features: Mapping[str, Feature]) -> Iterator[Batch | MalformedRow]:
         with _open_text(file) as opened:
-            records = iter_records(opened, find_dialect(file))
+            dialect = find_dialect(file)
+            records = iter_records(opened, dialect)
             header = _header(next(records, None))
-            indices = [header.index(name) for name in features]
+            check = _CellCheck([header.index(name) for name in features], dialect)
             rows: list[Record] = []
             malformed: list[MalformedRow] = []
             size = 0
@@ -96,9 +101,9 @@ class CsvReader(FileReader):
                 rows.append(record)
                 size += len(record.text)
                 if len(rows) == BATCH_ROWS or size > BATCH_BYTES:
-                    yield from _batch(rows, malformed, indices, opened)
+                    yield from _batch(rows, malformed, check, opened)
                     rows, malformed, size = [], [], 0
-            yield from _batch(rows, malformed, indices, opened)
+            yield from _batch(rows, malformed, check, opened)
 
     def notes(self, file: Path) -> list[str]:
         dialect = find_dialect(file)
@@ -129,14 +134,15 @@ def iter_records(text: TextIO, dialect: Dialect) -> Iterator[Record | MalformedR
         UnreadableFileError: the header is malformed.
     """
     csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD))
-    lines, width = _Lines(text), 0
+    lines, width, lost_quotes = _Lines(text), 0, _LostQuotes(dialect.delimiter)
     while True:
         try:
             for cells in dialect.parse(lines):
                 width = width or len(cells)
                 if cells:
                     _check_width(cells, width)
-                    yield Record(lines.start, cells, lines.text())
+                    lost_quotes.check(cells, lines.record)
+                    yield Record(lines.start, cells, "".join(lines.record))
                 lines.accept()
         except csv.Error as error:
             problem = _describe(error)
@@ -151,6 +157,39 @@ def iter_records(text: TextIO, dialect: Dialect) -> Iterator[Record | MalformedR
 def _check_width(cells: Sequence[str], width: int) -> None:
     if len(cells) != width:
         raise csv.Error(f"expected {width} cells, as in the header, found {len(cells)}")
+
+
+class _LostQuotes:
+    """Finds records that are valid, but are several rows between two stray quotes.
+
+    In a record over several lines, each line has as many cells as the header, and a value in one column that other
+    rows have there, e.g. a label. In a text over several lines, that is hardly possible.
+
+    Args:
+        delimiter: character between cells.
+    """
+
+    def __init__(self, delimiter: str) -> None:
+        self._delimiter = delimiter
+        self._records = 0
+        self._values: list[set[str]] = []
+
+    def check(self, cells: Sequence[str], lines: Sequence[str]) -> None:
+        """Raises csv.Error for such a record."""
+        if len(lines) > 1 and self._are_rows(lines):
+            raise csv.Error(f"a quoted cell spans {len(lines)} lines that are rows by themselves: a quote is missing")
+        self._records += 1
+        if 1 < self._records <= LOST_QUOTES_SAMPLE:
+            self._values = self._values or [set() for _ in cells]
+            for values, cell in zip(self._values, cells, strict=True):
+                values.add(cell)
+
+    def _are_rows(self, lines: Sequence[str]) -> bool:
+        rows = [line.rstrip("\r\n").split(self._delimiter) for line in lines]
+        if not self._values or any(len(row) != len(self._values) for row in rows):
+            return False
+        columns = zip(self._values, zip(*rows, strict=True), strict=True)
+        return any("" not in column and values.issuperset(column) for values, column in columns)
 
 
 def _describe(error: csv.Error) -> str:
@@ -169,8 +208,9 @@ class _Lines:
     def __init__(self, text: TextIO) -> None:
         self.start = 1
         """Number of the line on which the record starts."""
+        self.record: list[str] = []
+        """Its lines."""
         self._text = text
-        self._record: list[str] = []
         self._size = 0
         self._again: deque[str] = deque()
 
@@ -179,27 +219,23 @@ class _Lines:
 
     def __next__(self) -> str:
         line = self._again.popleft() if self._again else next(self._text)
-        self._record.append(line)
+        self.record.append(line)
         self._size += len(line)
         if self._size > MAX_RECORD:
             raise csv.Error(f"a quoted cell has no closing quote within {MAX_RECORD >> 20} MiB")
         return line
 
-    def text(self) -> str:
-        """The record."""
-        return self._record[0] if len(self._record) == 1 else "".join(self._record)
-
     def accept(self) -> None:
         """The record is complete."""
-        self.start += len(self._record)
-        self._record.clear()
+        self.start += len(self.record)
+        self.record.clear()
         self._size = 0
 
     def reject(self) -> None:
         """The record is malformed: continue after its first line."""
-        self._again.extendleft(reversed(self._record[1:]))
+        self._again.extendleft(reversed(self.record[1:]))
         self.start += 1
-        self._record.clear()
+        self.record.clear()
         self._size = 0
 
 
@@ -220,21 +256,37 @@ def _header(record: Record | MalformedRow | None) -> list[str]:
 # Batches
 
 
+@dataclass(frozen=True)
+class _CellCheck:
+    """Finds what is wrong with the used cells of a row.
+
+    Args:
+        indices: where the used cells are.
+        dialect: how cells are written.
+    """
+
+    indices: Sequence[int]
+    dialect: Dialect
+
+    def find_problem(self, row: Record) -> str | None:
+        if '""' in row.text and not self.dialect.quoted and any(map(tsv.is_written_quoted, self._cells(row))):
+            return "a cell is quoted as in CSV, but other cells of this TSV file are not, and TSV has no quoting"
+        if row.text.isascii():
+            return None
+        cells = (cell.encode(errors="surrogateescape") for cell in self._cells(row))
+        return next((problem for cell in cells if (problem := describe_invalid_utf8(cell))), None)
+
+    def _cells(self, row: Record) -> list[str]:
+        return [row.cells[index] for index in self.indices]
+
+
 def _batch(
-    rows: Sequence[Record], malformed: Sequence[MalformedRow], indices: Sequence[int], opened: TextIO
+    rows: Sequence[Record], malformed: Sequence[MalformedRow], check: _CellCheck, opened: TextIO
 ) -> Iterator[Batch | MalformedRow]:
-    """The used cells of some rows, after the malformed ones among and between them."""
-    found = {row.line: problem for row in rows if (problem := _find_problem(row, indices))}
+    """The used cells of some rows, after the malformed rows among and between them."""
+    found = {row.line: problem for row in rows if (problem := check.find_problem(row))}
     yield from sorted([*malformed, *map(MalformedRow, found, found.values())], key=lambda row: row.number)
-    rows = [row for row in rows if row.line not in found]
+    rows = [row for row in rows if row.line not in found] if found else rows
     if rows:
-        columns = [pa.array([row.cells[index] or None for row in rows], pa.string()) for index in indices]
+        columns = [pa.array([row.cells[index] or None for row in rows], pa.string()) for index in check.indices]
         yield Batch(columns, np.array([row.line for row in rows], np.int64), opened.buffer.tell())
-
-
-def _find_problem(row: Record, indices: Sequence[int]) -> str | None:
-    """What is wrong with the used cells of a row."""
-    if row.text.isascii():
-        return None
-    cells = (row.cells[index].encode(errors="surrogateescape") for index in indices)
-    return next((problem for cell in cells if (problem := describe_invalid_utf8(cell))), None)

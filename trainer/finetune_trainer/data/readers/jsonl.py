@@ -12,9 +12,8 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO, TypeAlias
+from typing import Any, NamedTuple, TextIO, TypeAlias
 
 import datasets
 import numpy as np
@@ -38,7 +37,6 @@ from finetune_trainer.data.readers.text_files import UTF8_BOM, check_is_utf8, de
 
 Row: TypeAlias = dict[str, Any]
 
-INT64 = range(-(2**63), 2**63)
 SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 WHITESPACE = re.compile(r"[ \t\n\r]*")
 FIRST_OBJECT_LIMIT = 16 << 20
@@ -54,9 +52,8 @@ TYPES: Mapping[type, Feature] = {
 }
 
 
-@dataclass(frozen=True)
-class ParsedRow:
-    """A row and where it is.
+class ParsedRow(NamedTuple):
+    """A row and where it is; a tuple, because there may be millions.
 
     Args:
         line: the line on which it starts.
@@ -79,6 +76,9 @@ class JsonReader(FileReader):
     def features(self, file: Path, names: Sequence[str]) -> dict[str, Feature]:
         columns = _scan(file)
         return {name: _feature(columns[name]) for name in names if name in columns}
+
+    def has_rows(self, file: Path) -> bool:
+        return bool(_scan(file))
 
     def read(self, file: Path, features: Mapping[str, Feature]) -> Iterator[Batch | MalformedRow]:
         types = {name: arrow_type(feature) for name, feature in features.items()}
@@ -124,24 +124,30 @@ def _scan(file: Path, advance: Advance = lambda _: None) -> dict[str, list[str]]
 
 
 def _scan_rows(rows: Iterable[ParsedRow | MalformedRow], advance: Advance) -> dict[str, list[str]]:
-    kinds: dict[str, dict[str, None]] = {}
-    count = 0
-    for row in rows:
+    kinds: dict[str, set[str]] = {}
+    last: tuple[Any, ...] = ()
+    for count, row in enumerate(rows, start=1):
         if isinstance(row, MalformedRow):
             continue
-        count += 1
-        for name, value in row.row.items():
-            kinds.setdefault(name, {})[_kind(value)] = None
+        types = (*row.row, *map(type, row.row.values()))
+        if types != last or (int in types and any(map(_is_large, row.row.values()))):
+            last = types
+            for name, value in row.row.items():
+                kinds.setdefault(name, set()).add(_kind(value))
         if count % BATCH_ROWS == 0:
             advance(row.position)
     return {name: sorted(found) for name, found in kinds.items()}
 
 
+def _is_large(value: Any) -> bool:
+    """Whether a value is an integer that does not fit into 64 bits."""
+    return type(value) is int and value.bit_length() > 63
+
+
 def _kind(value: Any) -> str:
     """Name of the type of a column with this value; "json" if only JSON text can store it."""
     kind = type(value)
-    is_scalar = kind in TYPES and (kind is not int or value in INT64)
-    return kind.__name__ if is_scalar else "json"
+    return kind.__name__ if kind in TYPES and not _is_large(value) else "json"
 
 
 def _feature(kinds: Sequence[str]) -> Feature:
@@ -171,6 +177,7 @@ class _Parser:
 
     def __init__(self) -> None:
         self.problems: list[str] = []
+        """What is wrong with the last value."""
         self._decoder = json.JSONDecoder(
             object_pairs_hook=self._object, parse_constant=self._constant, parse_float=self._float
         )
@@ -183,11 +190,12 @@ class _Parser:
             ValueError: an integer has too many digits.
             RecursionError: it is nested too deeply.
         """
-        self.problems = []
+        if self.problems:
+            self.problems = []
         value, end = self._decoder.raw_decode(text, start)
         if not isinstance(value, dict):
             self.problems.append(f"expected an object, found {str(value)[:60]!r}")
-        if SURROGATE_ESCAPE.search(text, start, end) and not _is_unicode(json.dumps(value, ensure_ascii=False)):
+        if _has_surrogate_escape(text, start, end) and not _is_unicode(json.dumps(value, ensure_ascii=False)):
             self.problems.append("not Unicode: half of a surrogate pair")
         return value, end
 
@@ -207,6 +215,10 @@ class _Parser:
         if math.isinf(value):
             self.problems.append(f"the number {text} is too large")
         return value
+
+
+def _has_surrogate_escape(text: str, start: int, end: int) -> bool:
+    return text.find("\\u", start, end) >= 0 and SURROGATE_ESCAPE.search(text, start, end) is not None
 
 
 def _is_unicode(text: str) -> bool:
@@ -237,14 +249,20 @@ def _parse_line(parser: _Parser, line: bytes) -> Row | str:
     except UnicodeDecodeError:
         return str(describe_invalid_utf8(line))
     except json.JSONDecodeError as error:
-        return f"not valid JSON: {error.msg} at column {error.colno}"
-    except RecursionError:
-        return "not valid JSON: nested too deeply"
-    except ValueError as error:  # an integer with thousands of digits
-        return f"not valid JSON: {error}"
+        return f"not valid JSON: {_describe(error)} at column {error.colno}"
+    except (RecursionError, ValueError) as error:
+        return f"not valid JSON: {_describe(error)}"
     if end < len(text):
         return f"not valid JSON: extra data at column {end + 1}"
-    return "; ".join(parser.problems) or row
+    return "; ".join(parser.problems) if parser.problems else row
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg.removesuffix(" at")
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return "an integer has too many digits" if "digits" in str(error) else str(error)
 
 
 def _is_document(file: Path) -> bool:
@@ -344,11 +362,9 @@ class _Document:
         return error.msg.startswith("Unterminated string") or error.pos > len(self._text) - len("-Infinity")
 
     def _error(self, error: Exception) -> UnreadableFileError:
-        line, problem = self._line, str(error)
+        line, problem = self._line, _describe(error)
         if isinstance(error, json.JSONDecodeError):
-            line, problem = line + self._text.count("\n", self._start, error.pos), error.msg
-        elif isinstance(error, RecursionError):
-            problem = "nested too deeply"
+            line += self._text.count("\n", self._start, error.pos)
         return UnreadableFileError(f"the file is not valid JSON, so none of its rows can be used: {problem}", line)
 
     def _skip_whitespace(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from finetune_trainer.data.readers.features import arrow_type, declared_features
 from finetune_trainer.data.readers.jsonl import JsonReader
 from finetune_trainer.data.readers.parquet import ParquetReader
 from finetune_trainer.data.table import RowLocations, Table
+from finetune_trainer.errors import RunError
 from finetune_trainer.hub import first_line, is_transient
 
 TABLE_READERS: Mapping[str, FileReader] = {
@@ -49,12 +51,26 @@ def read_table_columns(data_files: DataFiles, progress: ProgressCallback | None)
     names: dict[str, None] = {}
     for file in found.files:
         with _file_errors(data_files, file):
+            columns = reader.column_names(file, advance)
             if reader.has_rows(file):
-                names.update(dict.fromkeys(reader.column_names(file, advance)))
+                names.update(dict.fromkeys(columns))
         advance.end_file(file)
+    advance.end()
     if not names:
-        raise empty_error(data_files)
+        raise _no_columns(found)
     return list(names)
+
+
+def _no_columns(data_files: DataFiles) -> RunError:
+    """The error for files without columns; in JSON, their rows may all be malformed."""
+    reader = TABLE_READERS[data_files.format]
+    for file in data_files.files:
+        with _file_errors(data_files, file):
+            row = next(reader.read(file, {}), None)
+        if isinstance(row, MalformedRow):
+            shown = data_files.display_path(file)
+            return data_files.error(f"all of its rows are bad, e.g. {shown}, {reader.unit} {row.number}: {row.problem}")
+    return empty_error(data_files)
 
 
 def read_tables(
@@ -62,7 +78,7 @@ def read_tables(
 ) -> Table:
     """The rows of all files, with these columns."""
     reader, found = TABLE_READERS[data_files.format], without_empty_files(data_files)
-    types = _merge_columns(reader, found, columns)
+    types, found = _merge_columns(reader, found, columns)
     declared = declared_features(types, data_files.features)
     advance = _Progress(found.files, progress)
     converted = []
@@ -73,6 +89,7 @@ def read_tables(
             for note in reader.notes(file):
                 bad_rows.add_note(f"{data_files.field_path}: {data_files.display_path(file)}: {note}")
         advance.end_file(file)
+    advance.end()
     return _join(reader, found, converted, {**types, **declared})
 
 
@@ -91,14 +108,17 @@ def _report(data_files: DataFiles, bad_rows: BadRowPolicy, file: Path, row: Malf
     bad_rows.report(data_files.field_path, f"{data_files.field_path}: {location}: {row.problem}")
 
 
-def _merge_columns(reader: FileReader, data_files: DataFiles, columns: Sequence[str]) -> dict[str, Feature]:
-    """The types of the columns, which all files with rows must have.
+def _merge_columns(
+    reader: FileReader, data_files: DataFiles, columns: Sequence[str]
+) -> tuple[dict[str, Feature], DataFiles]:
+    """The types of the columns, and the files that have them: all but those without rows.
 
     Raises:
         UserError: a file has no such column, or its values cannot be in one column with those of the others.
     """
     merged: dict[str, Feature] = {}
     origins: dict[str, str] = {}
+    kept = []
     for file in data_files.files:
         with _file_errors(data_files, file):
             found = reader.features(file, columns)
@@ -106,6 +126,7 @@ def _merge_columns(reader: FileReader, data_files: DataFiles, columns: Sequence[
                 if not reader.has_rows(file):
                     continue
                 raise _missing_column(reader, file, next(name for name in columns if name not in found), origins)
+            kept.append(file)
             for name, feature in found.items():
                 known = merged.setdefault(name, feature)
                 common = reader.merge_features(known, feature)
@@ -114,7 +135,10 @@ def _merge_columns(reader: FileReader, data_files: DataFiles, columns: Sequence[
                 if name not in origins or common != known:
                     origins[name] = data_files.display_path(file)
                 merged[name] = common
-    return {name: merged.get(name, datasets.Value("null")) for name in columns}
+    if not kept:
+        raise empty_error(data_files)
+    types = {name: merged.get(name, datasets.Value("null")) for name in columns}
+    return types, replace(data_files, files=tuple(kept))
 
 
 def _missing_column(reader: FileReader, file: Path, name: str, origins: Mapping[str, str]) -> UnreadableFileError:
@@ -166,16 +190,24 @@ class _Progress:
 
     def __init__(self, files: Sequence[Path], report: ProgressCallback | None) -> None:
         self._sizes = {file: file.stat().st_size for file in files} if report else {}
+        self._total = sum(self._sizes.values())
         self._report = report
         self._done = 0
         self._last = time.monotonic()
+        self._is_reported = False
 
     def __call__(self, position: int) -> None:
         """A part of the current file has been read."""
         if self._report and time.monotonic() - self._last > PROGRESS_SECONDS:
-            self._last = time.monotonic()
-            total = sum(self._sizes.values())
-            self._report(min(self._done + position, total), total)
+            self._last, self._is_reported = time.monotonic(), True
+            self._report(min(self._done + position, self._total - 1), self._total)
 
     def end_file(self, file: Path) -> None:
+        """A file has been read, perhaps from the cache."""
         self._done += self._sizes.get(file, 0)
+        self(0)
+
+    def end(self) -> None:
+        """All files have been read."""
+        if self._report and self._is_reported:
+            self._report(self._total, self._total)

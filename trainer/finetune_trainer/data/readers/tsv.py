@@ -40,10 +40,16 @@ def notes(file: Path, quoted: bool) -> Iterator[str]:
         yield f"a cell on line {line} begins with a quote; TSV has no quoting, so the quotes are part of the text"
 
 
+def is_written_quoted(cell: str) -> bool:
+    """Whether a cell is quoted, and has a quote inside that is written as two."""
+    text = cell[1:-1]
+    return _is_cell_quoted(cell) and '""' in text and '"' not in text.replace('""', "")
+
+
 def _examine(file: Path, parse_as_quoted: Callable[[], Iterator[str | None]]) -> dict[str, Any]:
     def examine() -> dict[str, Any]:
         line = _first_quote(file)
-        return {"line": line, "quoted": bool(line) and _is_written_quoted(parse_as_quoted())}
+        return {"line": line, "quoted": bool(line) and _is_file_quoted(parse_as_quoted())}
 
     found: dict[str, Any] = remember("tsv-quoting", cache_key(1, content_hash(file)), examine)
     return found
@@ -58,7 +64,7 @@ def _first_quote(file: Path) -> int | None:
     return None
 
 
-def _is_written_quoted(records: Iterator[str | None]) -> bool:
+def _is_file_quoted(records: Iterator[str | None]) -> bool:
     """Whether one way to quote explains all records: no cell is quoted without need, and none lacks its quotes."""
     writers = ALL_WRITERS
     for record in records:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from finetune_trainer.planning.prepare import PreparedRun
@@ -81,24 +80,11 @@ def _describe(name: str, old: str, new: str, old_size: int | None, new_size: int
 def fingerprint_run(prepared: PreparedRun) -> Fingerprints:
     """The fingerprints of everything but the tokenizer, which is loaded later."""
     return Fingerprints(
-        train=fingerprint_dataset(prepared.train),
-        validation=fingerprint_dataset(prepared.validation),
-        test=fingerprint_dataset(prepared.test),
+        train=prepared.train.fingerprint,
+        validation=prepared.validation.fingerprint if prepared.validation else None,
+        test=prepared.test.fingerprint if prepared.test else None,
         model=fingerprint_model(prepared.pretrained.name_or_path, getattr(prepared.config, "_commit_hash", None)),
     )
-
-
-def fingerprint_dataset(dataset: Any) -> str | None:
-    """The fingerprint of a dataset."""
-    if dataset is None:
-        return None
-    if hasattr(dataset, "fingerprint"):
-        return str(dataset.fingerprint)
-    digest = hashlib.sha256()  # until `Dataset.fingerprint` exists
-    for role in sorted(dataset.columns):
-        for values in dataset.iter_chunks(role):
-            digest.update(repr((role, values)).encode(errors="surrogatepass"))
-    return digest.hexdigest()
 
 
 def fingerprint_model(name_or_path: str, commit: str | None) -> str | None:
@@ -123,16 +109,9 @@ def _read_header(path: Path) -> bytes:
 
 
 def fingerprint_processors(processors: Processors) -> str:
-    """A digest of the tokenizer, its chat template and the image processor."""
-    return hashlib.sha256("\n".join(_describe_processors(processors)).encode(errors="surrogatepass")).hexdigest()
+    """A digest of the tokenizer, its chat template and the image processor; settings of the job do not count."""
+    from finetune_trainer.tasks.tokenizer import tokenizer_fingerprint
 
-
-def _describe_processors(processors: Processors) -> Iterator[str]:
-    tokenizer = processors.tokenizer
-    if tokenizer is not None:
-        yield from (type(tokenizer).__name__, json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str))
-        yield json.dumps(tokenizer.chat_template, sort_keys=True, default=str)
-        backend = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else tokenizer.get_vocab()
-        yield json.dumps({**backend, "truncation": None, "padding": None}, sort_keys=True)
-    if processors.image_processor is not None:
-        yield processors.image_processor.to_json_string()
+    tokenizer = tokenizer_fingerprint(processors.tokenizer) if processors.tokenizer else None
+    images = processors.image_processor.to_json_string() if processors.image_processor else None
+    return hashlib.sha256(repr((tokenizer, images)).encode(errors="surrogatepass")).hexdigest()

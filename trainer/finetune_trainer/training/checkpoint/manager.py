@@ -21,20 +21,13 @@ from finetune_api.names import CHECKPOINTS_FOLDER
 from finetune_trainer.callbacks import CheckpointRecord
 from finetune_trainer.errors import RunError, UserError
 from finetune_trainer.training.checkpoint.content import Checkpoint, RunRecord
-from finetune_trainer.training.checkpoint.lease import Lease, LeaseLock
 from finetune_trainer.training.checkpoint.memory import available_memory
 from finetune_trainer.training.checkpoint.store import CheckpointStore
 from finetune_trainer.training.checkpoint.weights import FrozenWeights
+from finetune_trainer.training.lease import Lease, LeaseLock
+from finetune_trainer.training.stored_runs import run_id
 
 OWNER_FILE = "owner.json"
-
-
-def run_id(job: FineTuneJob) -> str:
-    """The name of a run's checkpoint folder: the UID of the object or, outside a cluster, the name of the job.
-
-    It does not depend on the spec: a run whose spec has changed finds its checkpoints, and is resumed or refused.
-    """
-    return job.metadata.uid or f"local-{job.name}"
 
 
 class CheckpointManager:

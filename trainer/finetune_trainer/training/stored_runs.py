@@ -1,4 +1,4 @@
-"""The runs that have checkpoints in a destination, for messages and for `finetune clean`."""
+"""The runs that have checkpoints in a destination, for messages and for `finetune clean`; imports no torch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from finetune_api.job import FineTuneJob
 from finetune_trainer.errors import UserError
 from finetune_trainer.formatting import format_bytes
+
+
+def run_id(job: FineTuneJob) -> str:
+    """The name of a run's checkpoint folder: the UID of the object or, outside a cluster, the name of the job.
+
+    It does not depend on the spec: a run whose spec has changed finds its checkpoints, and is resumed or refused.
+    """
+    return job.metadata.uid or f"local-{job.name}"
 
 
 @dataclass(frozen=True)
