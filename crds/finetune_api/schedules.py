@@ -149,7 +149,7 @@ class StepDecay(BasePhase):
         if self.milestones is not None:
             reductions = sum(k >= round(milestone * steps_per_epoch) for milestone in self.milestones)
         else:
-            reductions = k // _period_steps(self.every_steps, self.every_epochs, steps_per_epoch)
+            reductions = _periods_before(k, _period_steps(self.every_steps, self.every_epochs, steps_per_epoch))
         return float(self.factor**reductions)
 
 
@@ -189,13 +189,13 @@ class CosineAnnealing(BasePhase):
             cycles = self.cycles or 1
             # Integer arithmetic: the remainder of floats would move some restarts to the end of the cycle before.
             return (k * cycles % n) / cycles, n / cycles
-        length = _period_steps(self.period_steps, self.period_epochs, steps_per_epoch)
+        period = _period_steps(self.period_steps, self.period_epochs, steps_per_epoch)
         multiplier = self.period_multiplier or 1
-        if multiplier == 1:
-            return k % length, length
-        while k >= length:
-            k, length = k - length, length * multiplier
-        return k, length
+        exact_start = _periods_before(k, period) * period if multiplier == 1 else 0.0
+        while k >= round(exact_start + period):
+            exact_start, period = exact_start + period, period * multiplier
+        start, end = round(exact_start), round(exact_start + period)
+        return k - start, end - start
 
 
 class LinearDecay(BasePhase):
@@ -360,5 +360,14 @@ def _elapsed(k: int, unit: Unit, staircase: bool, steps_per_epoch: int) -> float
     return float(math.floor(elapsed)) if staircase else elapsed
 
 
-def _period_steps(steps: int | None, epochs: float | None, steps_per_epoch: int) -> int:
-    return steps if steps is not None else max(1, round((epochs or 1.0) * steps_per_epoch))
+def _period_steps(steps: int | None, epochs: float | None, steps_per_epoch: int) -> float:
+    """A period in steps, at least one. It is not rounded: the ends of periods are, so that they do not drift."""
+    return float(steps) if steps is not None else max(1.0, (epochs or 1.0) * steps_per_epoch)
+
+
+def _periods_before(k: int, period: float) -> int:
+    """Number of periods that have ended after `k` steps; the j-th ends after round(j * period) steps."""
+    count = int(k / period) + 1
+    while count and round(count * period) > k:
+        count -= 1
+    return count

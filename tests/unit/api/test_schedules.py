@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch.optim import lr_scheduler
 from transformers import get_scheduler
 
-from finetune_api.schedules import EvalResult, Phase, ScheduleError, build_schedule
+from finetune_api.schedules import CosineAnnealing, EvalResult, Phase, ScheduleError, StepDecay, build_schedule
 
 PHASE: TypeAdapter[Any] = TypeAdapter(Phase)
 
@@ -356,3 +356,22 @@ def test_phase_is_independent_of_earlier_phases(
 def test_rejects_contradictory_fields(phase: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         PHASE.validate_python(phase)
+
+
+@given(st.floats(0.01, 5.0), st.integers(1, 40))
+def test_periods_in_epochs_do_not_drift(epochs: float, steps_per_epoch: int) -> None:
+    """The k-th reduction and the k-th restart are at step round(k * period)."""
+    period, steps = max(1.0, epochs * steps_per_epoch), 200
+    ends = [round(k * period) for k in range(1, steps + 1) if round(k * period) < steps]
+    decay = StepDecay.model_validate({"type": "StepDecay", "factor": 0.5, "everyEpochs": epochs})
+    factors = [decay.factor_at(step, steps, steps_per_epoch) for step in range(steps)]
+    assert [step for step in range(1, steps) if factors[step] < factors[step - 1]] == ends
+    cosine = CosineAnnealing.model_validate({"type": "CosineAnnealing", "periodEpochs": epochs})
+    cycle_starts = [step for step in range(1, steps) if cosine.factor_at(step, steps, steps_per_epoch) == 1.0]
+    assert cycle_starts == ends
+
+
+def test_longer_cycles_in_epochs_do_not_drift() -> None:
+    fields = {"type": "CosineAnnealing", "periodEpochs": 0.5, "periodMultiplier": 2}
+    cosine = CosineAnnealing.model_validate(fields)
+    assert [step for step in range(40) if cosine.factor_at(step, 40, 5) == 1.0] == [0, 2, 8, 18, 38]
