@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -140,12 +141,12 @@ def measure_run(folder: Path) -> float:
 
 
 def print_table(seconds: dict[str, float], title: str) -> None:
-    table = Table(title=title)
+    table = Table(title=title, box=box.MARKDOWN)
     for heading in ("", "seconds", "vs datasets.map"):
         table.add_column(heading, justify="left" if not heading else "right")
     for name, value in seconds.items():
         table.add_row(name, f"{value:.1f}", f"{value / seconds[MAP]:.2f}")
-    Console().print(table)
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":

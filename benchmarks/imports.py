@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from transformers import BertConfig, BertTokenizerFast, ResNetConfig, ViTImageProcessor
@@ -86,13 +87,13 @@ def write_image_claim(claim: Path) -> None:
 
 def print_table(seconds: dict[str, list[float]]) -> None:
     floor = median(seconds[FLOOR])
-    table = Table(title=f"Time from start to exit, median of {REPETITIONS}")
+    table = Table(title=f"Time from start to exit, median of {REPETITIONS}", box=box.MARKDOWN)
     table.add_column("command")
     for heading in ("seconds", "fastest", "ratio"):
         table.add_column(heading, justify="right")
     for name, times in seconds.items():
         table.add_row(name, f"{median(times):.2f}", f"{min(times):.2f}", f"{median(times) / floor:.2f}")
-    Console().print(table)
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":

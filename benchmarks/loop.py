@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
@@ -178,18 +179,18 @@ class _Sized:
 def print_table(seconds: dict[str, list[float]]) -> None:
     medians = {name: median(values) for name, values in seconds.items()}
     count = REPETITIONS * (STEPS - WARMUP_STEPS - 1)
-    table = Table(title=f"Median of {count} steps of {BATCH} samples, CPU, one thread")
+    table = Table(title=f"Median of {count} steps of {BATCH} samples, CPU, one thread", box=box.MARKDOWN)
     table.add_column("")
     table.add_column("ms", justify="right")
     for name, value in medians.items():
         table.add_row(name, f"{1000 * value:.2f}")
-    ratios = Table()
+    ratios = Table(title="Ratios", box=box.MARKDOWN)
     for heading in ("ratio", "measured", "target"):
         ratios.add_column(heading, justify="left" if heading == "ratio" else "right")
     for name, numerator, denominator, target in RATIOS:
         if numerator in medians:
             ratios.add_row(name, f"{medians[numerator] / medians[denominator]:.3f}", target)
-    console = Console()
+    console = Console(width=120)
     console.print(table)
     console.print(ratios)
 

@@ -154,6 +154,7 @@ FOREIGN_FIELDS = (
         "saveStrategy saveSteps saveEvery saveFrequency savesPerEpoch checkpointInterval everyNTrainSteps",
         "checkpoint.everySteps checkpoint.everyEpochs",
     ),
+    _entry("trainTimeInterval saveSeconds saveIntervalSeconds", "checkpoint.everySeconds"),
     _entry("saveTotalLimit keepLast maxCheckpoints", "checkpoint.keep"),
     _entry("resume resumeFromCheckpoint autoResume ckptPath", "", "runs resume automatically from the last checkpoint"),
     _entry("outputDir outputPath saveDir savePath checkpointDir defaultRootDir", "output.destination"),

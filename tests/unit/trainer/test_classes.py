@@ -63,7 +63,6 @@ def test_config_without_names(declared: dict[str, Any]) -> None:
         ({"id2label": DEFAULT_BY_ID, "label2id": {"a": 0, "b": 1, "c": 2}}, "id2label has 2 classes, but label2id has"),
         ({"id2label": {"1": "neg", "2": "pos"}}, "id2label must number the classes from 0 to 1, found 1, 2"),
         ({"id2label": {"0": "neg", "2": "pos"}}, "id2label must number the classes from 0 to 1, found 0, 2"),
-        ({"id2label": {"0": "neg", "1": "neg"}}, "id2label has several classes with the name 'neg'"),
         ({"id2label": {"first": "neg"}}, "id2label must have a name by class number"),
         ({"id2label": ["neg", "pos"]}, "id2label must have a name by class number"),
         ({"label2id": {"neg": 0, "pos": 0}}, "label2id has two names for class 0: 'neg' and 'pos'"),
@@ -256,6 +255,31 @@ def test_job_with_a_contradictory_config_is_refused(fields: dict[str, Any], writ
     write_model(**fields)
     with pytest.raises(UserError, match=r"model\.source: .*config\.json"):
         prepare_run(tmp_path, WORDS)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"id2label": {"0": "cat", "1": "dog"}, "label2id": {"cat": 1, "dog": 0}},
+        {"id2label": {"0": "cat", "2": "dog"}},
+        {"id2label": {"0": "crane", "1": "crane"}, "label2id": {"crane": 1}},  # as in ImageNet
+    ],
+)
+def test_contradiction_in_a_head_for_other_classes_does_not_matter(
+    fields: dict[str, Any], write_model: Any, tmp_path: Path
+) -> None:
+    write_model(**fields)
+    prepared = prepare_run(tmp_path, WORDS)
+    assert prepared.task.new_head_reason == "the classes of the model are not those of the data"
+    assert prepared.config.id2label == {0: "neg", 1: "pos"}
+
+
+def test_name_of_two_classes_is_refused_only_if_it_is_a_label() -> None:
+    head = HeadClasses(("crane", "crane", "dog", "cat"))
+    match = match_labels(head, ["cat", "dog"])
+    assert match is not None and match.label2id["cat"] == 3
+    with pytest.raises(UserError, match="id2label has several classes with the name 'crane'"):
+        match_labels(head, ["cat", "crane"])
 
 
 @pytest.mark.parametrize(

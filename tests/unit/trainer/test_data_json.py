@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import BertConfig
 
 from finetune_trainer.data.readers import jsonl
 from finetune_trainer.data.readers.conversion import MalformedRow
 from finetune_trainer.errors import UserError
+from finetune_trainer.tasks.sequence_classification import SequenceClassification
 from unit.trainer.loading import first_error, load_dataset, load_table, skip_bad_rows, write_files
 
 A = '{"text": "a"}\n'
@@ -260,3 +262,11 @@ def test_columns_of_late_rows_are_found(tmp_path: Path) -> None:
 def test_type_that_differs_in_a_late_row(tmp_path: Path) -> None:
     found = values(tmp_path, "label", a='{"label": 1}\n' * 10_000 + '{"label": "x"}\n')
     assert (found[:2], found[-1]) == ([1, 1], "x")
+
+
+@pytest.mark.parametrize("labels", [["true", "1"], ["0", "1", "false"]])
+def test_labels_that_python_takes_for_equal_are_rejected(labels: list[str], tmp_path: Path) -> None:
+    write_files(tmp_path, {"a.jsonl": "".join(f'{{"text": "a", "label": {label}}}\n' for label in labels)})
+    data = load_dataset(tmp_path, "text", "label")
+    with pytest.raises(UserError, match="column 'label': expected labels of one type, found booleans and integers"):
+        SequenceClassification.build(BertConfig(), data)

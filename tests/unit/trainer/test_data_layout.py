@@ -134,7 +134,7 @@ def test_files_without_data_are_left_out(path: str, reason: str) -> None:
     assert layout.splits == {"train": ("cat/1.png",)}
 
 
-@pytest.mark.parametrize("name", ["README.md", "dataset_info.json", "cat/state.json"])
+@pytest.mark.parametrize("name", ["README.md", "dataset_info.json", "cat/state.json", ".gitattributes"])
 def test_descriptions_of_the_dataset_are_not_mentioned(name: str) -> None:
     assert not infer_layout([name, "cat/1.png"]).left_out
 

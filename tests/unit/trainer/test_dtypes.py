@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, ResNetConfig, ResNe
 from finetune_trainer.planning import model_loader
 from finetune_trainer.planning.prepare import prepare
 from finetune_trainer.training.assembly import AssembledModel, assemble
+from finetune_trainer.training.checkpoint import set_model_state_dict
 from finetune_trainer.training.device import DeviceConfig, select_device
 from finetune_trainer.training.dtypes import (
     OutputDtypes,
@@ -112,6 +113,12 @@ def test_batch_norm_stays_in_fp32() -> None:
     sources = dict.fromkeys(model.state_dict(), BF16)
     set_frozen_dtypes(model, (), sources, DeviceConfig(torch.device("cpu"), BF16))
     assert (model[0].weight.dtype, model[1].weight.dtype, model[1].running_mean.dtype) == (BF16, FP32, FP32)
+
+
+def test_weights_trained_by_an_earlier_attempt_are_restored_in_fp32() -> None:
+    model, value = nn.Linear(2, 2).bfloat16(), torch.full((2, 2), 1.001)
+    set_model_state_dict(model, {"weight": value, "bias": torch.zeros(2)}, {})
+    assert torch.equal(model.weight, value)
 
 
 # In the output

@@ -1,5 +1,6 @@
 """The end of a run: a durable state before the output, damaged checkpoints, full disks, links, existing outputs."""
 
+import hashlib
 import json
 import resource
 import shutil
@@ -14,11 +15,14 @@ import torch
 from safetensors.torch import load_file
 
 from finetune_api import FineTuneJob
+from finetune_api.defaults import with_defaults
 from finetune_trainer.callbacks import StepRecord
+from finetune_trainer.cli.describe import describe_job
 from finetune_trainer.errors import RunError, UserError
-from finetune_trainer.training import disk_space
+from finetune_trainer.training import disk_space, export
 from finetune_trainer.training.checkpoint import CheckpointManager, store
 from finetune_trainer.training.run import RunOptions, run
+from finetune_trainer.training.watchdog import Heartbeat
 from unit.trainer import tiny
 from unit.trainer.tiny import Recorder
 
@@ -173,6 +177,21 @@ def test_last_weights_are_used_if_every_better_checkpoint_is_damaged(claims: Pat
     recorder, _ = damage_best(claims, out, 1, 2, 3, 4, 5)
     assert run_json(out)["savedStep"] == 6
     assert recorder.report is not None and "step 6" in recorder.report.message
+
+
+def test_best_checkpoint_without_the_weights_of_a_module_that_was_trained_later(claims: Path, out: Path) -> None:
+    """It was frozen in the first segment, so its weights at that step are no longer in the model."""
+    evaluation = {"every": {"steps": 1}, "metric": "eval/loss", "direction": "Maximize"}
+    checkpoint = {"everySteps": 1, "keep": 100}
+    with pytest.raises(CrashError):
+        go(tiny.contrastive_job(evaluation=evaluation, checkpoint=checkpoint), claims, out, AfterStep(4, crash))
+    optimizer = {"type": "SGD", "learningRate": 1e-3}
+    modules = [*tiny.TWO_MODULES[:2], {"name": "temperature", "parameters": ["logit_scale"], "optimizer": optimizer}]
+    job = tiny.contrastive_job(evaluation=evaluation, checkpoint=checkpoint, modules=modules)
+    recorder = go(job, claims, out, resume=True)
+    assert recorder.has_message("it has no weights of 1 parameter that was frozen then and is trained now")
+    assert run_json(out)["savedStep"] > 3
+    assert run_json(out)["segments"][1]["step"] == 3
 
 
 # Disk space ------------------------------------------------------------------------------------------------------
@@ -350,3 +369,28 @@ def test_checkpoint_is_written_in_the_loop_if_memory_is_short(
     with pytest.raises(CrashError):
         go(job, claims, out, AfterStep(5, crash))
     assert go(job, claims, out).resumed_step == 4
+
+
+def test_parts_of_files_count_as_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "PROGRESS_BYTES", 1000)
+    (tmp_path / "file").write_bytes(bytes(3500))
+    beats: list[int] = []
+    assert store.file_sha256(tmp_path / "file", lambda: beats.append(1)) == hashlib.sha256(bytes(3500)).hexdigest()
+    assert len(beats) == 4
+
+
+def test_growth_of_the_output_counts_as_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "GROWTH_INTERVAL", 0.02)
+    heartbeat = Heartbeat()
+    with export._beating_while_growing(tmp_path, heartbeat):
+        time.sleep(0.1)
+        assert heartbeat.count == 0
+        (tmp_path / "model.safetensors").write_bytes(bytes(1000))
+        time.sleep(0.1)
+        assert heartbeat.count == 1
+
+
+def test_plan_shows_the_interval_in_seconds() -> None:
+    job = with_defaults(tiny.contrastive_job(checkpoint={"everySeconds": 90}), "Contrastive")
+    assert dict(describe_job(job))["checkpoint"] == "every 90 seconds, keeping the last 2 and the best"
+    assert "everyEpochs" not in job.spec.manifest()["checkpoint"]

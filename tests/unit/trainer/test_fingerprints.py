@@ -179,6 +179,8 @@ def test_model_folder_changes_with_names_shapes_types_and_sizes(claims: Path, tm
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     assert fingerprint_model(str(folder), None) == before
     (folder / "README.md").write_text("other")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(dict(reversed(config.items()))))
     assert fingerprint_model(str(folder), None) == before
 
 

@@ -160,7 +160,7 @@ def ensure(
     dataset: Any = rows
 
     def collate(samples: Sequence[Sample]) -> Any:
-        return task.collate(task.encode(samples, processors), processors)
+        return task.make_batch(samples, processors)
 
     check = IndependenceCheck(task, collate, dataset, CPU)
     assembled, notes = ensure_independent_predictions(
@@ -172,7 +172,7 @@ def ensure(
 def predict(model: Any, task: Task, processors: Processors, rows: Sequence[Sample], size: int) -> dict[str, Any]:
     with torch.no_grad():
         parts = [
-            task.predict(model, task.collate(task.encode(rows[first : first + size], processors), processors))
+            task.predict(model, task.make_batch(rows[first : first + size], processors))
             for first in range(0, len(rows), size)
         ]
     return {name: torch.cat([part[name] for part in parts]) for name in task.row_predictions}
@@ -266,6 +266,26 @@ def test_rows_of_one_length_are_compared_with_a_longer_one() -> None:
     model, processors = make_classifier("llama", pad_token_id=7), make_processors()
     ensure(model, CLASSIFY, processors, [{"text": "a film", "label": 0}] * 8)
     assert model.config.pad_token_id == PAD
+
+
+class Unreadable(list[Sample]):
+    """Rows of which the first ones cannot be read."""
+
+    def __init__(self, rows: Sequence[Sample], count: int) -> None:
+        super().__init__(rows)
+        self.count = count
+
+    def __getitem__(self, index: Any) -> Any:
+        if index < self.count:
+            raise UserError("data.train.source: cannot be decoded")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("count", [1, len(ROWS)])
+def test_row_that_cannot_be_read_is_left_to_training(count: int) -> None:
+    model, processors = make_classifier("llama", pad_token_id=7), make_processors()
+    ensure(model, CLASSIFY, processors, Unreadable(ROWS, count))
+    assert (model.config.pad_token_id == PAD) is (count == 1), "the other rows are compared, if there are any"
 
 
 def test_random_state_is_unchanged() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -313,4 +314,24 @@ def crash() -> None:
 def test_lease_is_released_after_a_crash(claims: Path, out: Path) -> None:
     with pytest.raises(CrashError):
         go(job(), claims, out, AfterStep(3, crash))
+    assert not (out / "result" / LEASE_FILE).exists()
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_lease_is_released_after_sigterm(step: int, claims: Path, out: Path) -> None:
+    def terminate() -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    class TerminateEarly(Recorder):
+        def on_message(self, text: str) -> None:
+            terminate()
+
+    with pytest.raises(Interrupted):
+        go(job(), claims, out, AfterStep(step, terminate) if step else TerminateEarly())
+    assert not (out / "result" / LEASE_FILE).exists()
+
+
+def test_invalid_job_releases_the_lease(claims: Path, out: Path) -> None:
+    with pytest.raises(UserError):
+        go(job(data={"train": {"source": "pvc://data/nothing"}}), claims, out)
     assert not (out / "result" / LEASE_FILE).exists()

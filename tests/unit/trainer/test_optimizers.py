@@ -22,6 +22,7 @@ from finetune_trainer.training.optimizers import (
     get_optimizer_state_dict,
     set_learning_rates,
     set_optimizer_state_dict,
+    state_layouts,
     torch_arguments,
 )
 
@@ -256,6 +257,33 @@ def test_decay_exclude_nothing() -> None:
     spec = plan("all", model, "", {"type": "AdamW", "learningRate": 0.1}, decayExclude="Nothing")
     (optimizer,) = build_optimizers([spec], dict(model.named_parameters()))
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01]
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_layout_of_the_state_is_that_after_a_step(kind: str) -> None:
+    """It decides whether a run can continue from a checkpoint, and how much space its checkpoints need."""
+    model = nn.Sequential(nn.Linear(64, 64, kind != "Muon"))
+    plans = [plan("all", model, "", {"type": kind, **PLAIN[kind][0]})]
+    parameters = dict(model.named_parameters())
+    layout = state_layouts(plans, parameters)["all"]
+    optimizers = build_optimizers(plans, parameters)
+    model(torch.randn(4, 64)).square().mean().backward()
+    optimizers[0].step()
+    state = get_optimizer_state_dict(optimizers, model)
+    for name, parameter in parameters.items():
+        tensors = {path.rpartition("/")[2]: it for path, it in state.items() if path.startswith(f"{name}/")}
+        assert layout.is_compatible(parameter.ndim, tensors)
+        assert not layout.is_compatible(parameter.ndim, {*tensors, "other"})
+        assert layout.numel(parameter) == sum(tensor.numel() for tensor in tensors.values())
+
+
+def test_layouts_leave_model_and_random_state_as_they_are() -> None:
+    model = network()
+    before, random_state = [it.clone() for it in model.parameters()], torch.get_rng_state()
+    state_layouts([plan("all", model, "", {"type": "AdamW", "learningRate": 0.1})], dict(model.named_parameters()))
+    assert all(map(torch.equal, before, model.parameters()))
+    assert all(it.grad is None for it in model.parameters())
+    assert torch.equal(torch.get_rng_state(), random_state)
 
 
 def test_clear_state() -> None:

@@ -92,16 +92,14 @@ def test_arguments_of_tool_calls_are_json_or_an_object(arguments: Any) -> None:
     assert learned(messages, TOOLS) == [expected]
 
 
-@pytest.mark.parametrize(
-    "write", ["'<call>' + call.arguments + '</call>'", "'<call>' ~ call.arguments ~ '</call>'"], ids=["plus", "tilde"]
-)
+@pytest.mark.parametrize("write", ["call.name + call.arguments", "call.name ~ call.arguments"], ids=["plus", "tilde"])
 def test_template_that_writes_arguments_as_they_are_gets_json(write: str) -> None:
     template = (
         "{% for message in messages %}" + TURN + "{{ message.content }}{% for call in message.tool_calls %}"
         "{% set call = call.function %}{{ " + write + " }}{% endfor %}" + END + "{% endfor %}" + PROMPT
     )
     messages = [user(), assistant("", tool_calls=[call({"city": "Köln"})])]
-    assert learned(messages, template) == ['<call>{"city": "Köln"}</call><|im_end|>\n']
+    assert learned(messages, template) == ['weather{"city": "Köln"}<|im_end|>\n']
 
 
 def test_missing_content_beside_tool_calls_is_empty_where_the_template_needs_it() -> None:
@@ -225,6 +223,18 @@ def test_message_that_the_template_leaves_out_is_refused(role: str) -> None:
     messages = [{"role": role, "content": "Be brief."}, user(), assistant()]
     assert f"leaves out the content of message 0 (role '{role}')" in problem(messages, KNOWN_ROLES_ONLY)
     assert learned(messages) == ["Blue.<|im_end|>\n"]
+
+
+def test_part_that_the_template_leaves_out_is_refused() -> None:
+    template = "{# tools, tool_calls #}" + MARKED.replace(
+        "{% generation %}", "{% generation %}{% if loop.last %}{{ message.reasoning_content }}{% endif %}"
+    )
+    assert "leaves out a tool call of message 1" in problem([user(), assistant(tool_calls=[call({})])], template)
+    assert "leaves out a tool" in problem([user(), assistant()], template, [WEATHER])
+    reasoned = assistant(reasoning_content="Hm.")
+    last = [user(), assistant(reasoning_content="Yes.")]
+    assert "leaves out 'reasoning_content' of message 1" in problem([user(), reasoned, *last], template)
+    assert learned([user(), {**reasoned, "weight": 0}, *last], template) == ["Yes.Blue.<|im_end|>"]
 
 
 def test_tool_result_that_the_template_writes_as_json_is_not_missing() -> None:

@@ -1,8 +1,10 @@
 """The index of a dataset: what it holds, and that it is built once, in parallel, and stops when asked to."""
 
 import json
+import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -246,6 +248,24 @@ def test_map_in_workers_keeps_the_order_and_raises_run_errors() -> None:
         assert list(map_in_workers(double, range(6), workers)) == [0, 2, 4, 6, 8, 10]
         with pytest.raises(UserError, match=r"^nine$"):
             list(map_in_workers(double, [9], workers))
+
+
+def test_workers_end_with_an_exception_whose_traceback_is_kept() -> None:
+    def stop_after_the_first(results: Generator[int]) -> None:
+        with closing(results):
+            for _ in results:
+                raise Interrupted("stop")
+
+    with pytest.raises(Interrupted) as kept:
+        stop_after_the_first(map_in_workers(abs, range(100), 2))
+    with pytest.raises(UserError) as also_kept:
+        list(map_in_workers(raise_user_error, range(100), 2))
+    assert kept.tb is not None and also_kept.tb is not None
+    assert not multiprocessing.active_children(), "at its exit, the process would wait for them"
+
+
+def raise_user_error(number: int) -> int:
+    raise UserError(str(number))
 
 
 def test_images_before_the_first_bad_text_are_checked(tmp_path: Path) -> None:

@@ -250,6 +250,12 @@ def test_dtypes_of_the_files_are_known_by_the_names_of_the_model(tmp_path: Path)
     assert "classifier.weight" not in dtypes
 
 
+def test_integer_tensors_of_other_programs_are_accepted(tmp_path: Path) -> None:
+    name = "model.layers.0.self_attn.causal_mask"
+    write(tmp_path, build("LlamaForCausalLM", **TEXT), lambda all_: all_ | {name: torch.ones(4, 4, dtype=torch.bool)})
+    assert check(tmp_path, FakeTask(LANGUAGE)).unused == ()
+
+
 # Weights that would be random
 
 
@@ -312,6 +318,21 @@ def test_expert_is_missing(tmp_path: Path) -> None:
         lambda all_: {name: tensor for name, tensor in all_.items() if "experts.3.w2" not in name},
     )
     assert "experts.down_proj has shape [3, " in refusal(tmp_path, FakeTask(LANGUAGE))
+
+
+def test_experts_of_different_shapes(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        build("MixtralForCausalLM", **GROUPED, num_local_experts=4).bfloat16(),
+        lambda all_: {name: tensor[:3] if "experts.3.w2" in name else tensor for name, tensor in all_.items()},
+    )
+    config = AutoConfig.from_pretrained(tmp_path)
+    pretrained = model_loader.PretrainedSource("pvc://models/x", str(tmp_path), None)
+    early = model_loader.check_weights(pretrained, config, model_loader.build_meta_model(LANGUAGE, config), False)
+    assert early is not None
+    assert set(early.dtypes.values()) == {torch.bfloat16}
+    with pytest.raises(UserError, match="cannot be converted to those of a mixtral model"):
+        model_loader.load_model(pretrained, FakeTask(LANGUAGE), config)  # type: ignore[arg-type]
 
 
 def test_decoder_of_another_architecture(tmp_path: Path) -> None:

@@ -163,7 +163,11 @@ def describe_job(job: DefaultedJob, length: str = "", samples: str = "") -> list
     """An effective job as labels and values; length and samples are known only where the data is."""
     spec, training, checkpoint = job.spec, job.spec.training, job.spec.checkpoint
     planned = pluralize(training.steps, "step") if training.steps else pluralize(training.epochs or 0, "epoch")
-    interval = describe_interval(checkpoint.every_steps, checkpoint.every_epochs)
+    interval = (
+        f"every {pluralize(checkpoint.every_seconds, 'second')}"
+        if checkpoint.every_seconds
+        else describe_interval(checkpoint.every_steps, checkpoint.every_epochs)
+    )
     best = " and the best" if checkpoint.keep_best else ""
     return [
         ("task", spec.task or "from the model's config"),

@@ -30,9 +30,7 @@ def print_summary(job: FineTuneJob, claim_paths: ClaimPaths, report: Report, dis
     folder = claim_paths.create_destination(job.destination)
     document = json.loads((folder / RUN_FILE).read_text())
     metric = document["spec"]["evaluation"]["metric"]
-    before, after = document["metrics"]["first"], document["metrics"]["last"]
-    if document["spec"]["checkpoint"]["keepBest"]:
-        after = document["metrics"]["best"] or after
+    before, after = document["metrics"]["first"], document["metrics"].get("final") or document["metrics"]["last"]
     test = document["metrics"].get("test")
     if before and after:
         display.print_view(result_table(before, after, metric, test))

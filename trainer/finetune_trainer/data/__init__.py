@@ -1,8 +1,8 @@
 """Datasets: resolves files, reads rows, checks and splits them, and loads batches.
 
-In order: `resolve` finds the files of a split, `readers` read them into a `table`, `columns` and `labels` map the table
-to roles and classes, `bad_rows` and `splits` select rows of the `dataset`, `sampler` orders them, and `loader` makes
-batches.
+In order: `resolve` finds the files of a split (`listing` lists a folder, `layout` divides it by names), `readers` read
+them into a `table`, `columns` and `labels` map the table to roles and classes, `bad_rows` and `splits` select rows of
+the `dataset`, `sampler` orders them, and `loader` makes batches.
 """
 
 from finetune_trainer.data.bad_rows import BadRowPolicy

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from finetune_api.data import DataSource, Validation
 from finetune_trainer import hub
+from finetune_trainer.data.formats import file_format
 from finetune_trainer.errors import HubUnreachable
 
 
@@ -36,3 +37,20 @@ def download_repository(source: DataSource | Validation, field: str, patterns: l
         raise explained or HubUnreachable(
             f"{field}.source: {source.source}: cannot be downloaded: {type(error).__name__}: {hub.first_line(error)}"
         ) from error
+
+
+def list_other_files(source: DataSource | Validation, folder: Path) -> list[str]:
+    """The files of a repository that were not downloaded; none if the Hugging Face Hub cannot be reached.
+
+    Args:
+        source: the repository.
+        folder: its folder in the cache, whose name is the commit.
+    """
+    assert source.source is not None, "a repository has a source"
+    name = source.source.removeprefix("hf://")
+    try:
+        info = HfApi().dataset_info(name, revision=folder.name, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except Exception:  # noqa: BLE001 - only the messages about files that are not read depend on it
+        return []
+    files = [file.rfilename for file in info.siblings or ()]
+    return [path for path in files if file_format(PurePosixPath(path)) is None and not (folder / path).exists()]

@@ -25,10 +25,12 @@ SPLIT_OF_WORD: Mapping[str, str] = {str(word): str(words[0]) for words in split_
 
 SPLIT_ORDER = ("train", "validation", "test")
 SEPARATORS = re.compile(r"[-._ 0-9]+")
-SHARD = re.compile(r"data/(?P<split>.+)-\d{5}-of-\d{5}.*\..+")
+SHARD = re.compile(r"data/(?P<split>[^/]+)-\d{5}-of-\d{5}[^/]*\.[^/]+")
 """`data/train-00000-of-00002.parquet`, as `push_to_hub` writes it; the split may have any name."""
 SPLIT_NAME = re.compile(r"\w+(\.\w+)*")
 MAX_SHOWN_FILES = 3
+GIT_FILES = (".gitattributes", ".gitignore")
+"""In most repositories; they are not mentioned."""
 
 HIDDEN, CACHE, UNKNOWN = "hidden", "caches of datasets", "of unknown type"
 NO_SPLIT, BESIDE_METADATA = "in no split", "tables beside metadata"
@@ -109,7 +111,7 @@ def _separate_data_files(paths: Sequence[str]) -> tuple[list[str], dict[str, str
     left_out: dict[str, str] = {}
     for path in paths:
         pure = PurePosixPath(path)
-        if pure.name in DESCRIPTION_FILES:
+        if pure.name in DESCRIPTION_FILES or pure.name in GIT_FILES:
             continue
         if reason := _reason_to_leave_out(pure):
             left_out[path] = reason

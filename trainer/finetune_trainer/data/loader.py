@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from finetune_trainer.compat.torch_data import shut_down_workers
 from finetune_trainer.data.dataset import Dataset, Sample
 from finetune_trainer.errors import RunError, UserError
 
@@ -93,13 +94,16 @@ def map_in_workers(
         worker_init_fn=_init_worker,
         multiprocessing_context="fork" if num_workers else None,
     )
+    results = iter(loader)
     try:
-        for result in loader:
+        for result in results:
             if isinstance(result, RunError):
                 raise result
             yield result
     except RuntimeError as error:
         raise _explain_worker_error(error) from error
+    finally:
+        shut_down_workers(results)
 
 
 def _explain_worker_error(error: RuntimeError) -> Exception:

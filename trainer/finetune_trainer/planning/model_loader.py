@@ -188,8 +188,8 @@ def check_weights(
     head = head_weights(model) if new_head else frozenset()
     with _silence_transformers():
         keys = simulate_loading(model, {name: header.to_meta() for name, header in files.tensors.items()})
-    if keys is None:
-        return None
+    if keys is None:  # loading checks the weights; their dtypes are known as a whole
+        return WeightReport(dtypes=dict.fromkeys(dict(model.named_parameters()), files.most_common_dtype))
     check_ties(pretrained, files, keys.tied)
     check_duplicates(pretrained, keys.duplicates)
     report = WeightCheck(pretrained, model, head, files.tensors).run(keys.missing, keys.unexpected, keys.mismatched)
@@ -221,8 +221,17 @@ def load_model(
         if "named model.safetensors" in str(error):
             raise UserError(missing_files_message(pretrained)) from error
         raise
+    except RuntimeError as error:
+        if "conversion of the weights" not in str(error):
+            raise
+        raise UserError(
+            f"model.source: {pretrained.source}: the weights in {pretrained.name_or_path} cannot be converted to those "
+            f"of a {config.model_type} model: tensors that belong together, such as those of all experts, have "
+            "different shapes; use the config that the weights were saved with"
+        ) from error
     head = head_weights(model) if task.new_head else frozenset()
-    check = WeightCheck(pretrained, model, head)
+    files = read_headers(pretrained, config)
+    check = WeightCheck(pretrained, model, head, files.tensors if files else {})
     reasons = dict(check.run(info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"]).new)
     replaced = sorted(set(_reinitialize_head(model) if task.new_head else []).difference(info["missing_keys"]))
     if replaced:

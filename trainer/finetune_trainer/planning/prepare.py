@@ -86,8 +86,7 @@ def prepare(job: FineTuneJob, claim_paths: ClaimPaths, on_progress: OnProgress =
     spec = job.spec
     bad_rows = BadRowPolicy.from_spec(spec.data)
     all_rows, train, validation, test, file_notes = _open_data(job, task_class, claim_paths, bad_rows, on_progress)
-    task_class.check_config(config, model_loader.load_declared_config(pretrained))
-    task = task_class.build(config, all_rows)
+    task = task_class.build(config, all_rows, model_loader.load_declared_config(pretrained))
     effective_job = with_checked_defaults(job, task_name, task.metric_names)
     indexes = None
     if bad_rows.skip:  # before samples are counted; with onBadRow: Fail, a run checks the rows once it has processors

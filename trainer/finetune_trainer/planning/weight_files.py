@@ -7,6 +7,8 @@ loaded or downloaded.
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from finetune_trainer import hub
 from finetune_trainer.errors import RunError, UserError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PretrainedConfig
 
@@ -75,6 +78,14 @@ class WeightFiles:
 
     tensors: Mapping[str, TensorHeader]
     files: Mapping[str, Path]
+
+    @property
+    def most_common_dtype(self) -> torch.dtype:
+        """The dtype of most elements."""
+        elements: Counter[torch.dtype] = Counter()
+        for header in self.tensors.values():
+            elements[header.to_meta().dtype] += math.prod(header.shape)
+        return max(elements, key=lambda dtype: elements[dtype])
 
     def equal(self, name: str, other: str) -> bool:
         """Whether two tensors have the same values. They are read in blocks, until the first difference."""

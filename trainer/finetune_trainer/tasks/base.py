@@ -145,26 +145,15 @@ class Task(ABC):
         """Whether the head is reinitialized."""
         return bool(self.new_head_reason)
 
-    @classmethod  # noqa: B027 - most tasks read nothing else from the config
-    def check_config(cls, config: PretrainedConfig, declared: Mapping[str, Any]) -> None:
-        """Check what `config.json` declares, and restore what transformers dropped while loading it.
-
-        Args:
-            config: the loaded config; updated.
-            declared: the fields of `config.json`.
-
-        Raises:
-            UserError: the fields contradict each other.
-        """
-
     @classmethod
     @abstractmethod
-    def build(cls, config: PretrainedConfig, data: Dataset) -> Self:
+    def build(cls, config: PretrainedConfig, data: Dataset, declared: Mapping[str, Any] | None = None) -> Self:
         """The task for a model and a dataset.
 
         Args:
             config: the model's config; updated where the dataset determines the architecture, such as its classes.
             data: all rows of `data.train`, including held-out ones: a rare class may occur only there.
+            declared: the fields of `config.json`; a loaded config lacks what transformers dropped.
 
         Raises:
             UserError: the model or the dataset does not fit the task.

@@ -65,7 +65,7 @@ class CausalLM(Task):
     nullable_roles: ClassVar[tuple[str, ...]] = ("tools",)
 
     @classmethod
-    def build(cls, config: PretrainedConfig, data: Dataset) -> Self:
+    def build(cls, config: PretrainedConfig, data: Dataset, declared: Mapping[str, Any] | None = None) -> Self:
         if infer_task_name(config) == "ImageTextToText":
             raise UserError(
                 f"task: not yet supported: CausalLM with a vision-language model (model.source is a "

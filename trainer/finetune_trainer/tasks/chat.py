@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,17 +73,27 @@ def parse_conversation(messages: Any, tools: Any, template: str) -> Conversation
 
 
 def check_rendered(conversation: Conversation, text: str) -> None:
-    """Check that a template has not left out a message, as some do with roles that they do not know.
+    """Check that a template has left out nothing, as some do with roles that they do not know, or with old reasoning.
 
     Raises:
-        UntrainableRowError: the content of a message is not in the rendered text.
+        UntrainableRowError: a part is not in the rendered text.
     """
+    for what, part in _parts(conversation):
+        if part not in text and json.dumps(part, ensure_ascii=False)[1:-1] not in text:
+            raise UntrainableRowError(f"the model's chat template leaves out {what}")
+
+
+def _parts(conversation: Conversation) -> Iterator[tuple[str, str]]:
+    """Description and text of each part that has to be rendered."""
     for number, message in enumerate(conversation.messages):
-        content = message.get("content", "").split("</think>")[-1].strip()
-        if content not in text and json.dumps(content, ensure_ascii=False)[1:-1] not in text:
-            raise UntrainableRowError(
-                f"the model's chat template leaves out the content of message {number} (role {message['role']!r})"
-            )
+        name = f"message {number} (role {message['role']!r})"
+        yield f"the content of {name}", message.get("content", "").split("</think>")[-1].strip()
+        for call in message.get("tool_calls", ()):
+            yield f"a tool call of {name}", call.get("function", call)["name"]
+        if conversation.learned[number]:
+            yield from ((f"{key!r} of {name}", str(message[key]).strip()) for key in REASONING_KEYS if key in message)
+    for tool in conversation.tools or ():
+        yield "a tool", str(tool.get("function", tool).get("name", ""))
 
 
 def truncated_repr(value: Any) -> str:

@@ -7,6 +7,7 @@ Pipelines print `id2label`; a trainer that reads `label2id` would teach class 1 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,10 +27,12 @@ class HeadClasses:
     """The classes of a pretrained head.
 
     Args:
-        names: name of each class, by class number.
+        names: name of each class, by class number; of a contradictory config, all names that occur.
+        contradiction: why the config is contradictory; empty for one that is not.
     """
 
     names: tuple[str, ...]
+    contradiction: str = ""
 
     @property
     def are_named(self) -> bool:
@@ -78,13 +81,28 @@ def declared_names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     return names
 
 
-def head_classes(config: PretrainedConfig) -> HeadClasses:
-    """The classes of a loaded config.
+def read_head(config: PretrainedConfig, declared: Mapping[str, Any] | None = None) -> HeadClasses:
+    """The classes of a model's head.
 
-    Raises:
-        UserError: `id2label` and `label2id` contradict each other.
+    Args:
+        config: the loaded config.
+        declared: the fields of `config.json`: transformers drops `label2id` where `id2label` is missing, and the names
+            where `num_labels` is another number.
     """
-    return HeadClasses(declared_names({"id2label": config.id2label, "label2id": config.label2id}) or ())
+    fields = declared or {}
+    if not fields.get("id2label") and not fields.get("label2id"):
+        fields = {"id2label": config.id2label, "label2id": config.label2id}
+    try:
+        return HeadClasses(declared_names(fields) or ())
+    except UserError as error:
+        return HeadClasses(_all_names(fields), str(error))
+
+
+def _all_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Every name in the fields of a contradictory config."""
+    id2label, label2id = (config.get(field) or {} for field in ("id2label", "label2id"))
+    names = id2label.values() if isinstance(id2label, Mapping) else id2label
+    return tuple(dict.fromkeys(map(str, (*names, *label2id))))
 
 
 def fold(name: str) -> str:
@@ -102,24 +120,42 @@ def match_labels(
         labels: the distinct labels.
         class_names: the names of the labels 0, 1, ... if the column is of type ClassLabel.
 
+    Raises:
+        UserError: the labels are names or numbers of a head whose config is contradictory.
+
     Returns:
         The class of each label, and of each name of a class if labels are names: other rows may have more classes.
         None if the classes are others.
     """
+    if head.contradiction:
+        _check_unrelated(head, class_names or [str(label) for label in labels])
+        return None
     if class_names is not None:
         texts: dict[Label, str] = dict(enumerate(class_names))
         return _match_names(head, texts) or _match_numbers(head, texts) or _match_positions(head, class_names)
     texts = {label: str(label) for label in labels}
     by_name = _match_names(head, texts)
     if by_name is not None and any(isinstance(label, str) for label in labels):
-        known: dict[Label, int] = {name: number for number, name in enumerate(head.names)}
+        count = Counter(head.names)
+        known: dict[Label, int] = {name: number for number, name in enumerate(head.names) if count[name] == 1}
         return LabelMatch(known | dict(by_name.label2id), by_name.note)
     return by_name or _match_numbers(head, texts)
 
 
+def _check_unrelated(head: HeadClasses, texts: Sequence[str]) -> None:
+    """Reject a contradictory head, unless its classes are others in any case: then the head is not used."""
+    names, numbers = set(map(fold, head.names)), set(map(str, range(len(head.names))))
+    if not names.isdisjoint(map(fold, texts)) or set(texts) <= numbers:
+        raise UserError(head.contradiction)
+
+
 def _match_names(head: HeadClasses, texts: Mapping[Label, str]) -> LabelMatch | None:
     if set(texts.values()) <= set(head.names):
-        return LabelMatch({label: head.names.index(text) for label, text in texts.items()})
+        count = Counter(head.names)
+        if duplicates := [text for text in texts.values() if count[text] > 1]:
+            raise _contradiction(f"id2label has several classes with the name {duplicates[0]!r}")
+        numbers = _number(head.names)
+        return LabelMatch({label: numbers[text] for label, text in texts.items()})
     return _match_ignoring_case(head, texts)
 
 
@@ -191,10 +227,7 @@ def _in_order(names: Mapping[int, str], field: str) -> tuple[str, ...]:
     if sorted(names) != list(range(len(names))):
         found = join_some([str(number) for number in sorted(names)])
         raise _contradiction(f"{field} must number the classes from 0 to {len(names) - 1}, found {found}")
-    ordered = tuple(names[number] for number in range(len(names)))
-    if duplicates := [name for name in dict.fromkeys(ordered) if ordered.count(name) > 1]:
-        raise _contradiction(f"{field} has several classes with the name {duplicates[0]!r}")
-    return ordered
+    return tuple(names[number] for number in range(len(names)))
 
 
 def _parse_label2id(label2id: Any) -> dict[str, int] | None:

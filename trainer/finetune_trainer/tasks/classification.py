@@ -17,15 +17,7 @@ from finetune_trainer.data import Batch, Dataset, RowProblem, Sample, merge_prob
 from finetune_trainer.errors import UserError
 from finetune_trainer.formatting import join_some
 from finetune_trainer.tasks.base import Example, Processors, Task
-from finetune_trainer.tasks.classes import (
-    HeadClasses,
-    Label,
-    LabelMatch,
-    declared_names,
-    fold,
-    head_classes,
-    match_labels,
-)
+from finetune_trainer.tasks.classes import HeadClasses, Label, LabelMatch, fold, match_labels, read_head
 from finetune_trainer.tasks.metrics import ClassificationMetrics, Predictions
 
 MAX_SHOWN_CLASSES = 8
@@ -49,15 +41,10 @@ class Classification(Task):
     """Suffix of the architectures that have a head for this task."""
 
     @classmethod
-    def check_config(cls, config: PretrainedConfig, declared: Mapping[str, Any]) -> None:
-        """Give the config the names of its classes: transformers drops `label2id` where `id2label` is missing."""
-        if cls._has_head(config) and (names := declared_names(declared)):
-            _set_class_names(config, names)
-
-    @classmethod
-    def build(cls, config: PretrainedConfig, data: Dataset) -> Self:
+    def build(cls, config: PretrainedConfig, data: Dataset, declared: Mapping[str, Any] | None = None) -> Self:
         labels, class_names = _distinct_labels(data), data.class_names("label")
-        reason, match = cls._match_head(config, labels, class_names)
+        head = read_head(config, declared)
+        reason, match = cls._match_head(config, head, labels, class_names)
         label2id = match.label2id if match else _enumerate_classes(labels, class_names)
         if len(label2id) < 2:
             raise UserError(f"{_describe_column(data)} has only one class: {next(iter(label2id), None)!r}")
@@ -66,7 +53,7 @@ class Classification(Task):
             _set_class_names(config, class_names or _unique_names(data, label2id))
         else:
             notes += [match.note] if match.note else []
-            notes += _keep_head(config, match, class_names)
+            notes += _keep_head(config, head, match, class_names)
         config.problem_type = "single_label_classification"
         return cls(label2id, reason, tuple(notes))
 
@@ -77,14 +64,13 @@ class Classification(Task):
 
     @classmethod
     def _match_head(
-        cls, config: PretrainedConfig, labels: Sequence[Label], class_names: Sequence[str] | None
+        cls, config: PretrainedConfig, head: HeadClasses, labels: Sequence[Label], class_names: Sequence[str] | None
     ) -> tuple[str, LabelMatch | None]:
         """Why the head is reinitialized, or how its classes match the labels."""
         if not cls._has_head(config):
             return f"the model was not trained for this task ({', '.join(config.architectures or ())})", None
         if config.problem_type == "regression" or config.num_labels == 1:
             return "the head of the model is for regression", None
-        head = head_classes(config)
         if not config.architectures and not head.are_named:
             return "config.json has neither architectures nor names of classes, by which a head is recognized", None
         if match := match_labels(head, labels, class_names):
@@ -155,6 +141,8 @@ def _distinct_labels(data: Dataset) -> list[Label]:
         if not isinstance(label, Label):
             raise UserError(f"{_describe_column(data)}: expected an integer or a string, found {label!r}")
         labels.add(label)
+    if {bool, int} <= set(map(type, values)):  # Python treats True and 1 as equal
+        raise UserError(f"{_describe_column(data)}: expected labels of one type, found booleans and integers")
     return sorted(labels, key=lambda label: (isinstance(label, str), label))
 
 
@@ -203,9 +191,10 @@ def _describe_mismatch(head: HeadClasses, labels: Sequence[Label]) -> str:
     return f"the labels of the data ({shown}) are not the class numbers of the model (0 to {len(head.names) - 1})"
 
 
-def _keep_head(config: PretrainedConfig, match: LabelMatch, class_names: Sequence[str] | None) -> list[str]:
+def _keep_head(
+    config: PretrainedConfig, head: HeadClasses, match: LabelMatch, class_names: Sequence[str] | None
+) -> list[str]:
     """Write consistent names of the classes of a kept head into the config; return what to tell the user."""
-    head = head_classes(config)
     names = list(head.names)
     if class_names is not None and not head.are_named:
         for label, number in match.label2id.items():

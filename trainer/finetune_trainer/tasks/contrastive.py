@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, ClassVar, Self
@@ -40,7 +40,7 @@ class Contrastive(Task):
     row_predictions: ClassVar[tuple[str, ...]] = ("image_embeds", "text_embeds")
 
     @classmethod
-    def build(cls, config: PretrainedConfig, data: Dataset) -> Self:
+    def build(cls, config: PretrainedConfig, data: Dataset, declared: Mapping[str, Any] | None = None) -> Self:
         if not is_dual_encoder(config):
             raise UserError(
                 "task: Contrastive needs a model with an image and a text encoder (CLIP, SigLIP, dual encoders), "

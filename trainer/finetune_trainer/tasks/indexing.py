@@ -150,10 +150,11 @@ def _describe(verb: str, data: Dataset) -> str:
 
 
 def _chunk_rows(data: Dataset) -> int:
-    size = sum(column.nbytes for column in data.columns.values())
-    mean = size / max(1, *(len(column) for column in data.columns.values()))
-    return max(1, min(MAX_CHUNK_ROWS, int(CHUNK_BYTES / max(1, mean))))
+    """Rows with about `CHUNK_BYTES` of text."""
+    columns = [column for role, column in data.columns.items() if role != "image"]
+    row_bytes = sum(column.nbytes / max(1, len(column)) for column in columns)
+    return max(1, min(MAX_CHUNK_ROWS, int(CHUNK_BYTES / max(1.0, row_bytes))))
 
 
-def _split(num_rows: int, chunk_rows: int) -> list[range]:
-    return [range(start, min(start + chunk_rows, num_rows)) for start in range(0, num_rows, chunk_rows)]
+def _split(count: int, size: int) -> list[range]:
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -32,8 +32,8 @@ class SequenceClassification(Classification):
     pooled_token_id: int | None = None
 
     @classmethod
-    def build(cls, config: PretrainedConfig, data: Dataset) -> Self:
-        return replace(super().build(config, data), pooled_token_id=pooled_token_id(config))
+    def build(cls, config: PretrainedConfig, data: Dataset, declared: Mapping[str, Any] | None = None) -> Self:
+        return replace(super().build(config, data, declared), pooled_token_id=pooled_token_id(config))
 
     def check_processors(self, processors: Processors) -> None:
         if self.pooled_token_id is not None:

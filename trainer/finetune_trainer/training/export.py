@@ -10,7 +10,9 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,8 @@ from finetune_trainer.training.watchdog import Heartbeat
 
 RUN_FILE = "run.json"
 STAGING_FOLDER = "output"
+GROWTH_INTERVAL = 1.0
+"""Seconds between two looks at the size of the output that is being written."""
 
 
 @dataclass(frozen=True)
@@ -141,13 +145,13 @@ def _write_output(
         The digest of the weights, and the names of all files but `run.json`.
     """
     staging.mkdir()
-    context.model.base.save_pretrained(staging)
+    with _beating_while_growing(staging, heartbeat):
+        context.model.base.save_pretrained(staging)
     _set_config_dtype(staging / "config.json", context.model.output_dtypes.config)
     heartbeat.beat()
     context.processors.save_pretrained(staging)
     shutil.copyfile(metrics_file, staging / METRICS_FILE)
-    digest = _digest(sorted(staging.glob("*.safetensors")))
-    heartbeat.beat()
+    digest = _digest(sorted(staging.glob("*.safetensors")), heartbeat)
     files = sorted(path.name for path in staging.iterdir())
     (staging / RUN_FILE).write_text(json.dumps({**run_metadata, "digest": digest, "files": files}, indent=2) + "\n")
     for path in staging.rglob("*"):
@@ -166,6 +170,28 @@ def _set_config_dtype(config_file: Path, dtype: torch.dtype) -> None:
         if isinstance(part, dict) and "dtype" in part:
             part["dtype"] = name
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+@contextmanager
+def _beating_while_growing(folder: Path, heartbeat: Heartbeat) -> Iterator[None]:
+    """Count the growth of a folder as progress: `save_pretrained` reports none, and may take long on a slow disk."""
+    done = threading.Event()
+
+    def watch() -> None:
+        size = 0
+        while not done.wait(GROWTH_INTERVAL):
+            with suppress(OSError):
+                size, before = sum(path.stat().st_size for path in folder.iterdir()), size
+                if size > before:
+                    heartbeat.beat()
+
+    thread = threading.Thread(target=watch, name="output-growth", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def build_run_metadata(
@@ -273,8 +299,8 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _digest(files: Sequence[Path]) -> str:
+def _digest(files: Sequence[Path], heartbeat: Heartbeat) -> str:
     """SHA-256 of a file; of several files, of their concatenated hashes."""
-    hashes = [file_sha256(path) for path in files]
+    hashes = [file_sha256(path, heartbeat.beat) for path in files]
     digest = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
     return f"sha256:{digest}"

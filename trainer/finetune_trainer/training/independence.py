@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from finetune_trainer.data import Batch, Dataset, Sample
-from finetune_trainer.errors import UserError
+from finetune_trainer.errors import RunError, UserError
 from finetune_trainer.tasks import Processors, Task
 from finetune_trainer.training.assembly import AssembledModel
 from finetune_trainer.training.device import DeviceConfig
@@ -149,6 +149,8 @@ class IndependenceCheck:
         A model that is random in evaluation, that fails alone and together, or that runs out of memory, cannot be
         compared: True. The first step reports why it fails.
         """
+        if not self.rows:
+            return True
         try:
             alone, together = self._predict_alone(model), self._predict(model, [self.rows])
             if alone is None or together is None:
@@ -184,8 +186,8 @@ class IndependenceCheck:
     def _select_rows(self, dataset: Dataset) -> list[Sample]:
         """Rows of different lengths. Texts of one length are not padded, so one that is longer is added."""
         if not self.task.uses_text:
-            return [dataset[index] for index in _spread(len(dataset), 2)]
-        rows = [dataset[index] for index in _spread(len(dataset), PROBED_ROWS)]
+            return list(_read_rows(dataset, 2))
+        rows = list(_read_rows(dataset, PROBED_ROWS))
         by_length = {self.collate([row])["input_ids"].shape[1]: row for row in rows}
         if len(by_length) == 1 and "text" in rows[0]:
             return [rows[0], {**rows[0], "text": f"{rows[0]['text']} {rows[0]['text']}"}]
@@ -244,10 +246,17 @@ def _group_by_length(model: AssembledModel, processors: Processors) -> tuple[Ass
     return replace(model, forward=forward), [note]
 
 
+def _read_rows(dataset: Dataset, count: int) -> Iterator[Sample]:
+    """A few rows. One that cannot be read is reported when training reads it."""
+    for index in _spread(len(dataset), count):
+        with suppress(RunError):
+            yield dataset[index]
+
+
 def _spread(length: int, count: int) -> list[int]:
     """At most `count` indices below `length`, evenly spaced, with the first and the last."""
     indices: list[int] = np.unique(np.linspace(0, length - 1, count).astype(int)).tolist()
-    return indices
+    return indices if length else []
 
 
 def _select(values: Tensor, rows: Tensor, span: slice, size: int) -> Tensor:

@@ -111,7 +111,6 @@ class LeaseLock:
         self.path, self.lease = destination / LEASE_FILE, lease
         self.duration, self.renew_interval = duration, renew_interval
         self._released = threading.Event()
-        self._thread: threading.Thread | None = None
 
     # Acquire and release
 
@@ -131,14 +130,11 @@ class LeaseLock:
                 raise_if_stopped()
         except OSError as error:
             raise RunError(f"output.destination: cannot write {self.path}: {error.strerror or error}") from error
-        self._thread = threading.Thread(target=self._renew_regularly, name="lease-renewal", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._renew_regularly, name="lease-renewal", daemon=True).start()
 
     def release(self) -> None:
         """Stop renewing the lease, and delete it if it is still held."""
-        self._released.set()
-        if self._thread is not None:
-            self._thread.join(timeout=self.renew_interval)
+        self._released.set()  # a renewal that is running writes to the deleted file, or finds none
         with suppress(OSError):
             if self._is_mine(self._read()):
                 self.path.unlink()

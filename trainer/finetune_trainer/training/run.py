@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -45,6 +45,7 @@ from finetune_trainer.training.selection import SelectedWeights, select_weights
 from finetune_trainer.training.signals import StopFlag, stop_on_signals
 from finetune_trainer.training.state import TrainingContext, TrainState
 from finetune_trainer.training.trainer import Trainer
+from finetune_trainer.training.trial import unchanged
 from finetune_trainer.training.watchdog import Heartbeat, watchdog
 
 
@@ -92,6 +93,7 @@ def run(job: FineTuneJob, options: RunOptions, callback: Callback) -> Report:
             )
             destination = options.claims.create_destination(job.destination)
             checkpoints = CheckpointManager(job, destination, options.attempt)
+            stop.exit_hooks.append(lambda _: checkpoints.lease.release())
             try:
                 report = _execute(_RunContext(job, options, callbacks, tracker, stop, destination, checkpoints))
             finally:
@@ -108,9 +110,10 @@ def _finish_saving(checkpoints: CheckpointManager, callback: Callback) -> None:
     try:
         if record := checkpoints.wait():
             callback.on_save(record)
-    except RunError as error:
+    except Exception as error:  # noqa: BLE001
         callback.on_message(str(error))
-    checkpoints.close()
+    finally:
+        checkpoints.close()
 
 
 def _report_end(report: Report, options: RunOptions, callback: Callback) -> None:
@@ -197,18 +200,9 @@ def _build_context(prepared: PreparedRun, callback: Callback, on_progress: OnPro
     check_inputs(prepared, processors, indexes)
     callback.on_message(f"loading {prepared.pretrained.source}")
     model, model_messages = assemble(prepared, processors, device_config)
-    rows = IndependenceCheck(
-        task,
-        lambda samples: task.collate(task.encode(samples, processors), processors),
-        prepared.train,
-        device_config,
-    )
-    micro_batch_size = spec.training.micro_batch_size
-    model, padding_messages = ensure_independent_predictions(model, task, processors, rows, micro_batch_size)
-    data_messages = _data_messages(prepared, processors, indexes)
-    for message in (*data_messages, *model_messages, *padding_messages):
+    for message in (*_data_messages(prepared, processors, indexes), *model_messages):
         callback.on_message(message)
-    return TrainingContext(
+    context = TrainingContext(
         plan=prepared.plan,
         task=task,
         model=model,
@@ -220,6 +214,20 @@ def _build_context(prepared: PreparedRun, callback: Callback, on_progress: OnPro
         test=prepared.test,
         indexes=indexes,
     )
+    return _with_independent_predictions(context, callback)
+
+
+def _with_independent_predictions(context: TrainingContext, callback: Callback) -> TrainingContext:
+    task, processors = context.task, context.processors
+    check = IndependenceCheck(
+        task, lambda samples: task.make_batch(samples, processors), context.train, context.device_config
+    )
+    micro_batch_size = context.plan.job.spec.training.micro_batch_size
+    with unchanged(context):
+        model, messages = ensure_independent_predictions(context.model, task, processors, check, micro_batch_size)
+    for message in messages:
+        callback.on_message(message)
+    return replace(context, model=model)
 
 
 def _data_messages(prepared: PreparedRun, processors: Processors, indexes: DatasetIndexes) -> Iterator[str]:
@@ -281,6 +289,7 @@ def _report_stall(run: _RunContext, timeout: float) -> str:
 def _test_and_export(run: _RunContext, context: TrainingContext, state: TrainState) -> Report:
     """Load the best weights, unless the last ones are to be kept, then test and export them."""
     heartbeat = Heartbeat()
+    run.checkpoints.store.on_progress = heartbeat.beat
     with _start_watchdog(run, heartbeat):
         weights = select_weights(run.checkpoints, context, state)
         heartbeat.beat()

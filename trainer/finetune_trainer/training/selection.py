@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from finetune_trainer.formatting import pluralize
 from finetune_trainer.training.checkpoint import Checkpoint, CheckpointManager, set_model_state_dict
 from finetune_trainer.training.evaluation import HistoryEntry, MetricTracker
 from finetune_trainer.training.state import TrainingContext, TrainState
@@ -63,7 +64,8 @@ def _load_weights(checkpoints: CheckpointManager, context: TrainingContext, step
         return f"{store.path(step)} is corrupt ({problem})"
     checkpoint = store.load_state(step)
     if missing := _frozen_names(checkpoint) - checkpoints.frozen.tensors.keys():
-        return f"it has no weights of {len(missing)} parameters that were frozen then and were trained later"
+        was = "that was frozen then and is" if len(missing) == 1 else "that were frozen then and are"
+        return f"it has no weights of {pluralize(len(missing), 'parameter')} {was} trained now"
     set_model_state_dict(context.model.base, store.load_weights(step), dict.fromkeys(_frozen_names(checkpoint), ""))
     return None
 

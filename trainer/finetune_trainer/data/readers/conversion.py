@@ -242,12 +242,17 @@ def _to_declared(column: pa.Array, name: str, feature: Feature, declared: Featur
     column = column.cast(arrow_type(feature)) if column.type != arrow_type(feature) else column
     if declared is None or declared == feature:
         return column
-    schema = datasets.Features({name: declared}).arrow_schema
     try:
-        cast = cast_table(pa.table({name: column}), schema).column(0).combine_chunks()
+        return _cast(column, datasets.Features({"value": declared}).arrow_schema)
     except (pa.ArrowException, ValueError, TypeError, KeyError) as error:
         raise UnreadableFileError(
             f"has type {describe_feature(feature)} in column {name!r}, but the dataset card has "
             f"{describe_feature(declared)}: {first_line(error)}"
         ) from error
-    return cast.chunk(0) if isinstance(cast, pa.ChunkedArray) else cast
+
+
+def _cast(column: pa.Array, schema: pa.Schema) -> pa.Array:
+    if pa.types.is_temporal(column.type) and not pa.types.is_temporal(schema.field(0).type):
+        raise TypeError("the file does not say how dates and times are written")
+    (chunk,) = cast_table(pa.table([column], ["value"]), schema).column(0).chunks
+    return chunk

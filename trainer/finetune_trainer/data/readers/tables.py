@@ -26,7 +26,7 @@ from finetune_trainer.data.readers.conversion import (
     UnreadableFileError,
 )
 from finetune_trainer.data.readers.csv import CsvReader
-from finetune_trainer.data.readers.features import arrow_type, declared_features, describe_feature
+from finetune_trainer.data.readers.features import declared_features, describe_feature
 from finetune_trainer.data.readers.jsonl import JsonReader
 from finetune_trainer.data.readers.parquet import ParquetReader
 from finetune_trainer.data.table import RowLocations, Table
@@ -158,8 +158,7 @@ def _different_types(name: str, feature: Feature, known: Feature, origin: str) -
 def _join(
     reader: FileReader, data_files: DataFiles, converted: Sequence[ConvertedFile], types: Mapping[str, Feature]
 ) -> Table:
-    schema = pa.schema([(name, arrow_type(feature)) for name, feature in types.items()])
-    data = pa.concat_tables([schema.empty_table(), *(file.rows for file in converted)])
+    data = pa.concat_tables([file.rows for file in converted])
     numbers = [range(len(file.rows)) if file.numbers is None else file.numbers for file in converted]
     locations = RowLocations(data_files, lambda: numbers, reader.unit)
     content_key = cache_key(*(file.key for file in converted))

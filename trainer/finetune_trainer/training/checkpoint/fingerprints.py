@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -96,7 +97,8 @@ def fingerprint_model(name_or_path: str, commit: str | None) -> str | None:
     folder = Path(name_or_path)
     if not folder.is_dir():
         return commit
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for path in sorted(folder.glob("*.safetensors")):
         digest.update(f"{path.name} {path.stat().st_size} ".encode() + _read_header(path))
     return digest.hexdigest()

@@ -65,12 +65,15 @@ class CheckpointManager:
                 f"output.destination: {self.folder} is a symbolic link: replace it with a folder, or delete it"
             )
         self.lease.acquire(log, raise_if_stopped)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if (newest := self._newest_attempt()) > self.attempt:
-            raise RunError(f"attempt {self.attempt} cannot continue: attempt {newest} has started")
-        temporary = self.folder / f".{OWNER_FILE}-{os.getpid()}"
-        temporary.write_text(json.dumps({"attempt": self.attempt}))
-        temporary.replace(self.folder / OWNER_FILE)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if (newest := self._newest_attempt()) > self.attempt:
+                raise RunError(f"attempt {self.attempt} cannot continue: attempt {newest} has started")
+            temporary = self.folder / f".{OWNER_FILE}-{os.getpid()}"
+            temporary.write_text(json.dumps({"attempt": self.attempt}))
+            temporary.replace(self.folder / OWNER_FILE)
+        except OSError as error:
+            raise RunError(f"output.destination: cannot write to {self.folder}: {error.strerror or error}") from error
         self.store.delete_leftovers()
 
     def check_owner(self) -> None:

@@ -34,6 +34,9 @@ WEIGHTS, OPTIMIZER = "weights", "optimizer"
 MAX_FILE_BYTES = 2**30
 """Size of the files that tensors are split into; safetensors holds the content of one file in memory to write it."""
 
+PROGRESS_BYTES = 2**24
+"""Bytes that are read at once, and count as progress."""
+
 TEMPORARY_PREFIX = ".tmp-"
 
 
@@ -42,7 +45,7 @@ class CheckpointStore:
 
     Args:
         folder: folder of the checkpoints.
-        on_progress: called after each file that was written or read.
+        on_progress: called after each file, or part of a large one, that was written or read.
     """
 
     def __init__(self, folder: Path, on_progress: Callable[[], None] = lambda: None) -> None:
@@ -112,7 +115,7 @@ class CheckpointStore:
         """Delete a checkpoint. It is renamed first: one that is deleted in part is not mistaken for a corrupt one."""
         temporary = self.folder / f"{TEMPORARY_PREFIX}deleted-{step}-{uuid.uuid4().hex[:8]}"
         self.path(step).rename(temporary)
-        shutil.rmtree(temporary)
+        shutil.rmtree(temporary, ignore_errors=True)  # `delete_leftovers` repeats it
 
     def delete_leftovers(self) -> None:
         """Delete what an interrupted write or deletion left."""
@@ -184,9 +187,8 @@ def write_manifest(folder: Path, on_progress: Callable[[], None] = lambda: None)
     """Write sizes and hashes of all files of a checkpoint, and flush everything to disk."""
     manifest: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.iterdir()):
-        manifest[path.name] = {"size": path.stat().st_size, "sha256": file_sha256(path)}
+        manifest[path.name] = {"size": path.stat().st_size, "sha256": file_sha256(path, on_progress)}
         fsync(path)
-        on_progress()
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1))
     fsync(folder / MANIFEST_FILE)
     fsync(folder)
@@ -204,15 +206,19 @@ def find_problem(folder: Path, on_progress: Callable[[], None] = lambda: None) -
             return f"{name} is missing"
         if path.stat().st_size != expected["size"]:
             return f"{name} has {path.stat().st_size:,} bytes, expected {expected['size']:,}"
-        if file_sha256(path) != expected["sha256"]:
+        if file_sha256(path, on_progress) != expected["sha256"]:
             return f"{name} does not match its SHA-256 hash"
-        on_progress()
     return None
 
 
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def file_sha256(path: Path, on_progress: Callable[[], None] = lambda: None) -> str:
+    """SHA-256 (hex) of a file. `on_progress` is called after each `PROGRESS_BYTES`."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(PROGRESS_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            on_progress()
+    return digest.hexdigest()
 
 
 def describe_free_space(folder: Path) -> str:

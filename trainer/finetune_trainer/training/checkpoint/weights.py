@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune_trainer.errors import UserError
+from finetune_trainer.training.dtypes import widen_weights
 
 HASH_THREADS = 4
 """hashlib releases the GIL, so several tensors are hashed at once."""
@@ -67,6 +68,7 @@ def set_model_state_dict(model: nn.Module, weights: Mapping[str, Tensor], frozen
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     check_names(tensors, weights, frozen)
+    widen_weights(model, weights)
     for name, tensor in weights.items():
         tensors[name].copy_(tensor)
 
