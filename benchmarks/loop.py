@@ -50,17 +50,18 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         claims = Path(folder)
         write_inputs(claims)
+        body = make_module("body", ["bert.*"], ADAMW)
+        head = make_module("head", ["classifier.*"], ADAMW | {"type": "RMSprop"})
+        variants = [
+            (PLAIN, time_plain_loop, make_job("plain")),
+            (ONE, time_trainer, make_job("one", make_module("all", ["*"], ADAMW))),
+            (TWO, time_trainer, make_job("two", body, head)),
+            *([(HF, time_hf_trainer, make_job("plain"))] if find_spec("accelerate") else []),
+        ]
         for repetition in range(REPETITIONS):
-            out = claims / f"out-{repetition}"
-            seconds[PLAIN] += time_plain_loop(make_job("plain"), claims, out)
-            seconds[ONE] += time_trainer(make_job("one", make_module("all", ["*"], ADAMW)), claims, out)
-            body, head = (
-                make_module("body", ["bert.*"], ADAMW),
-                make_module("head", ["classifier.*"], ADAMW | {"type": "RMSprop"}),
-            )
-            seconds[TWO] += time_trainer(make_job("two", body, head), claims, out)
-            if find_spec("accelerate"):
-                seconds[HF] += time_hf_trainer(make_job("plain"), claims, out)
+            for name, measure, job in variants:
+                seconds[name] += measure(job, claims, claims / f"out-{repetition}")
+            variants.append(variants.pop(0))  # each is the first in turn
     print_table(seconds)
 
 
