@@ -220,8 +220,12 @@ class SpecGenerator:
         if path[-1].startswith("<"):
             yield from self._invalid_members(rng, path)
             return
-        manifest, keys = self.valid_job(rng, path)
         schema = self.schema(path)
+        if "x-kubernetes-list-map-keys" in schema:  # with an item, which can be duplicated
+            manifest, item_keys = self.valid_job(rng, (*path, "[]"))
+            keys = item_keys[:-1]
+        else:
+            manifest, keys = self.valid_job(rng, path)
         for mistake, value in self._invalid_values(rng, schema, get(manifest, keys)):
             yield InvalidJob(with_value(manifest, keys, value), mistake, path, format_path(keys))
         if path[-1] not in ("[]", "{}"):
