@@ -4,6 +4,7 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -77,6 +78,7 @@ def test_fingerprint_changes_with_the_content_of_images(tmp_path: Path) -> None:
 
 
 def test_content_hash_reads_an_unchanged_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fingerprints, "FINE_TICK", 0)
     file = tmp_path / "a.bin"
     file.write_bytes(b"one")
     first = content_hash(file)
@@ -87,6 +89,23 @@ def test_content_hash_reads_an_unchanged_file_once(tmp_path: Path, monkeypatch: 
     assert content_hash(file) != first
     (tmp_path / "b.bin").write_bytes(b"one")
     assert content_hash(tmp_path / "b.bin") == first
+
+
+@pytest.mark.parametrize("resolution", [10**9, 1])
+def test_content_hash_of_a_file_that_changes_without_a_change_of_its_times(
+    resolution: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.bin"
+    file.write_bytes(b"one")
+    stat = file.stat()
+    now = stat.st_mtime_ns // resolution * resolution
+    same = SimpleNamespace(st_size=3, st_ino=stat.st_ino, st_mtime_ns=now, st_ctime_ns=now)
+    monkeypatch.setattr(fingerprints.time, "time_ns", lambda: now + 10**7)
+    first = content_hash(file)
+    monkeypatch.setattr(fingerprints.os, "stat", lambda path: same)
+    assert content_hash(file) == first
+    file.write_bytes(b"two")
+    assert content_hash(file) != first
 
 
 @pytest.mark.parametrize("content", ["", "not JSON {"])
