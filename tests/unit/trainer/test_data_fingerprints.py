@@ -10,11 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import ClassLabel, Features, Value
+from datasets import Dataset as HFDataset
 from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_api.data import Columns
-from finetune_trainer.data import Dataset, content_hash, fingerprints, resolve_columns
+from finetune_trainer.data import Dataset, align_labels, content_hash, fingerprints, resolve_columns
 from finetune_trainer.data.fingerprints import digest_column
 from unit.trainer import tiny
 from unit.trainer.loading import load_dataset, load_table
@@ -66,6 +68,29 @@ def test_fingerprint_changes_with_the_columns(tmp_path: Path) -> None:
 def test_fingerprint_of_a_selection_is_that_of_its_rows(tmp_path: Path) -> None:
     data = load(tmp_path / "a", ROWS)
     assert data.drop_rows([2, 5]).fingerprint == load(tmp_path / "b", [*ROWS[:2], *ROWS[3:5], ROWS[6]]).fingerprint
+
+
+def numbered(folder: Path, names: Sequence[str]) -> Dataset:
+    """Two rows of the classes 0 and 1, with these names."""
+    features = Features({"text": Value("string"), "label": ClassLabel(names=list(names))})
+    rows = HFDataset.from_dict({"text": ["x", "y"], "label": [0, 1]}, features)
+    (folder / "data" / "set").mkdir(parents=True)
+    rows.to_parquet(folder / "data" / "set" / "a.parquet")
+    return load_dataset(folder, "text", "label")
+
+
+def test_fingerprint_changes_with_the_names_of_classes_that_become_labels(tmp_path: Path) -> None:
+    train = load(tmp_path / "train", [{"text": "x", "label": "a"}, {"text": "y", "label": "b"}])
+    one, other = (align_labels(numbered(tmp_path / names, names), train) for names in ("ab", "ba"))
+    assert (one.values("label"), other.values("label")) == (["a", "b"], ["b", "a"])
+    assert one.fingerprint != other.fingerprint
+
+
+def test_fingerprint_changes_with_the_numbers_that_labels_become(tmp_path: Path) -> None:
+    validation = load(tmp_path / "validation", [{"text": "x", "label": "a"}, {"text": "y", "label": "b"}])
+    one, other = (align_labels(validation, numbered(tmp_path / names, names)) for names in ("ab", "ac"))
+    assert (one.values("label"), other.values("label")) == ([0, 1], [0, "b"])
+    assert one.fingerprint != other.fingerprint
 
 
 def test_fingerprint_changes_with_the_content_of_images(tmp_path: Path) -> None:
