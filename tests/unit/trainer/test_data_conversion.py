@@ -181,6 +181,18 @@ def write_classes(tmp_path: Path, name: str, classes: list[str]) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_text_that_is_not_utf8_is_reported_with_its_row(kind: str, nested: bool, tmp_path: Path) -> None:
+    folder = write_files(tmp_path, {})
+    texts = pa.array([b"a"] * 5000 + [b"b\xff"], pa.binary()).view(pa.string())
+    column = pa.StructArray.from_arrays([texts], ["content"]) if nested else texts
+    table = pa.table({"text": column})
+    (pq.write_table if kind == "parquet" else pa.feather.write_feather)(table, folder / f"a.{kind}")
+    expected = "has text that is not UTF-8 in column 'text', row 5000: byte 0xff"
+    assert f"a.{kind} {expected}" in first_error(tmp_path, "text")
+
+
 def test_file_without_rows_may_have_other_types(tmp_path: Path) -> None:
     folder = write_files(tmp_path, {})
     pq.write_table(pa.table({"text": ["a"], "label": [1]}), folder / "a.parquet")

@@ -384,7 +384,7 @@ def test_answer_at_the_start_of_a_conversation_with_a_default_system_message() -
     system = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}"
     tokenizer = tiny.byte_tokenizer(system + tiny.CHATML)
     answer, question = {"role": "assistant", "content": "Hello!"}, {"role": "user", "content": "2 + 2?"}
-    with pytest.raises(UntrainableRowError, match="message 0 is the assistant's.*weight 0"):
+    with pytest.raises(UntrainableRowError, match="message 0 is the assistant's, and what"):
         from_messages([answer, question, {**answer, "content": "4"}], tokenizer)
     masked = from_messages([{**answer, "weight": 0}, question, {**answer, "content": "4"}], tokenizer)
     assert [masked.text[start:end] for start, end in masked.loss_spans] == ["4<|im_end|>\n"]
