@@ -125,9 +125,9 @@ def test_content_hash_of_a_file_that_changes_without_a_change_of_its_times(
     stat = file.stat()
     now = stat.st_mtime_ns // resolution * resolution
     same = SimpleNamespace(st_size=3, st_ino=stat.st_ino, st_mtime_ns=now, st_ctime_ns=now)
-    monkeypatch.setattr(fingerprints.time, "time_ns", lambda: now + 10**7)
+    monkeypatch.setattr("time.time_ns", lambda: now + 10**7)
     first = content_hash(file)
-    monkeypatch.setattr(fingerprints.os, "stat", lambda path: same)
+    monkeypatch.setattr("os.stat", lambda path, **_: same)
     assert content_hash(file) == first
     file.write_bytes(b"two")
     assert content_hash(file) != first
