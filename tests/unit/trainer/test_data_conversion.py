@@ -1,6 +1,7 @@
 """Parquet, Arrow, dataset cards, and what is kept in the cache."""
 
 import datetime
+import errno
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,6 +181,27 @@ def write_classes(tmp_path: Path, name: str, classes: list[str]) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_text_that_is_not_utf8_is_reported_with_its_row(kind: str, nested: bool, tmp_path: Path) -> None:
+    folder = write_files(tmp_path, {})
+    texts = pa.array([b"a"] * 5000 + [b"b\xff"], pa.binary()).view(pa.string())
+    column = pa.StructArray.from_arrays([texts], ["content"]) if nested else texts
+    table = pa.table({"text": column})
+    (pq.write_table if kind == "parquet" else pa.feather.write_feather)(table, folder / f"a.{kind}")
+    expected = "has text that is not UTF-8 in column 'text', row 5000: byte 0xff"
+    assert f"a.{kind} {expected}" in first_error(tmp_path, "text")
+
+
+def test_file_without_rows_may_have_other_types(tmp_path: Path) -> None:
+    folder = write_files(tmp_path, {})
+    pq.write_table(pa.table({"text": ["a"], "label": [1]}), folder / "a.parquet")
+    pq.write_table(
+        pa.table({"text": pa.array([], pa.float64()), "label": pa.array([], pa.string())}), folder / "b.parquet"
+    )
+    assert load_dataset(tmp_path, "text", "label").values("label") == [1]
+
+
 def test_files_that_number_their_classes_differently_are_rejected(tmp_path: Path) -> None:
     write_classes(tmp_path, "a.parquet", ["bad", "good"])
     write_classes(tmp_path, "b.parquet", ["good", "bad"])
@@ -348,7 +370,48 @@ def test_interrupted_conversion_leaves_nothing(
     with pytest.raises(Interrupted):
         read_table(files, FAIL, ["text"], stop)
     written = {path for path in datasets_cache.rglob("*") if path.is_file()} - before
-    assert {path.parents[1].name for path in written} == {"content-hashes"}
+    assert {path.parents[1].name for path in written} <= {"content-hashes"}
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache."""
+    folder = tmp_path / "cache"
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder)
+    return folder
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "missing", "malformed rows"])
+def test_damaged_cache_entry_is_converted_again(damage: str, tmp_path: Path, cache: Path) -> None:
+    write_files(tmp_path, {"a.jsonl": f'{{"text": "{damage}", "label": 1}}\n'})
+    first = load_dataset(tmp_path, "text")
+    (file,) = (cache / "finetune" / "tables").rglob(conversion.ROWS_FILE)
+    match damage:
+        case "truncated":
+            file.write_bytes(file.read_bytes()[:-20])
+        case "empty":
+            file.write_bytes(b"")
+        case "missing":
+            file.unlink()
+        case _:
+            (file.parent / conversion.MALFORMED_FILE).write_bytes(b"")
+    assert load_dataset(tmp_path, "text").values("text") == [damage]
+    assert load_dataset(tmp_path, "text").fingerprint == first.fingerprint
+
+
+def test_read_only_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_files(tmp_path, {"a.jsonl": '{"text": "a"}\n{"text": 1}\nx\n'})
+
+    def mkdir(path: Path, *args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", mkdir)
+        bad_rows = BadRowPolicy(skip=True, limit=10)
+        data = load_dataset(tmp_path, "text", bad_rows=bad_rows)
+    assert data.values("text") == ["a", 1]
+    (note,) = bad_rows.notes()
+    assert note.startswith("skipping 1 bad row")
 
 
 def test_progress_counts_the_bytes_of_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,16 +4,19 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import ClassLabel, Features, Value
+from datasets import Dataset as HFDataset
 from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_api.data import Columns
-from finetune_trainer.data import Dataset, content_hash, fingerprints, resolve_columns
+from finetune_trainer.data import Dataset, align_labels, content_hash, fingerprints, resolve_columns
 from finetune_trainer.data.fingerprints import digest_column
 from unit.trainer import tiny
 from unit.trainer.loading import load_dataset, load_table
@@ -67,6 +70,29 @@ def test_fingerprint_of_a_selection_is_that_of_its_rows(tmp_path: Path) -> None:
     assert data.drop_rows([2, 5]).fingerprint == load(tmp_path / "b", [*ROWS[:2], *ROWS[3:5], ROWS[6]]).fingerprint
 
 
+def numbered(folder: Path, names: Sequence[str]) -> Dataset:
+    """Two rows of the classes 0 and 1, with these names."""
+    features = Features({"text": Value("string"), "label": ClassLabel(names=list(names))})
+    rows = HFDataset.from_dict({"text": ["x", "y"], "label": [0, 1]}, features)
+    (folder / "data" / "set").mkdir(parents=True)
+    rows.to_parquet(folder / "data" / "set" / "a.parquet")
+    return load_dataset(folder, "text", "label")
+
+
+def test_fingerprint_changes_with_the_names_of_classes_that_become_labels(tmp_path: Path) -> None:
+    train = load(tmp_path / "train", [{"text": "x", "label": "a"}, {"text": "y", "label": "b"}])
+    one, other = (align_labels(numbered(tmp_path / names, names), train) for names in ("ab", "ba"))
+    assert (one.values("label"), other.values("label")) == (["a", "b"], ["b", "a"])
+    assert one.fingerprint != other.fingerprint
+
+
+def test_fingerprint_changes_with_the_numbers_that_labels_become(tmp_path: Path) -> None:
+    validation = load(tmp_path / "validation", [{"text": "x", "label": "a"}, {"text": "y", "label": "b"}])
+    one, other = (align_labels(validation, numbered(tmp_path / names, names)) for names in ("ab", "ac"))
+    assert (one.values("label"), other.values("label")) == ([0, 1], [0, "b"])
+    assert one.fingerprint != other.fingerprint
+
+
 def test_fingerprint_changes_with_the_content_of_images(tmp_path: Path) -> None:
     def fingerprint(colour: str) -> str:
         (tmp_path / "data" / "set").mkdir(parents=True, exist_ok=True)
@@ -77,6 +103,7 @@ def test_fingerprint_changes_with_the_content_of_images(tmp_path: Path) -> None:
 
 
 def test_content_hash_reads_an_unchanged_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fingerprints, "FINE_TICK", 0)
     file = tmp_path / "a.bin"
     file.write_bytes(b"one")
     first = content_hash(file)
@@ -87,6 +114,23 @@ def test_content_hash_reads_an_unchanged_file_once(tmp_path: Path, monkeypatch: 
     assert content_hash(file) != first
     (tmp_path / "b.bin").write_bytes(b"one")
     assert content_hash(tmp_path / "b.bin") == first
+
+
+@pytest.mark.parametrize("resolution", [10**9, 1])
+def test_content_hash_of_a_file_that_changes_without_a_change_of_its_times(
+    resolution: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.bin"
+    file.write_bytes(b"one")
+    stat = file.stat()
+    now = stat.st_mtime_ns // resolution * resolution
+    same = SimpleNamespace(st_size=3, st_ino=stat.st_ino, st_mtime_ns=now, st_ctime_ns=now)
+    monkeypatch.setattr("time.time_ns", lambda: now + 10**7)
+    first = content_hash(file)
+    monkeypatch.setattr("os.stat", lambda path, **_: same)
+    assert content_hash(file) == first
+    file.write_bytes(b"two")
+    assert content_hash(file) != first
 
 
 @pytest.mark.parametrize("content", ["", "not JSON {"])

@@ -378,3 +378,13 @@ def test_optional_roles_of_conversations(tmp_path: Path) -> None:
     table = load_table(tmp_path)
     names = resolve_columns(table.columns, Columns(), CausalLM.required_roles, CausalLM.optional_roles, "data.train")
     assert names == {"messages": "messages", "tools": "tools"}
+
+
+def test_answer_at_the_start_of_a_conversation_with_a_default_system_message() -> None:
+    system = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}"
+    tokenizer = tiny.byte_tokenizer(system + tiny.CHATML)
+    answer, question = {"role": "assistant", "content": "Hello!"}, {"role": "user", "content": "2 + 2?"}
+    with pytest.raises(UntrainableRowError, match="message 0 is the assistant's, and what"):
+        from_messages([answer, question, {**answer, "content": "4"}], tokenizer)
+    masked = from_messages([{**answer, "weight": 0}, question, {**answer, "content": "4"}], tokenizer)
+    assert [masked.text[start:end] for start, end in masked.loss_spans] == ["4<|im_end|>\n"]

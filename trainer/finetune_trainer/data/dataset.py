@@ -124,7 +124,14 @@ class Dataset:
     def _fingerprint_role(self, role: str) -> tuple[Any, ...]:
         files = list(self._describe_image_files()) if role == "image" else []
         names = self.classes.get(role)
-        return role, self.column_names[role], self._digest_values(role), names, role in self.decoders, files
+        return role, self.column_names[role], self._digest_values(role), names, self._describe_decoder(role), files
+
+    def _describe_decoder(self, role: str) -> Any:
+        """Whether values are decoded; for labels, to what: it depends on the classes of this and of other datasets."""
+        if role != "label" or role not in self.decoders or pa.types.is_nested(self.columns[role].type):
+            return role in self.decoders
+        stored = {value for chunk in self._iter_stored(role) for value in chunk.unique().to_pylist()}
+        return sorted((repr(value), repr(self._decode(role, value))) for value in stored)
 
     def _digest_values(self, role: str) -> str:
         """Digest of the stored values of a role; remembered, because a column can have the size of the files."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,20 +18,34 @@ import pyarrow.compute as pc
 
 from finetune_trainer.data.cache import cache_key, remember
 
+FINE_TICK, COARSE_TICK = 0.02, 2.0
+"""Seconds in which two changes of a file can have the same time: by the clock of the kernel, and on a file system that
+stores whole seconds (FAT: every other one)."""
+
 
 def content_hash(file: Path) -> str:
     """SHA-256 of a file's content, as hexadecimal digits.
 
     Remembered in the cache folder by path, size and times, so that an unchanged file is not read again. Besides the
-    modification time, which `cp -p` and rsync set, these are the time of the last change and the inode.
+    modification time, which `cp -p` and rsync set, these are the time of the last change and the inode. The hash of a
+    file that has just been written is not remembered: it can change again without a change of its times.
 
     Raises:
         OSError: the file cannot be read.
     """
     path = os.path.realpath(file)
     stat = os.stat(path)  # noqa: PTH116 - of the same string that is the key
+    if _may_change_unseen(stat):
+        return _hash_file(path)
     key = cache_key(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
     return str(remember("content-hashes", key, lambda: _hash_file(path)))
+
+
+def _may_change_unseen(stat: os.stat_result) -> bool:
+    """Whether a file was changed so recently that another change could have the same time."""
+    times = (stat.st_mtime_ns, stat.st_ctime_ns)
+    tick = FINE_TICK if any(moment % 10**9 for moment in times) else COARSE_TICK
+    return time.time_ns() - max(times) < tick * 10**9
 
 
 def _hash_file(path: str) -> str:

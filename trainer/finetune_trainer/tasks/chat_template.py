@@ -220,6 +220,11 @@ class ChatTemplate:
         before, shared = given.removesuffix(prompt), _common_prefix(prompt, header)
         if prompt and shared and given.endswith(prompt) and text.startswith(before + shared):
             return len(before) + len(shared)
+        if not turn:
+            raise UntrainableRowError(
+                "message 0 is the assistant's, and what the model's chat template writes before it cannot be located; "
+                "start the conversation with another role, or give message 0 weight 0"
+            )
         if turn + 1 == len(conversation.messages) or not text.startswith(before):
             raise UntrainableRowError(
                 f"the model's chat template renders the text before message {turn} differently when the answer "

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from finetune_trainer.compat.hf_datasets import Feature
-from finetune_trainer.data.readers.arrow_types import column_features, plain_array
+from finetune_trainer.data.readers.arrow_types import column_features, plain_columns
 from finetune_trainer.data.readers.conversion import (
     BATCH_BYTES,
     BATCH_ROWS,
@@ -38,11 +38,12 @@ class ArrowReader(FileReader):
 
     def read(self, file: Path, features: Mapping[str, Feature]) -> Iterator[Batch | MalformedRow]:
         with _open(file) as (_, batches):
-            position = 0
+            position = row = 0
             for batch in batches:
                 used = batch.select(list(features))
                 for part in _split(used):
-                    yield Batch([plain_array(column) for column in part.columns], None, position)
+                    yield Batch(plain_columns(part, features, row), None, position)
+                    row += len(part)
                 position += batch.nbytes
 
     def count_rows(self, file: Path, report: Callable[[MalformedRow], None]) -> int:

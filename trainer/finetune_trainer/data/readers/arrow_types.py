@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import datasets
 import pyarrow as pa
@@ -31,8 +31,41 @@ def column_features(schema: pa.Schema, names: Sequence[str]) -> dict[str, Featur
         raise UnreadableFileError(f"has a column of a type that is not supported: {types}") from error
 
 
-def plain_array(array: pa.Array) -> pa.Array:
-    """The values of a column without dictionary, run-end or view encoding."""
+def plain_columns(batch: pa.RecordBatch, names: Iterable[str], first_row: int) -> list[pa.Array]:
+    """The values of columns without dictionary, run-end or view encoding.
+
+    Args:
+        batch: some rows of a file.
+        names: the columns.
+        first_row: number of the first of these rows in the file.
+
+    Raises:
+        UnreadableFileError: a text is not UTF-8; the formats require it, but their writers do not check it.
+    """
+    columns = {name: _plain_array(batch.column(name)) for name in names}
+    for name, column in columns.items():
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            if "UTF8" not in str(error):
+                raise
+            _check_utf8(name, column, first_row)  # nothing, if it is in a part of a nested array beyond this slice
+    return list(columns.values())
+
+
+def _check_utf8(name: str, column: pa.Array, first_row: int) -> None:
+    for row, value in enumerate(column, start=first_row):
+        try:
+            value.as_py()
+        except UnicodeDecodeError as error:
+            byte = error.object[error.start]
+            raise UnreadableFileError(
+                f"has text that is not UTF-8 in column {name!r}, row {row}: byte 0x{byte:02x}; write the file again "
+                "without it"
+            ) from error
+
+
+def _plain_array(array: pa.Array) -> pa.Array:
     if isinstance(array.type, pa.JsonType):
         array = array.storage
     if pa.types.is_run_end_encoded(array.type):

@@ -7,11 +7,14 @@ the file again, and find the line of a row by a lookup. Memory is bounded by the
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import datasets
@@ -22,7 +25,7 @@ from finetune_trainer.compat.hf_datasets import Feature, cast_table
 from finetune_trainer.data.cache import cache_key, cache_path, new_entry
 from finetune_trainer.data.fingerprints import content_hash
 from finetune_trainer.data.readers.features import arrow_type, describe_feature, merge_features
-from finetune_trainer.hub import first_line
+from finetune_trainer.hub import first_line, is_transient
 
 VERSION = 1
 """To be increased when a reader changes what it yields for the same file."""
@@ -34,6 +37,9 @@ BATCH_BYTES = 16 << 20
 NUMBERS = pa.field("", pa.int64())
 NUMBERED = {b"numbered": b"true"}
 """The first column, and the metadata, of a file whose rows have line numbers."""
+
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""Errors of a cache that is read-only: files are converted without it."""
 
 ROWS_FILE, MALFORMED_FILE = "rows.arrow", "malformed.json"
 
@@ -193,17 +199,37 @@ class Conversion:
             content,
             [(name, str(feature), str(self.declared.get(name))) for name, feature in self.features.items()],
         )
-        folder = cache_path("tables", key)
-        if not folder.is_dir():
+        if converted := self._load(cache_path("tables", key)):
+            for row in converted.malformed:
+                self.report(row)
+            return converted
+        try:
             with new_entry("tables", key) as temporary:
-                self._write(temporary)
-                if content_hash(self.file) != content:
-                    raise FileChangedError
-            return _open(self.file, folder)
-        converted = _open(self.file, folder)
-        for row in converted.malformed:
-            self.report(row)
-        return converted
+                self._convert(temporary, content)
+            return _open(self.file, key, cache_path("tables", key))
+        except OSError as error:
+            if error.errno not in NOT_WRITABLE:
+                raise
+        with TemporaryDirectory() as folder:  # stays mapped into memory after it is deleted
+            self._convert(Path(folder), content)
+            return _open(self.file, key, Path(folder))
+
+    def _load(self, folder: Path) -> ConvertedFile | None:
+        """The result in the cache; None if there is none, or if it is damaged, e.g. because the machine crashed."""
+        if not folder.is_dir():
+            return None
+        try:
+            return _open(self.file, folder.name, folder)
+        except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+            if is_transient(error):
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
+
+    def _convert(self, folder: Path, content: str) -> None:
+        self._write(folder)
+        if content_hash(self.file) != content:
+            raise FileChangedError
 
     def _write(self, folder: Path) -> None:
         malformed, schema = [], self._schema()
@@ -229,7 +255,7 @@ class Conversion:
             yield _to_declared(column, name, feature, self.declared.get(name))
 
 
-def _open(file: Path, folder: Path) -> ConvertedFile:
+def _open(file: Path, key: str, folder: Path) -> ConvertedFile:
     # Buffers keep the memory mapped after the file is closed: a dataset may have more files than a process may open.
     with pa.memory_map(str(folder / ROWS_FILE)) as source:
         table = pa.ipc.open_file(source).read_all()
@@ -237,7 +263,7 @@ def _open(file: Path, folder: Path) -> ConvertedFile:
     if table.schema.metadata == NUMBERED:
         numbers, table = table.column(0).to_numpy(), table.remove_column(0).replace_schema_metadata()
     malformed = json.loads((folder / MALFORMED_FILE).read_bytes())
-    return ConvertedFile(file, folder.name, table, numbers, tuple(MalformedRow(*row) for row in malformed))
+    return ConvertedFile(file, key, table, numbers, tuple(MalformedRow(*row) for row in malformed))
 
 
 def _to_declared(column: pa.Array, name: str, feature: Feature, declared: Feature | None) -> pa.Array:

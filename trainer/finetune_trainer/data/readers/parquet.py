@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from finetune_trainer.compat.hf_datasets import Feature
-from finetune_trainer.data.readers.arrow_types import column_features, plain_array
+from finetune_trainer.data.readers.arrow_types import column_features, plain_columns
 from finetune_trainer.data.readers.conversion import (
     BATCH_BYTES,
     BATCH_ROWS,
@@ -38,8 +38,8 @@ class ParquetReader(FileReader):
         with _open(file) as parquet:
             rows = _batch_rows(parquet.metadata, features)
             for batch in parquet.iter_batches(rows, columns=list(features)):
+                columns = plain_columns(batch, features, done)
                 done += len(batch)
-                columns = [plain_array(batch.column(name)) for name in features]
                 yield Batch(columns, None, size * done // parquet.metadata.num_rows)
 
     def has_rows(self, file: Path) -> bool:

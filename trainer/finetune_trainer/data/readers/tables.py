@@ -122,10 +122,10 @@ def _merge_columns(
     kept = []
     for file in data_files.files:
         with _file_errors(data_files, file):
+            if not reader.has_rows(file):
+                continue
             found = reader.features(file, columns)
             if len(found) < len(columns) and not reader.may_lack_columns:
-                if not reader.has_rows(file):
-                    continue
                 raise _missing_column(reader, file, next(name for name in columns if name not in found), origins)
             kept.append(file)
             for name, feature in found.items():
