@@ -216,15 +216,19 @@ def test_destination_that_is_too_small_is_refused_before_the_first_step(
     go(tiny.contrastive_job(), claims, out)
 
 
-def test_space_estimate_is_that_of_the_files(claims: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", ["FP32", "BF16"])
+def test_space_estimate_is_that_of_the_files(
+    dtype: str, claims: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     estimates = []
     original = disk_space.estimate_space
     monkeypatch.setattr(disk_space, "estimate_space", lambda *args: estimates.append(original(*args)) or estimates[0])
     monkeypatch.setattr(CheckpointManager, "remove", lambda self: None)
-    recorder = go(tiny.contrastive_job(), claims, out)
+    recorder = go(tiny.contrastive_job(output={"dtype": dtype}), claims, out)
     files = saved_checkpoint(out, 6).glob("*.safetensors")
     assert estimates[0].checkpoint == pytest.approx(sum(path.stat().st_size for path in files), rel=0.35)
-    assert estimates[0].output == pytest.approx((out / "result" / "model.safetensors").stat().st_size, rel=0.2)
+    saved = load_file(out / "result" / "model.safetensors")
+    assert estimates[0].output == pytest.approx(sum(tensor.nbytes for tensor in saved.values()), rel=0.2)
     assert not recorder.has_message("disk space")
 
 
@@ -330,6 +334,42 @@ def test_output_of_an_earlier_version_is_refused_by_name(claims: Path, out: Path
     (out / "result" / "run.json").write_text(json.dumps(metadata))
     with pytest.raises(UserError, match="the same name, 'tiny', that an earlier version of the trainer wrote"):
         go(tiny.contrastive_job(), claims, out)
+
+
+@pytest.mark.parametrize("fingerprints", [{}, {"fingerprints": None}])
+def test_output_of_the_same_spec_without_fingerprints_is_not_accepted(
+    fingerprints: dict[str, Any], claims: Path, out: Path
+) -> None:
+    job = tiny.contrastive_job()
+    metadata = {"name": "tiny", "contentHash": job.spec.content_hash(), **fingerprints}
+    (out / "result").mkdir()
+    (out / "result" / "run.json").write_text(json.dumps(metadata))
+    with pytest.raises(UserError, match="output of a job with the same name, 'tiny', that an earlier version"):
+        go(job, claims, out)
+
+
+def test_fingerprints_that_only_a_later_version_knows_are_not_compared(claims: Path, out: Path) -> None:
+    go(tiny.contrastive_job(), claims, out)
+    metadata = run_json(out)
+    metadata["fingerprints"]["weather"] = "sun"
+    (out / "result" / "run.json").write_text(json.dumps(metadata))
+    assert go(tiny.contrastive_job(), claims, out).report.reason == "OutputAlreadyExists"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("content", [b"[]", b"null", b'"x"', b"{", b"\xff\xfe{", b'{"files": null}', b'{"files": [1]}'])
+def test_run_file_that_no_run_wrote(content: bytes, claims: Path, out: Path) -> None:
+    (out / "result").mkdir()
+    (out / "result" / "run.json").write_bytes(content)
+    with pytest.raises(UserError, match="already has the output of job 'unknown'"):
+        go(tiny.contrastive_job(), claims, out)
+    go(tiny.contrastive_job(output={"ifExists": "Overwrite"}), claims, out)
+    assert run_json(out)["name"] == "tiny"
+
+
+def test_refused_run_leaves_no_folder(claims: Path, out: Path) -> None:
+    with pytest.raises(UserError):
+        go(tiny.contrastive_job(data={"train": {"source": "pvc://data/nothing"}}), claims, out)
+    assert not list((out / "result").iterdir())
 
 
 # Size ------------------------------------------------------------------------------------------------------------

@@ -238,6 +238,16 @@ def test_destination_that_is_read_only(tmp_path: Path, monkeypatch: pytest.Monke
         acquire(lock(tmp_path))
 
 
+def test_full_disk_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(RunError, match=r"output.destination: cannot write .*No space left on device"):
+        acquire(lock(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
 # Runs ------------------------------------------------------------------------------------------------------------
 
 

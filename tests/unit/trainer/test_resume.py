@@ -1,5 +1,6 @@
 """A run that was stopped, crashed or killed resumes with the same weights and metrics, bit for bit."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -21,6 +22,8 @@ from finetune_trainer.callbacks import StepRecord
 from finetune_trainer.errors import Interrupted, RunError, UserError
 from finetune_trainer.training import resume
 from finetune_trainer.training.checkpoint import write_manifest
+from finetune_trainer.training.checkpoint.store import find_problem
+from finetune_trainer.training.device import DeviceConfig, LossScale
 from finetune_trainer.training.run import RunOptions, run
 from finetune_trainer.training.versions import package_versions
 from harness import forkserver
@@ -266,6 +269,84 @@ def test_corrupt_checkpoint_is_reported_and_the_previous_one_is_used(
     assert resumed.has_message(f"checkpoint {last} is corrupt")
     assert resumed.resumed_step == 2
     assert (digest(resumed), metrics(out)) == uninterrupted
+
+
+@pytest.mark.parametrize(
+    "manifest", ["[]", "null", "3", '{"state.json": {"sixe": 3}}', '{"state.json": 1}', '{"/": {"size": 1}']
+)
+def test_damaged_manifest_is_a_problem_and_no_crash(manifest: str, tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text("{}")
+    (tmp_path / "manifest.json").write_text(manifest)
+    assert find_problem(tmp_path) == "manifest.json is missing or damaged"
+
+
+def test_manifest_that_cannot_be_read_now_is_no_reason_to_delete_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    write_manifest(tmp_path)
+    monkeypatch.setattr(Path, "read_text", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        find_problem(tmp_path)
+
+
+def test_copies_of_checkpoints_are_left_alone(claims: Path, out: Path) -> None:
+    with pytest.raises(CrashError):
+        go(job(), claims, out, InterruptAfter(5, crash))
+    (last,) = out.glob("result/.checkpoints/*/step-00000004")
+    shutil.copytree(last, last.with_name("step-00000004.bak"))
+    shutil.copytree(last, last.with_name("step-backup"))
+    assert go(job(), claims, out).resumed_step == 4
+
+
+def test_validation_set_that_is_removed_leaves_no_best_step(claims: Path, out: Path, tmp_path: Path) -> None:
+    claims = Path(shutil.copytree(claims, tmp_path / "claims"))
+    tiny.write_rows(claims / "data" / "held-out", tiny.reviews(9))
+
+    def changed(**data: Any) -> FineTuneJob:
+        every = {"checkpoint": {"everySteps": 2}, "evaluation": {"every": {"steps": 2}}} if data else {}
+        return tiny.job("bert", "reviews", data=data, output={"dtype": "BF16"}, **every)
+
+    with pytest.raises(CrashError):
+        go(changed(validation={"source": "pvc://data/held-out"}), claims, out, InterruptAfter(5, crash))
+    resumed = go(changed(), claims, out, resume=True)
+    assert resumed.resumed_step == 4
+    assert resumed.has_message("there is no validation set any more")
+    metadata = json.loads((out / "result" / "run.json").read_text())
+    assert metadata["savedStep"] == metadata["steps"] == 8
+    assert metadata["metrics"]["best"] is metadata["metrics"]["final"] is None
+
+
+@pytest.mark.parametrize(
+    ("precision", "stored", "restored"),
+    [
+        (torch.float16, (512.0, 7), (512.0, 7)),
+        (torch.float16, (1.0, 0), (2.0**16, 0)),  # written by a segment without FP16
+        (None, (512.0, 7), (1.0, 0)),  # written by a segment with FP16
+    ],
+)
+def test_loss_scale_of_another_precision_is_not_restored(
+    precision: torch.dtype | None, stored: tuple[float, int], restored: tuple[float, int]
+) -> None:
+    scale = LossScale.for_device(DeviceConfig(torch.device("cpu"), precision))
+    scale.restore(*stored)
+    assert (scale.scale, scale.good_steps) == restored
+
+
+@pytest.mark.parametrize("part", ["fingerprints", "segments"])
+def test_record_of_another_version_is_rejected(part: str, claims: Path, out: Path) -> None:
+    with pytest.raises(CrashError):
+        go(job(), claims, out, InterruptAfter(5, crash))
+    (last,) = out.glob("result/.checkpoints/*/step-00000004")
+    state = json.loads((last / "state.json").read_text())
+    (state["run"]["segments"][0] if part == "segments" else state["run"][part])["weather"] = "sun"
+    (last / "state.json").write_text(json.dumps(state))
+    (last / "manifest.json").unlink()
+    write_manifest(last)
+    with pytest.raises(UserError, match=r"step-00000004 was written by another version .*: weather\)"):
+        go(job(), claims, out)
 
 
 def test_checkpoint_of_another_version_is_rejected(claims: Path, out: Path) -> None:

@@ -146,5 +146,25 @@ def test_completed_test_is_not_repeated(claims: Path, out: Path, monkeypatch: py
     assert metadata["metrics"]["test"]["test/loss"] == first.tests[0].metrics["test/loss"]
 
 
+@pytest.mark.parametrize("changes", [{"output": {"dtype": "BF16"}}, {"checkpoint": {"keepBest": False}}])
+def test_completed_test_is_repeated_with_other_weights(
+    changes: dict[str, Any], claims: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = {"evaluation": {"metric": "eval/loss", "direction": "Maximize"}, "output": {"dtype": "FP32"}}
+    with monkeypatch.context() as patch:
+        patch.setattr("finetune_trainer.training.export.export_model", _no_space)
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space"):
+                run(job_with_test(**base), RunOptions(claims=tiny.claim_paths(claims, out)), first := Recorder())
+            patch.setattr("finetune_trainer.training.failures.read_failure", lambda folder: None)
+    changed = job_with_test(**tiny.merged(base, changes))
+    run(changed, RunOptions(claims=tiny.claim_paths(claims, out), resume=True), second := Recorder())
+    assert (len(first.tests), len(second.tests)) == (0, 1)
+    (tmp_path / "complete").mkdir()
+    complete = run_job(changed, claims, tmp_path / "complete")
+    metadata = json.loads((out / "result" / "run.json").read_text())
+    assert metadata["metrics"]["test"] == {"step": second.tests[0].step, **complete.tests[0].metrics}
+
+
 def _no_space(*_: Any) -> None:
     raise OSError(28, "No space left on device")

@@ -124,9 +124,9 @@ def read_records(path: Path) -> Iterator[MetricsRecord]:
 
 
 def find_test_record(path: Path, step: int) -> TestRecord | None:
-    """The test after `step` steps, if the file has it."""
-    tests = (record for record in read_records(path) if isinstance(record, TestRecord) and record.step == step)
-    return next(tests, None)
+    """The last test after `step` steps, if the file has one."""
+    tests = [record for record in read_records(path) if isinstance(record, TestRecord) and record.step == step]
+    return tests[-1] if tests else None
 
 
 def _to_row(record: MetricsRecord) -> dict[str, Any]:

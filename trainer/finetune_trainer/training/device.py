@@ -120,6 +120,12 @@ class LossScale:
         """Whether gradients that are not finite may be so only because of the scale."""
         return self.is_dynamic and self.scale > 1.0
 
+    def restore(self, scale: float, good_steps: int) -> None:
+        """Continue from the scale of a checkpoint, unless the precision then or now needs none."""
+        was_dynamic = (scale, good_steps) != (1.0, 0)
+        if self.is_dynamic and was_dynamic:
+            self.scale, self.good_steps = scale, good_steps
+
     def update(self, is_finite: bool, growth_interval: int = 2000) -> None:
         """Halve the scale after a step that was not finite; double it after `growth_interval` finite ones."""
         if not self.is_dynamic:

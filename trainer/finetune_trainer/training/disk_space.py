@@ -87,7 +87,8 @@ def estimate_space(context: TrainingContext, state: TrainState) -> RequiredSpace
     """The space that the rest of a run needs."""
     model = context.model
     buffers = sum(buffer.nbytes for buffer in model.base.buffers())
-    output = buffers + sum(parameter.nbytes for parameter in model.parameters.values())
+    weights, saved = {**dict(model.base.named_buffers()), **model.parameters}, model.output_dtypes.by_name
+    output = sum(it.numel() * saved.get(name, it.dtype).itemsize for name, it in weights.items())
     layouts = state_layouts([module.plan for module in model.modules], model.parameters)
     trained = sum(
         parameter.nbytes + layouts[module.plan.name].numel(parameter) * 4

@@ -87,10 +87,12 @@ def find_existing_output(job: FineTuneJob, destination: Path, run_folder: Path) 
     if run is None and ((run_folder / STAGING_FOLDER).exists() or not (destination / "config.json").exists()):
         return None
     is_same_object = run is not None and job.metadata.uid is not None and run.get("uid") == job.metadata.uid
-    is_same_spec = run is not None and run.get("contentHash") == job.spec.content_hash()
+    # Earlier versions did not record on which data an output was trained, so it cannot be accepted as that of this job.
+    has_fingerprints = run is not None and isinstance(run.get("fingerprints"), Mapping)
+    is_same_spec = run is not None and has_fingerprints and run.get("contentHash") == job.spec.content_hash()
     if run is not None and (is_same_object or (is_same_spec and job.spec.output.if_exists == "Fail")):
         status = OutputStatus(destination=job.destination, digest=run.get("digest"))
-        return ExistingOutput(status, is_same_object, Fingerprints(**run.get("fingerprints", {})))
+        return ExistingOutput(status, is_same_object, Fingerprints.parse(run.get("fingerprints")))
     if job.spec.output.if_exists == "Fail":
         raise UserError(
             f"output.destination: {job.destination} already has {_describe_output(run, job)} ({destination}): "
@@ -253,19 +255,20 @@ def _to_json(entry: HistoryEntry | TestRecord | None) -> dict[str, Any] | None:
 
 
 def _read_run_file(destination: Path) -> dict[str, Any] | None:
+    """The content of `run.json`: None if there is no such file, empty if no run wrote it."""
     try:
-        run: dict[str, Any] = json.loads((destination / RUN_FILE).read_text())
+        run = json.loads((destination / RUN_FILE).read_text())
     except FileNotFoundError:
         return None
-    except json.JSONDecodeError:
+    except ValueError:
         return {}
-    return run
+    return run if isinstance(run, dict) else {}
 
 
 def _describe_output(run: Mapping[str, Any] | None, job: FineTuneJob) -> str:
     if run is None:
         return "a model that was not written by a job"
-    if run.get("name") == job.name and "fingerprints" not in run:
+    if run.get("name") == job.name and not isinstance(run.get("fingerprints"), Mapping):
         return f"the output of a job with the same name, {job.name!r}, that an earlier version of the trainer wrote"
     if run.get("name") == job.name:
         return f"the output of an earlier job with the same name, {job.name!r}, and a different spec"
@@ -282,7 +285,8 @@ def _replace_output(destination: Path, staging: Path, names: Sequence[str]) -> N
     """Delete the files of an earlier output that are not replaced, and move the new ones into place, run.json last."""
     previous = _read_run_file(destination) or {}
     (destination / RUN_FILE).unlink(missing_ok=True)
-    for name in previous.get("files", []):
+    files = previous.get("files")
+    for name in map(str, files if isinstance(files, list) else []):
         if name not in names and (name := Path(name).name).strip("."):  # it may come from anywhere
             _remove(destination / name)
     for name in names:

@@ -259,10 +259,14 @@ class LeaseLock:
 
     def _write_temporary(self) -> Path:
         temporary = self.path.with_name(f"{LEASE_FILE}-{self.lease.holder}")
-        with temporary.open("w") as file:
-            file.write(self.lease.to_json())
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with temporary.open("w") as file:
+                file.write(self.lease.to_json())
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:  # a full disk, or a signal
+            temporary.unlink(missing_ok=True)
+            raise
         return temporary
 
     def _read(self) -> str | None:

@@ -29,6 +29,7 @@ from finetune_trainer.training.checkpoint.weights import check_frozen
 from finetune_trainer.training.device import LossScale
 from finetune_trainer.training.divergence import SkippedSteps
 from finetune_trainer.training.dtypes import widen_weights
+from finetune_trainer.training.evaluation import HistoryEntry
 from finetune_trainer.training.failures import forget_failure
 from finetune_trainer.training.optimizers import set_optimizer_state_dict, state_layouts
 from finetune_trainer.training.rng import set_rng_state
@@ -180,16 +181,26 @@ def start_run(
     set_model_state_dict(context.model.base, checkpoint.weights, _run(checkpoint).frozen)
     _restore_optimizers(context, checkpoint.optimizer, log)
     set_rng_state(dict(checkpoint.rng_state))
-    state.loss_scale.scale, state.loss_scale.good_steps = checkpoint.loss_scale
+    state.loss_scale.restore(*checkpoint.loss_scale)
     checkpoints.start_run(record, _frozen(context, checkpoint.weights))
     return replace(
         state,
         step=checkpoint.step,
-        history=list(checkpoint.history),
+        history=_restore_history(checkpoint, context, log),
         elapsed=checkpoint.elapsed,
         position=checkpoint.position,
         skipped=SkippedSteps(**checkpoint.skipped_steps),
     )
+
+
+def _restore_history(
+    checkpoint: Checkpoint, context: TrainingContext, log: Callable[[str], None]
+) -> list[HistoryEntry]:
+    """The evaluations so far. Without a validation set, no later weights could be compared with theirs."""
+    if checkpoint.history and context.validation is None:
+        log("there is no validation set any more: the evaluations so far do not count, and the last weights are saved")
+        return []
+    return list(checkpoint.history)
 
 
 def _frozen(context: TrainingContext, stored: Mapping[str, Tensor]) -> FrozenWeights:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass, field, replace
@@ -47,6 +48,9 @@ from finetune_trainer.training.state import TrainingContext, TrainState
 from finetune_trainer.training.trainer import Trainer
 from finetune_trainer.training.trial import unchanged
 from finetune_trainer.training.watchdog import Heartbeat, watchdog
+
+TESTED_FILE = "tested.json"
+"""File in the checkpoint folder: the weights that the last test measured."""
 
 
 @dataclass(frozen=True)
@@ -297,7 +301,7 @@ def _test_and_export(run: _RunContext, context: TrainingContext, state: TrainSta
             run.callback.on_message(note)
         run.callback.on_message(f"saving the weights of {weights.description}")
         final = _measure_final(run, context, state, weights, heartbeat)
-        test = _test(run, context, state, heartbeat) if context.test is not None else None
+        test = _test(run, context, state, weights, heartbeat) if context.test is not None else None
         record = run.checkpoints.record
         metadata = export.build_run_metadata(run.job, record, context.plan, state, weights, test=test, final=final)
         _cast_weights(run, context)
@@ -339,15 +343,31 @@ def _cast_weights(run: _RunContext, context: TrainingContext) -> None:
         run.callback.on_message(f"saving in FP32, because FP16 cannot represent the values: {join_some(kept)}")
 
 
-def _test(run: _RunContext, context: TrainingContext, state: TrainState, heartbeat: Heartbeat) -> TestRecord:
-    """Evaluate the test set, unless an earlier attempt did that before it was interrupted."""
-    if record := find_test_record(run.metrics_file, state.step):
+def _test(
+    run: _RunContext, context: TrainingContext, state: TrainState, weights: SelectedWeights, heartbeat: Heartbeat
+) -> TestRecord:
+    """Evaluate the test set, unless an earlier attempt did that with the same weights before it was interrupted."""
+    file, tested = run.checkpoints.folder / TESTED_FILE, _describe_tested(context, weights)
+    if _read_text(file) == tested and (record := find_test_record(run.metrics_file, state.step)):
         return record
     with closing(MetricsWriter(run.metrics_file)) as metrics:
         callback = CallbackList((run.callback, metrics, heartbeat))
         record = Trainer(context, state, run.checkpoints, callback, run.stop).test()
         metrics.flush()
+    file.write_text(tested)
     return record
+
+
+def _describe_tested(context: TrainingContext, weights: SelectedWeights) -> str:
+    """Which weights are tested: checkpoint.keepBest and output.dtype may change between attempts."""
+    dtypes = {name: str(dtype) for name, dtype in context.model.output_dtypes.by_name.items()}
+    return json.dumps({"step": weights.step, "dtypes": dtypes}, sort_keys=True)
+
+
+def _read_text(file: Path) -> str | None:
+    with suppress(OSError, ValueError):
+        return file.read_text()
+    return None
 
 
 def _describe_failure(error: BaseException) -> tuple[str, str]:

@@ -42,6 +42,12 @@ class Fingerprints:
     tokenizer: str | None = None
     model: str | None = None
 
+    @classmethod
+    def parse(cls, values: object) -> Fingerprints:
+        """The fingerprints in a file that any version may have written; what this version does not know is left out."""
+        known = values if isinstance(values, Mapping) else {}
+        return cls(**{item.name: known[item.name] for item in fields(cls) if isinstance(known.get(item.name), str)})
+
     def describe_differences(
         self, other: Fingerprints, sizes: Mapping[str, int] | None = None, other_sizes: Mapping[str, int] | None = None
     ) -> dict[str, str]:

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,8 +146,18 @@ class CheckpointManager:
 
     def close(self) -> None:
         """Wait until nothing is written any more, and release the destination."""
-        self._writer.shutdown(wait=True)
-        self.lease.release()
+        try:
+            self._writer.shutdown(wait=True)
+            self._remove_if_unused()
+        finally:
+            self.lease.release()
+
+    def _remove_if_unused(self) -> None:
+        """Delete the folder of a run that was refused before it wrote anything."""
+        with suppress(OSError, RunError):
+            self.check_owner()
+            if [path.name for path in self.folder.iterdir()] == [OWNER_FILE]:
+                self.remove()
 
     def _write(self, checkpoint: Checkpoint, best_step: int | None) -> CheckpointRecord:
         checkpoint = replace(checkpoint, run=replace(self.record, frozen=self.frozen.hashes))

@@ -53,7 +53,8 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints, ascending."""
-        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*"))
+        numbers = (path.name.removeprefix("step-") for path in self.folder.glob("step-*"))
+        return sorted(int(number) for number in numbers if number.isdecimal())  # not a copy, such as step-00000005.bak
 
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
@@ -166,6 +167,9 @@ def read_state(folder: Path) -> Checkpoint:
     state = json.loads((folder / STATE_FILE).read_text())
     _check_fields(folder, state, Checkpoint)
     _check_fields(folder, state["run"], RunRecord)
+    _check_fields(folder, state["run"]["fingerprints"], Fingerprints)
+    for segment in state["run"]["segments"]:
+        _check_fields(folder, segment, Segment)
     state |= {WEIGHTS: {}, OPTIMIZER: {}}
     state["history"] = tuple(HistoryEntry(**entry) for entry in state["history"])
     state["loss_scale"] = tuple(state["loss_scale"])
@@ -198,15 +202,16 @@ def find_problem(folder: Path, on_progress: Callable[[], None] = lambda: None) -
     """Compare the files of a checkpoint with its manifest; see `CheckpointStore.find_problem`."""
     try:
         manifest = json.loads((folder / MANIFEST_FILE).read_text())
-    except (OSError, ValueError):
-        return f"{MANIFEST_FILE} is missing or truncated"
-    for name, expected in manifest.items():
+        expected = [(str(name), int(entry["size"]), str(entry["sha256"])) for name, entry in manifest.items()]
+    except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError, KeyError, TypeError):
+        return f"{MANIFEST_FILE} is missing or damaged"
+    for name, size, sha256 in expected:
         path = folder / name
-        if not path.exists():
+        if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != expected["size"]:
-            return f"{name} has {path.stat().st_size:,} bytes, expected {expected['size']:,}"
-        if file_sha256(path, on_progress) != expected["sha256"]:
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size:,} bytes, expected {size:,}"
+        if file_sha256(path, on_progress) != sha256:
             return f"{name} does not match its SHA-256 hash"
     return None
 
