@@ -126,15 +126,6 @@ def node(require_tier: Callable[[Tier], None], request: pytest.FixtureRequest) -
 
 
 @pytest.fixture(scope="session")
-def e2e_cluster(external_cluster: Cluster | None, request: pytest.FixtureRequest) -> Cluster:
-    """A cluster that runs pods: the external cluster if one is configured, otherwise the node."""
-    if external_cluster is not None:
-        return external_cluster
-    running: Cluster = request.getfixturevalue("node")
-    return running
-
-
-@pytest.fixture(scope="session")
 def kubectl(control_plane: Cluster) -> Callable[..., str]:
     """kubectl on the control plane."""
     return control_plane.kubectl

@@ -92,7 +92,7 @@ def test_symbolic_links_are_neither_listed_nor_followed(work: Any) -> None:
 
 def test_help_teaches_what_is_kept(work: Any) -> None:
     text = " ".join(work.finetune("clean", "--help").output.replace("│", " ").split())
-    assert "It keeps those that `finetune run JOB.yaml` would resume from" in text
+    assert "It keeps those that finetune run JOB.yaml would resume from" in text
     assert "UID" in text
 
 

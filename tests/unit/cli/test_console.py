@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from finetune_trainer.callbacks import EvaluationRecord, StepRecord
-from finetune_trainer.cli.console import LOG_INTERVAL, PlainDisplay, TerminalDisplay, render_text, sparkline
+from finetune_trainer.cli.console import LOG_INTERVAL, STOPPING, PlainDisplay, TerminalDisplay, render_text, sparkline
 from finetune_trainer.cli.plan_table import DASH
 from finetune_trainer.cli.summary import result_table
 from finetune_trainer.formatting import format_number
@@ -83,3 +83,12 @@ def test_terminal_shows_progress_before_and_during_training(terminal: TerminalDi
     view = render_text(terminal._view())
     assert "step 1/4" in view
     assert "writing checkpoint" in view and "1/3 (33%)" in view
+
+
+@pytest.mark.parametrize("is_stopping", [False, True])
+def test_terminal_acknowledges_a_request_to_stop(is_stopping: bool, plan: RunPlan) -> None:
+    display = TerminalDisplay(Console(file=StringIO(), force_terminal=True, width=100), lambda: is_stopping)
+    display.on_train_begin(plan, 0)
+    display.on_step_end(step(1.0))
+    assert (STOPPING in render_text(display._view())) == is_stopping
+    display.close()

@@ -32,6 +32,7 @@ from finetune_trainer.plan import RunPlan
 LOG_INTERVAL = 5.0
 """Shortest time between two steps in a log, in seconds."""
 LOG_WIDTH = 140
+STOPPING = "stopping after this step, with a checkpoint; press Ctrl-C again to stop now, without one"
 SPARKLINE = "▁▂▃▄▅▆▇█"
 
 
@@ -73,10 +74,16 @@ class Display(Callback):
 
 
 class TerminalDisplay(Display):
-    """A live display: progress bar, loss, and one line per module with its learning rate and gradient norm."""
+    """A live display: progress bar, loss, and one line per module with its learning rate and gradient norm.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        console: the terminal.
+        is_stopping: whether the run was asked to stop, and will do so after its step.
+    """
+
+    def __init__(self, console: Console, is_stopping: Callable[[], bool] = lambda: False) -> None:
         self._console = console
+        self._is_stopping = is_stopping
         self._live: Live | None = None
         self._plan: RunPlan | None = None
         self._record: StepRecord | None = None
@@ -144,7 +151,8 @@ class TerminalDisplay(Display):
         self._live.start()
 
     def _view(self) -> RenderableType:
-        activities = [line for line in (self._evaluation_line(), self._activity_line()) if line is not None]
+        lines = (self._evaluation_line(), self._activity_line(), self._stopping_line())
+        activities = [line for line in lines if line is not None]
         if self._plan is None or self._record is None:
             return Group(*activities) if activities else Text("starting …", "dim")
         parts = [self._bar(self._record), self._modules(self._plan, self._record), *activities]
@@ -176,6 +184,10 @@ class TerminalDisplay(Display):
             return None
         done, total = self._evaluating
         return _progress_line("evaluating", done, total, f"{done:,}/{pluralize(total, 'batch', 'batches')}")
+
+    def _stopping_line(self) -> RenderableType | None:
+        # Polled here, because a signal handler must not print.
+        return Text(STOPPING, "yellow") if self._is_stopping() else None
 
     def _activity_line(self) -> RenderableType | None:
         return None if self._activity is None else _progress_line(*self._activity, format_progress(*self._activity[1:]))

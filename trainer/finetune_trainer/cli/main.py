@@ -1,4 +1,4 @@
-"""The `finetune` command: run a job, show its plan, plot its schedules, validate its manifest.
+"""The `finetune` command: run a job, show its plan, plot its schedules, validate its manifest, remove its checkpoints.
 
 An error is one message on stderr; tracebacks are for `--debug`. The heavy libraries are imported by the commands that
 need them, so `--help` and `validate` take less than a second.
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from finetune_api.job import FineTuneJob
     from finetune_trainer.claims import ClaimPaths
     from finetune_trainer.cli.console import Display
+    from finetune_trainer.training.signals import StopFlag
 
 DISTRIBUTION = "finetune-operator"
 INVALID = 2
@@ -38,8 +39,8 @@ PLAIN_WIDTH = 100
 app = typer.Typer(
     name="finetune",
     help="Fine-tune the parts of a model differently: each module with its own optimizer, learning rate and schedule.",
-    epilog="Start with [bold]finetune plan JOB.yaml[/]: it shows what a run will do, without weights or a GPU.",
-    rich_markup_mode="rich",
+    epilog="Start with **finetune plan JOB.yaml**: it shows what a run will do, without weights or a GPU.",
+    rich_markup_mode="markdown",  # joins the lines of a paragraph
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -108,7 +109,7 @@ def main() -> None:
 # Commands --------------------------------------------------------------------------------------------------------
 
 
-@app.command(epilog="Example: [bold]finetune run job.yaml --claim captions=./data --set training.epochs=1[/]")
+@app.command(epilog="Example: `finetune run job.yaml --claim captions=./data --set training.epochs=1`")
 def run(
     job_file: JobArgument,
     *,
@@ -157,7 +158,7 @@ def run(
         stop.exit_hooks.append(_print_interrupted)
         job = _load_job(job_file, overrides, termination_log)
         claim_paths = _claim_paths(claim, claims_dir)
-        display = _display(not sys.stdout.isatty() if plain is None else plain)
+        display = _display(not sys.stdout.isatty() if plain is None else plain, stop)
         _limit_openmp_spinning()
         _quiet_matplotlib()
         with spinner("loading libraries"):
@@ -169,7 +170,7 @@ def run(
         print_summary(job, claim_paths, report, display)
 
 
-@app.command(epilog="Example: [bold]finetune plan job.yaml --set modules.visual.optimizer.learningRate=1e-4[/]")
+@app.command(epilog="Example: `finetune plan job.yaml --set modules.visual.optimizer.learningRate=1e-4`")
 def plan(
     job_file: JobArgument,
     *,
@@ -206,7 +207,7 @@ def plan(
             raise preview.error
 
 
-@app.command(epilog="Example: [bold]finetune plot job.yaml --samples 50000 -o rates.png[/]")
+@app.command(epilog="Example: `finetune plot job.yaml --samples 50000 -o rates.png`")
 def plot(
     job_file: JobArgument,
     *,
@@ -251,7 +252,7 @@ def plot(
         typer.echo(target)
 
 
-@app.command(epilog="Example: [bold]kustomize build . | finetune validate -[/]")
+@app.command(epilog="Example: `kustomize build . | finetune validate -`")
 def validate(
     files: Annotated[
         list[str], typer.Argument(metavar="FILE...", help="Manifest files; - is stdin.", show_default=False)
@@ -273,7 +274,7 @@ def validate(
             raise typer.Exit(INVALID)
 
 
-@app.command(epilog="Example: [bold]finetune clean job.yaml --claim models=./models[/]")
+@app.command(epilog="Example: `finetune clean job.yaml --claim models=./models`")
 def clean(
     job_file: JobArgument,
     *,
@@ -302,11 +303,13 @@ def clean(
         job, claim_paths = _load_job(job_file, overrides), _claim_paths(claim, claims_dir)
         runs = cleaning.find_removable(job, claim_paths, include_own=everything)
         if not runs:
-            typer.echo(f"no checkpoints to remove in {claim_paths.locate_destination(job.destination)}")
+            kept = "" if everything else " (without --all, those of this job are kept)"
+            typer.echo(f"no checkpoints to remove in {claim_paths.locate_destination(job.destination)}{kept}")
             return
         typer.echo(cleaning.describe(runs))
         if not yes and not _confirm("remove them?"):
-            _fail("nothing was removed; without a terminal, confirm with --yes", INVALID, "stopped")
+            hint = "" if sys.stdin.isatty() else "; without a terminal, confirm with --yes"
+            _fail(f"nothing was removed{hint}", INVALID, "stopped")
         cleaning.remove(job, runs, typer.echo)
         typer.echo("removed")
 
@@ -315,6 +318,7 @@ def _confirm(question: str) -> bool:
     try:
         return typer.confirm(question)
     except typer.Abort:  # Ctrl-C, or the end of the input
+        typer.echo()  # ends the line of the question
         return False
 
 
@@ -439,12 +443,14 @@ def _claim_paths(claims: Sequence[str] | None, claims_dir: Path | None) -> Claim
     return ClaimPaths(claims_dir or DEFAULT_CLAIMS_DIR, mappings)
 
 
-def _display(plain: bool) -> Display:
+def _display(plain: bool, stop: StopFlag) -> Display:
     from rich.console import Console
 
     from finetune_trainer.cli.console import PlainDisplay, TerminalDisplay
 
-    return PlainDisplay(sys.stdout) if plain else TerminalDisplay(Console(force_terminal=True, highlight=False))
+    if plain:
+        return PlainDisplay(sys.stdout)
+    return TerminalDisplay(Console(force_terminal=True, highlight=False), lambda: stop.requested)
 
 
 def _limit_openmp_spinning() -> None:

@@ -32,22 +32,11 @@ ATOMIC_BYTES = 4096
 """What can be written to a pipe that is ready without blocking; PIPE_BUF on Linux."""
 
 
-class QueuedOutput(io.RawIOBase):
-    """A binary stream whose writes are queued, and done by a thread.
-
-    In a forked child, which has no such thread, bytes are written directly if that does not block, else dropped.
-
-    Args:
-        descriptor: the file descriptor of the stream.
-    """
+class _OutputStream(io.RawIOBase):
+    """A binary stream for output to a file descriptor."""
 
     def __init__(self, descriptor: int) -> None:
-        self._descriptor, self._process = descriptor, os.getpid()
-        self._queue: deque[tuple[int, bytes]] = deque()
-        self._num_bytes = self._dropped_lines = 0
-        self._is_gone = False
-        self._changed = threading.Condition()
-        threading.Thread(target=self._write_queued, name="output", daemon=True).start()
+        self._descriptor = descriptor
 
     def writable(self) -> bool:
         return True
@@ -57,6 +46,25 @@ class QueuedOutput(io.RawIOBase):
 
     def isatty(self) -> bool:
         return os.isatty(self._descriptor)
+
+
+class QueuedOutput(_OutputStream):
+    """A binary stream whose writes are queued, and done by a thread.
+
+    In a forked child, which has no such thread, bytes are written directly if that does not block, else dropped.
+
+    Args:
+        descriptor: the file descriptor of the stream.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor)
+        self._process = os.getpid()
+        self._queue: deque[tuple[int, bytes]] = deque()
+        self._num_bytes = self._dropped_lines = 0
+        self._is_gone = False
+        self._changed = threading.Condition()
+        threading.Thread(target=self._write_queued, name="output", daemon=True).start()
 
     def write(self, data: object) -> int:
         """Queue bytes. Never blocks and never fails."""
@@ -121,20 +129,12 @@ def _write_if_ready(descriptor: int, data: bytes) -> None:
         return
 
 
-class _SharedOutput(io.RawIOBase):
+class _SharedOutput(_OutputStream):
     """Standard error that goes to the same file as standard output: one queue keeps the order of both."""
 
     def __init__(self, output: QueuedOutput, descriptor: int) -> None:
-        self._output, self._descriptor = output, descriptor
-
-    def writable(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return self._descriptor
-
-    def isatty(self) -> bool:
-        return os.isatty(self._descriptor)
+        super().__init__(descriptor)
+        self._output = output
 
     def write(self, data: object) -> int:
         return self._output.write_to(self._descriptor, bytes(data))  # type: ignore[call-overload]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
+import warnings
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -83,18 +84,21 @@ def map_in_workers(
     """
     if num_workers:  # workers run in parallel already, and threads do not survive a fork
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    loader = DataLoader(
-        _FunctionDataset(function),
-        sampler=items,
-        batch_size=None,
-        collate_fn=_identity,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),  # so that the global random state does not depend on where a run was resumed
-        worker_init_fn=_init_worker,
-        multiprocessing_context="fork" if num_workers else None,
-    )
-    results = iter(loader)
+    with warnings.catch_warnings():
+        # The number of workers is that of data.workers, whatever the number of cores.
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        loader = DataLoader(
+            _FunctionDataset(function),
+            sampler=items,
+            batch_size=None,
+            collate_fn=_identity,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),  # so that the global random state does not depend on where a run was resumed
+            worker_init_fn=_init_worker,
+            multiprocessing_context="fork" if num_workers else None,
+        )
+        results = iter(loader)
     try:
         for result in results:
             if isinstance(result, RunError):
