@@ -55,10 +55,10 @@ def run(name: str) -> str:
 def as_markdown(output: str) -> str:
     """The tables of an output, each below its title.
 
-    >>> as_markdown("loading\\n  A title\\n\\n|   | ms |\\n|---|---|\\n| a | 1 |\\n")
+    >>> as_markdown("loading\\n  A title  \\n   \\n|   | ms |\\n|---|---|\\n| a | 1 |\\n")
     '**A title**\\n\\n|   | ms |\\n|---|---|\\n| a | 1 |'
     """
-    blocks = re.findall(r"(?:^([^|\n]*)\n)?\n*((?:^ *\|.*\n?)+)", output, flags=re.MULTILINE)
+    blocks = re.findall(r"^ *(\S[^|\n]*)\n(?: *\n)*((?:^ *\|.*\n?)+)", output, flags=re.MULTILINE)
     return "\n\n".join(
         f"**{title.strip()}**\n\n" + "\n".join(line.strip() for line in table.splitlines()) for title, table in blocks
     )
