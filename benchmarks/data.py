@@ -107,20 +107,17 @@ def measure_map(folder: Path) -> float:
     return time.perf_counter() - start
 
 
-class FirstStepError(Exception):
-    """Ends a run after its first step."""
-
-
 def measure_run(folder: Path) -> float:
     """Seconds from the start of the process to the end of the first step."""
     from finetune_api import FineTuneJob
     from finetune_trainer.callbacks import Callback, StepRecord
     from finetune_trainer.claims import ClaimPaths
+    from finetune_trainer.errors import Interrupted
     from finetune_trainer.training.run import RunOptions, run
 
     class StopAfterFirstStep(Callback):
         def on_step_end(self, record: StepRecord) -> None:
-            raise FirstStepError
+            raise Interrupted("the first step is done")
 
     spec = {
         "model": {"source": "pvc://models/llama"},
@@ -135,7 +132,7 @@ def measure_run(folder: Path) -> float:
     out.mkdir(exist_ok=True)
     try:
         run(job, RunOptions(claims=ClaimPaths(folder, {"out": out})), StopAfterFirstStep())
-    except FirstStepError:
+    except Interrupted:
         return time.time() - float(os.environ["STARTED"])
     raise AssertionError("the run ended without a step")
 
