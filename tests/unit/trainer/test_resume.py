@@ -574,6 +574,11 @@ run(job, RunOptions(claims=ClaimPaths(Path(sys.argv[1]), {"out": Path(sys.argv[2
 """
 
 
+def _read_step(file: Path) -> int:
+    """The step in a file that another process writes; 0 while it is missing or being written."""
+    return int((file.read_text() if file.exists() else "") or 0)
+
+
 @pytest.mark.parametrize("workers", [2])
 def test_sigkill_at_a_random_step(
     workers: int, claims: Path, out: Path, tmp_path: Path, uninterrupted: tuple[str, Any]
@@ -586,7 +591,7 @@ def test_sigkill_at_a_random_step(
     process = forkserver.start(arguments, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     step = random.randint(1, 5)
     deadline = time.monotonic() + 120
-    while not (step_file.exists() and step_file.read_text() and int(step_file.read_text()) >= step):
+    while _read_step(step_file) < step:
         assert process.poll() is None, "it ended before it was killed"
         assert time.monotonic() < deadline
         time.sleep(0.005)
