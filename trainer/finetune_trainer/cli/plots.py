@@ -31,6 +31,8 @@ TEXT_COLOR, MUTED_COLOR, SPINE_COLOR, GRID_COLOR = "#2b2b33", "#84848f", "#c9c9d
 METRIC_COLORS = ("#ee7733", "#009988", "#aa4499", "#997700", "#555560")
 WIDTH, DPI = 9.6, 150
 CAPTION_LENGTH = 130
+MAX_LEGEND_LENGTH = 70
+"""Characters in the labels of a legend in the normal font size."""
 """Characters of a caption and of the module's name next to it, which is larger."""
 T = TypeVar("T")
 MAX_POINTS = 4000
@@ -319,11 +321,14 @@ def _use_log_scale(axes: Axes) -> None:
 
 
 def _legend(axes: Axes) -> None:
-    if not axes.get_legend_handles_labels()[0]:
+    labels = axes.get_legend_handles_labels()[1]
+    if not labels:
         return
+    is_long = sum(map(len, labels)) > MAX_LEGEND_LENGTH  # it would be wider than the axes
     axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=6, frameon=False, fontsize=9.5, borderaxespad=0.1,
-        borderpad=0.1, handlelength=1.6, labelcolor=TEXT_COLOR,
+        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=6, frameon=False, fontsize=7.5 if is_long else 9.5,
+        borderaxespad=0.1, borderpad=0.1, handlelength=1.6, columnspacing=1.0 if is_long else 2.0,
+        labelcolor=TEXT_COLOR,
     )  # fmt: skip
 
 
