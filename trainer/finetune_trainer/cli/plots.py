@@ -31,9 +31,9 @@ TEXT_COLOR, MUTED_COLOR, SPINE_COLOR, GRID_COLOR = "#2b2b33", "#84848f", "#c9c9d
 METRIC_COLORS = ("#ee7733", "#009988", "#aa4499", "#997700", "#555560")
 WIDTH, DPI = 9.6, 150
 CAPTION_LENGTH = 130
+"""Characters of a caption and of the module's name next to it, which is larger."""
 MAX_LEGEND_LENGTH = 70
 """Characters in the labels of a legend in the normal font size."""
-"""Characters of a caption and of the module's name next to it, which is larger."""
 T = TypeVar("T")
 MAX_POINTS = 4000
 """Longer runs are downsampled; more points than pixels are not visible."""
