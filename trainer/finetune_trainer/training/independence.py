@@ -112,7 +112,6 @@ class PaddingConfig:
         if tokenizer is not None:
             tokenizer.padding_side = self.side
             tokenizer.init_kwargs["padding_side"] = self.side  # only arguments of its constructor are saved
-            tokenizer.init_kwargs["padding_side"] = self.side  # only arguments of its constructor are saved
         if self.pad_token_id != _get_pad_token_id(model):
             model.config.get_text_config().pad_token_id = self.pad_token_id
 
