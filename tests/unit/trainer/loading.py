@@ -1,6 +1,6 @@
 """Loads the dataset `pvc://data/set` the way a run does."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.data import (
     BadRowPolicy,
     Dataset,
+    RowProblem,
     Table,
+    merge_problems,
     read_columns,
     read_table,
     resolve_columns,
@@ -31,6 +33,13 @@ def load_table(claims_dir: Path, bad_rows: BadRowPolicy = FAIL, **train: Any) ->
     """The table with all of its columns."""
     files = resolve_files(data_spec(train=train).train, "data.train", ClaimPaths(claims_dir))
     return read_table(files, bad_rows, read_columns(files))
+
+
+def invalid_images(data: Dataset) -> Iterator[RowProblem]:
+    """Images that are null or cannot be decoded."""
+    checks = ((index, data.check_image(index)) for index in range(len(data)))
+    unreadable = (RowProblem(index, "image", check.problem) for index, check in checks if check.problem)
+    return merge_problems(data.missing_values("image"), unreadable)
 
 
 def load_dataset(claims_dir: Path, *roles: str, bad_rows: BadRowPolicy = FAIL, **train: Any) -> Dataset:

@@ -12,7 +12,7 @@ from finetune_api.data import Columns
 from finetune_trainer.data import resolve_columns
 from finetune_trainer.data.layout import infer_layout
 from finetune_trainer.tasks import TASKS
-from unit.trainer.loading import load_table
+from unit.trainer.loading import invalid_images, load_table
 
 PAGE = Path(__file__).parents[3] / "docs" / "data.md"
 SAMPLE = re.compile(r"^```\w+ (\S+\.\w+) (\w+)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
@@ -52,7 +52,7 @@ def test_sample_is_read(tmp_path: Path, name: str, task: str, text: str) -> None
     assert len(data) == len(rows)
     for role in names.keys() & rows[0].keys() - {"image"}:
         assert data.values(role) == [row[role] for row in rows]
-    assert "image" not in names or not list(data.invalid_images())
+    assert "image" not in names or not list(invalid_images(data))
 
 
 def split_examples() -> list[tuple[list[str], set[str]]]:

@@ -15,7 +15,7 @@ from finetune_trainer.data.data_files import DataFiles
 from finetune_trainer.data.layout import image_classes, infer_layout
 from finetune_trainer.errors import UserError
 from finetune_trainer.tasks.image_classification import ImageClassification
-from unit.trainer.loading import data_spec, load_dataset
+from unit.trainer.loading import data_spec, invalid_images, load_dataset
 
 Splits = Mapping[str, Sequence[str]]
 
@@ -332,7 +332,7 @@ def test_folder_of_a_configuration_is_split_by_the_same_rules(folder: Path, tmp_
     write_card(folder, "configs:", "- config_name: photos", "  data_dir: photos")
     data = load_dataset(tmp_path, "image", "label")
     assert data.class_names("label") == ["bus_stop", "train_station"]
-    assert not list(data.invalid_images())
+    assert not list(invalid_images(data))
 
 
 CLASSES_OF_CARD = (

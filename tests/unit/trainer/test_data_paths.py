@@ -11,7 +11,7 @@ from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.data import BadRowPolicy, resolve_files
 from finetune_trainer.errors import UserError
 from unit.trainer import tiny
-from unit.trainer.loading import data_spec, load_dataset
+from unit.trainer.loading import data_spec, invalid_images, load_dataset
 
 
 @pytest.fixture
@@ -63,17 +63,17 @@ def test_image_path_outside_the_data_set_is_a_bad_row(
     (folder / "deeper").symlink_to(tmp_path)
     write(folder, path.format(tmp=tmp_path))
     data = load_dataset(tmp_path, "image", "text")
-    (problem,) = data.invalid_images()
+    (problem,) = invalid_images(data)
     assert problem.index == 1
     assert message in problem.text
     with pytest.raises(UserError, match="cannot decode the image"):
         data[1]
-    assert len(BadRowPolicy(skip=True, limit=1).drop_rows(data, data.invalid_images())) == 1
+    assert len(BadRowPolicy(skip=True, limit=1).drop_rows(data, invalid_images(data))) == 1
 
 
 def test_link_to_an_image_outside_the_claim_is_a_bad_row(folder: Path, tmp_path: Path) -> None:
     (folder / "link.png").symlink_to(tmp_path / "secret.png")
-    (problem,) = load_dataset(tmp_path, "image", "label").invalid_images()
+    (problem,) = invalid_images(load_dataset(tmp_path, "image", "label"))
     assert "'link.png' is a symbolic link to a target outside the claim" in problem.text
 
 
@@ -165,7 +165,7 @@ def test_claims_folder_may_be_relative_or_a_link(
     monkeypatch.chdir(tmp_path)
     data = load_dataset(Path(claims.format(tmp=tmp_path)), "image", role)
     assert data[0]["image"].getpixel((0, 0)) == tiny.COLOURS["red"]
-    assert list(data.invalid_images()) == []
+    assert list(invalid_images(data)) == []
     assert "set/" in data.locate(0)
 
 

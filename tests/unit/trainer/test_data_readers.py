@@ -18,7 +18,7 @@ from finetune_trainer.claims import ClaimPaths
 from finetune_trainer.data import align_labels, count_rows, resolve_columns, resolve_files
 from finetune_trainer.errors import UserError
 from unit.trainer import tiny
-from unit.trainer.loading import FAIL, data_spec, load_dataset, load_table
+from unit.trainer.loading import FAIL, data_spec, invalid_images, load_dataset, load_table
 
 Rows = Sequence[Mapping[str, Any]]
 ROWS = [{"text": f"text {number}", "label": number % 3} for number in range(7)]
@@ -505,7 +505,7 @@ def test_images_with_metadata(kind: str, folder: Path, tmp_path: Path) -> None:
     data = load_dataset(tmp_path, "image", "text")
     assert [row["text"] for row in data] == ["NA", "the red one"]
     assert data[0]["image"].getpixel((0, 0)) == tiny.COLOURS["green"]
-    assert list(data.invalid_images()) == []
+    assert list(invalid_images(data)) == []
 
 
 def test_metadata_in_each_split(folder: Path, tmp_path: Path) -> None:
@@ -521,7 +521,7 @@ def test_metadata_with_a_missing_image_is_a_bad_row(folder: Path, tmp_path: Path
     write_images(folder, "red.png")
     write_csv(folder / "metadata.csv", [{"file_name": name, "text": "x"} for name in ("red.png", "gone.png")])
     data = load_dataset(tmp_path, "image", "text")
-    (problem,) = data.invalid_images()
+    (problem,) = invalid_images(data)
     assert problem.index == 1
     assert "cannot decode the image" in problem.text
     assert f"{folder}/metadata.csv, line 3" in data.describe(problem)

@@ -16,7 +16,7 @@ from finetune_trainer.data import BadRowPolicy, Batch, load_batches, read_table,
 from finetune_trainer.errors import RunError, UserError
 from finetune_trainer.hub import is_transient
 from unit.trainer import tiny
-from unit.trainer.loading import FAIL, data_spec, load_dataset
+from unit.trainer.loading import FAIL, data_spec, invalid_images, load_dataset
 from unit.trainer.test_data_readers import ROWS, WRITERS
 
 
@@ -55,9 +55,9 @@ def test_image_that_cannot_be_opened(folder: Path, tmp_path: Path) -> None:
         data[0]
     assert f"column 'image' of {folder}/rows.csv, line 2: cannot be read: [Errno 24]" in transient_message(raised)
     with file_limit_reached(), pytest.raises(RunError) as raised:
-        BadRowPolicy(skip=True, limit=10).drop_rows(data, data.invalid_images())
+        BadRowPolicy(skip=True, limit=10).drop_rows(data, invalid_images(data))
     assert "cannot be read" in transient_message(raised)
-    assert list(data.invalid_images()) == []
+    assert list(invalid_images(data)) == []
 
 
 @pytest.mark.parametrize("kind", WRITERS)

@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 
 from finetune_api import FineTuneJob
 from finetune_api.defaults import with_defaults
-from finetune_trainer.callbacks import StepRecord
 from finetune_trainer.cli.describe import describe_job
 from finetune_trainer.errors import RunError, UserError
 from finetune_trainer.training import disk_space, export
@@ -24,7 +23,7 @@ from finetune_trainer.training.checkpoint import CheckpointManager, store
 from finetune_trainer.training.run import RunOptions, run
 from finetune_trainer.training.watchdog import Heartbeat
 from unit.trainer import tiny
-from unit.trainer.tiny import Recorder
+from unit.trainer.tiny import AfterStep, Recorder
 
 
 class AtMessage(Recorder):
@@ -37,19 +36,6 @@ class AtMessage(Recorder):
     def on_message(self, text: str) -> None:
         super().on_message(text)
         if text.startswith(self.start):
-            self.action()
-
-
-class AfterStep(Recorder):
-    """Calls a function after a step."""
-
-    def __init__(self, step: int, action: Callable[[], None]) -> None:
-        super().__init__()
-        self.step, self.action = step, action
-
-    def on_step_end(self, record: StepRecord) -> None:
-        super().on_step_end(record)
-        if record.step == self.step:
             self.action()
 
 

@@ -16,7 +16,7 @@ from finetune_trainer.errors import Interrupted, OutOfGPUMemory
 from finetune_trainer.training.rng import get_rng_state, set_rng_state
 from finetune_trainer.training.run import RunOptions, run
 from unit.trainer import tiny
-from unit.trainer.tiny import Recorder
+from unit.trainer.tiny import AfterStep, Recorder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -68,19 +68,6 @@ def go(job: FineTuneJob, claims: Path, out: Path, recorder: Recorder | None = No
     return recorder
 
 
-class StopAfter(Recorder):
-    """Interrupts a run after a step, as SIGTERM does."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self.stop_step = step
-
-    def on_step_end(self, record: Any) -> None:
-        super().on_step_end(record)
-        if record.step == self.stop_step:
-            signal.raise_signal(signal.SIGTERM)
-
-
 @pytest.mark.parametrize("precision", ["FP32", "BF16", "FP16"])
 def test_resume_is_bit_exact(precision: str, claims: Path, tmp_path: Path) -> None:
     """Dropout in the vision encoder draws from the generator of the GPU."""
@@ -92,7 +79,7 @@ def test_resume_is_bit_exact(precision: str, claims: Path, tmp_path: Path) -> No
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     go(job, claims, whole)
     with pytest.raises(Interrupted):
-        go(job, claims, resumed, StopAfter(5))
+        go(job, claims, resumed, AfterStep(5, lambda: signal.raise_signal(signal.SIGTERM)))
     assert go(job, claims, resumed).resumed_step == 5
     expected, actual = (load_file(out / "result" / "model.safetensors") for out in (whole, resumed))
     assert all(torch.equal(actual[name], weight) for name, weight in expected.items())

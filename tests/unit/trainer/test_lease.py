@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,12 @@ from typing import Any
 import pytest
 
 from finetune_api import FineTuneJob
-from finetune_trainer.callbacks import StepRecord
 from finetune_trainer.errors import Interrupted, RunError, UserError
 from finetune_trainer.training import lease as lease_module
 from finetune_trainer.training.lease import LEASE_FILE, Lease, LeaseLock
 from finetune_trainer.training.run import RunOptions, run
 from unit.trainer import tiny
-from unit.trainer.tiny import Recorder
+from unit.trainer.tiny import AfterStep, Recorder
 
 ELSEWHERE = "another-node/boot/pid:[1]"
 
@@ -249,19 +247,6 @@ def test_full_disk_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pytest.
 
 
 # Runs ------------------------------------------------------------------------------------------------------------
-
-
-class AfterStep(Recorder):
-    """Calls a function after a step."""
-
-    def __init__(self, step: int, action: Callable[[], None]) -> None:
-        super().__init__()
-        self.step, self.action = step, action
-
-    def on_step_end(self, record: StepRecord) -> None:
-        super().on_step_end(record)
-        if record.step == self.step:
-            self.action()
 
 
 def job(**changes: Any) -> FineTuneJob:

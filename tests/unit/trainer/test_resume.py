@@ -8,7 +8,6 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from transformers import VisionTextDualEncoderModel
 
 from finetune_api import FineTuneJob
-from finetune_trainer.callbacks import StepRecord
 from finetune_trainer.errors import Interrupted, RunError, UserError
 from finetune_trainer.training import resume
 from finetune_trainer.training.checkpoint import write_manifest
@@ -28,22 +26,9 @@ from finetune_trainer.training.run import RunOptions, run
 from finetune_trainer.training.versions import package_versions
 from harness import forkserver
 from unit.trainer import tiny
-from unit.trainer.tiny import Recorder
+from unit.trainer.tiny import AfterStep, Recorder
 
 TIMING_FIELDS = ("seconds", "samples_per_second", "estimated_completion_time")
-
-
-class InterruptAfter(Recorder):
-    """Interrupts the run after a step."""
-
-    def __init__(self, step: int, interrupt: Callable[[], None]) -> None:
-        super().__init__()
-        self.step, self.interrupt = step, interrupt
-
-    def on_step_end(self, record: StepRecord) -> None:
-        super().on_step_end(record)
-        if record.step == self.step:
-            self.interrupt()
 
 
 class TerminateInEvaluation(Recorder):
@@ -112,7 +97,7 @@ def uninterrupted(claims: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
 
 @pytest.mark.parametrize("step", range(1, 7))
 def test_sigterm_after_each_step(step: int, claims: Path, out: Path, uninterrupted: tuple[str, Any]) -> None:
-    recorder = InterruptAfter(step, terminate)
+    recorder = AfterStep(step, terminate)
     with pytest.raises(Interrupted) as raised:
         go(job(), claims, out, recorder)
     assert raised.value.exit_code == 75
@@ -130,7 +115,7 @@ def test_sigterm_after_each_step(step: int, claims: Path, out: Path, uninterrupt
 
 @pytest.mark.parametrize("step", range(1, 7))
 def test_crash_after_each_step(step: int, claims: Path, out: Path, uninterrupted: tuple[str, Any]) -> None:
-    recorder = InterruptAfter(step, crash)
+    recorder = AfterStep(step, crash)
     with pytest.raises(CrashError):
         go(job(), claims, out, recorder)
     assert recorder.report is not None
@@ -158,7 +143,7 @@ def test_workers_ignore_sigterm(claims: Path, out: Path, uninterrupted: tuple[st
         terminate()
 
     with pytest.raises(Interrupted, match="after step 1"):
-        go(job(data={"workers": 2}), claims, out, InterruptAfter(1, terminate_all))
+        go(job(data={"workers": 2}), claims, out, AfterStep(1, terminate_all))
     assert not multiprocessing.active_children()
     resumed = go(job(data={"workers": 2}), claims, out)
     assert (digest(resumed), metrics(out)) == uninterrupted
@@ -185,7 +170,7 @@ def test_second_interrupt_is_immediate(claims: Path, out: Path) -> None:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    recorder = InterruptAfter(1, twice)
+    recorder = AfterStep(1, twice)
     with pytest.raises(KeyboardInterrupt):
         go(job(), claims, out, recorder)
     assert recorder.report is not None
@@ -195,7 +180,7 @@ def test_second_interrupt_is_immediate(claims: Path, out: Path) -> None:
 def test_early_stopping_continues_counting(claims: Path, out: Path) -> None:
     stopping = {"every": {"steps": 1}, "metric": "eval/loss", "earlyStopping": {"patience": 3, "minDelta": 100.0}}
     with pytest.raises(Interrupted):
-        go(job(evaluation=stopping), claims, out, InterruptAfter(2, terminate))
+        go(job(evaluation=stopping), claims, out, AfterStep(2, terminate))
     resumed = go(job(evaluation=stopping), claims, out)
     assert [record.step for record in resumed.steps] == [3, 4]
 
@@ -216,7 +201,7 @@ def test_plateau_schedule_resumes(step: int, claims: Path, tmp_path: Path) -> No
     assert visual == [1, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125]
     assert textual == [0, 0, 0, 1, 1, 1, 0.5, 0.5, 0.25]
     with pytest.raises(Interrupted):
-        go(plateau_job(), claims, tmp_path / "resumed", InterruptAfter(step, terminate))
+        go(plateau_job(), claims, tmp_path / "resumed", AfterStep(step, terminate))
     resumed = go(plateau_job(), claims, tmp_path / "resumed")
     assert resumed.resumed_step == step
     assert (digest(resumed), metrics(tmp_path / "resumed")) == (digest(complete), metrics(tmp_path / "complete"))
@@ -246,7 +231,7 @@ def test_every_optimizer_resumes(visual: str, textual: str, claims: Path, tmp_pa
     for step in (2, 4):
         out = tmp_path / f"resumed-{step}"
         with pytest.raises(Interrupted):
-            go(job(modules=modules), claims, out, InterruptAfter(step, terminate))
+            go(job(modules=modules), claims, out, AfterStep(step, terminate))
         assert digest(go(job(modules=modules), claims, out)) == complete, step
 
 
@@ -255,7 +240,7 @@ def test_corrupt_checkpoint_is_reported_and_the_previous_one_is_used(
     how: str, claims: Path, out: Path, uninterrupted: tuple[str, Any]
 ) -> None:
     with pytest.raises(CrashError):
-        go(job(), claims, out, InterruptAfter(5, crash))
+        go(job(), claims, out, AfterStep(5, crash))
     (last,) = out.glob("result/.checkpoints/*/step-00000004")
     weights = last / "weights.safetensors"
     content = weights.read_bytes()
@@ -294,7 +279,7 @@ def test_manifest_that_cannot_be_read_now_is_no_reason_to_delete_a_checkpoint(
 
 def test_copies_of_checkpoints_are_left_alone(claims: Path, out: Path) -> None:
     with pytest.raises(CrashError):
-        go(job(), claims, out, InterruptAfter(5, crash))
+        go(job(), claims, out, AfterStep(5, crash))
     (last,) = out.glob("result/.checkpoints/*/step-00000004")
     shutil.copytree(last, last.with_name("step-00000004.bak"))
     shutil.copytree(last, last.with_name("step-backup"))
@@ -310,7 +295,7 @@ def test_validation_set_that_is_removed_leaves_no_best_step(claims: Path, out: P
         return tiny.job("bert", "reviews", data=data, output={"dtype": "BF16"}, **every)
 
     with pytest.raises(CrashError):
-        go(changed(validation={"source": "pvc://data/held-out"}), claims, out, InterruptAfter(5, crash))
+        go(changed(validation={"source": "pvc://data/held-out"}), claims, out, AfterStep(5, crash))
     resumed = go(changed(), claims, out, resume=True)
     assert resumed.resumed_step == 4
     assert resumed.has_message("there is no validation set any more")
@@ -338,7 +323,7 @@ def test_loss_scale_of_another_precision_is_not_restored(
 @pytest.mark.parametrize("part", ["fingerprints", "segments"])
 def test_record_of_another_version_is_rejected(part: str, claims: Path, out: Path) -> None:
     with pytest.raises(CrashError):
-        go(job(), claims, out, InterruptAfter(5, crash))
+        go(job(), claims, out, AfterStep(5, crash))
     (last,) = out.glob("result/.checkpoints/*/step-00000004")
     state = json.loads((last / "state.json").read_text())
     (state["run"]["segments"][0] if part == "segments" else state["run"][part])["weather"] = "sun"
@@ -351,7 +336,7 @@ def test_record_of_another_version_is_rejected(part: str, claims: Path, out: Pat
 
 def test_checkpoint_of_another_version_is_rejected(claims: Path, out: Path) -> None:
     with pytest.raises(CrashError):
-        go(job(), claims, out, InterruptAfter(5, crash))
+        go(job(), claims, out, AfterStep(5, crash))
     (last,) = out.glob("result/.checkpoints/*/step-00000004")
     state = json.loads((last / "state.json").read_text())
     state["random"] = state.pop("rng_state")
@@ -365,7 +350,7 @@ def test_checkpoint_of_another_version_is_rejected(claims: Path, out: Path) -> N
 
 def test_fresh_starts_over(claims: Path, out: Path, uninterrupted: tuple[str, Any]) -> None:
     with pytest.raises(CrashError):
-        go(job(), claims, out, InterruptAfter(5, crash))
+        go(job(), claims, out, AfterStep(5, crash))
     again = go(job(), claims, out, fresh=True)
     assert again.resumed_step == 0
     assert (digest(again), metrics(out)) == uninterrupted
@@ -373,7 +358,7 @@ def test_fresh_starts_over(claims: Path, out: Path, uninterrupted: tuple[str, An
 
 def test_another_object_does_not_resume(claims: Path, out: Path) -> None:
     with pytest.raises(CrashError):
-        go(job(uid="one"), claims, out, InterruptAfter(5, crash))
+        go(job(uid="one"), claims, out, AfterStep(5, crash))
     assert go(job(uid="two"), claims, out).resumed_step == 0
 
 
@@ -387,7 +372,7 @@ def with_rate(rate: float, **changes: Any) -> FineTuneJob:
 @pytest.mark.parametrize("uid", ["one", None])
 def test_changed_settings_need_the_option_resume(uid: str | None, claims: Path, out: Path) -> None:
     with pytest.raises(CrashError):
-        go(job(uid=uid), claims, out, InterruptAfter(5, crash))
+        go(job(uid=uid), claims, out, AfterStep(5, crash))
     with pytest.raises(UserError, match=r"learningRate: 0.01 -> 0.05.* --resume.* --fresh") as raised:
         go(with_rate(5e-2, uid=uid), claims, out)
     assert raised.value.exit_code == 2
@@ -396,7 +381,7 @@ def test_changed_settings_need_the_option_resume(uid: str | None, claims: Path, 
 
 def test_changes_of_the_spec_are_reported_and_applied(claims: Path, out: Path) -> None:
     with pytest.raises(CrashError):
-        go(job(), claims, out, InterruptAfter(5, crash))
+        go(job(), claims, out, AfterStep(5, crash))
     resumed = go(with_rate(5e-2), claims, out, resume=True)
     assert resumed.has_message("modules[0].optimizer.learningRate: 0.01 -> 0.05")
     assert resumed.plan is not None
@@ -408,9 +393,9 @@ def test_changes_of_the_spec_are_reported_and_applied(claims: Path, out: Path) -
 
 def test_segments_survive_a_retry_without_changes(claims: Path, out: Path) -> None:
     with pytest.raises(CrashError):
-        go(job(), claims, out, InterruptAfter(3, crash))
+        go(job(), claims, out, AfterStep(3, crash))
     with pytest.raises(CrashError):
-        go(with_rate(5e-2), claims, out, InterruptAfter(5, crash), resume=True)
+        go(with_rate(5e-2), claims, out, AfterStep(5, crash), resume=True)
     resumed = go(with_rate(5e-2), claims, out)
     assert resumed.resumed_step == 4
     assert [segment["step"] for segment in run_json(out)["segments"]] == [0, 2]
@@ -429,7 +414,7 @@ def test_another_position_is_rejected(
     changes: dict[str, Any], words: str, use_resume: bool, claims: Path, out: Path
 ) -> None:
     with pytest.raises(CrashError):
-        go(job(), claims, out, InterruptAfter(5, crash))
+        go(job(), claims, out, AfterStep(5, crash))
     with pytest.raises(UserError, match=words) as raised:
         go(job(**changes), claims, out, resume=use_resume)
     assert "--fresh" in str(raised.value)
@@ -449,7 +434,7 @@ def test_fields_without_an_effect_change_nothing(
     changes: dict[str, Any], claims: Path, out: Path, uninterrupted: tuple[str, Any]
 ) -> None:
     with pytest.raises(CrashError):
-        go(job(), claims, out, InterruptAfter(5, crash))
+        go(job(), claims, out, AfterStep(5, crash))
     resumed = go(job(**changes), claims, out)
     assert resumed.resumed_step == 4
     assert (digest(resumed), metrics(out)) == uninterrupted
@@ -458,14 +443,14 @@ def test_fields_without_an_effect_change_nothing(
 
 def test_longer_training_continues_with_the_option_resume(claims: Path, out: Path) -> None:
     with pytest.raises(CrashError):
-        go(job(), claims, out, InterruptAfter(5, crash))
+        go(job(), claims, out, AfterStep(5, crash))
     resumed = go(job(training={"epochs": 3}), claims, out, resume=True)
     assert [record.step for record in resumed.steps] == [5, 6, 7, 8, 9]
 
 
 def test_a_shorter_run_than_the_checkpoint_is_rejected(claims: Path, out: Path) -> None:
     with pytest.raises(CrashError):
-        go(job(), claims, out, InterruptAfter(5, crash))
+        go(job(), claims, out, AfterStep(5, crash))
     shorter = job(training={"epochs": 1}, modules=[{**tiny.TWO_MODULES[0], "parameters": ["*"]}])
     with pytest.raises(UserError, match="the checkpoint of step 4 is after the last step of the job, 3"):
         go(shorter, claims, out, resume=True)
@@ -473,7 +458,7 @@ def test_a_shorter_run_than_the_checkpoint_is_rejected(claims: Path, out: Path) 
 
 def test_another_optimizer_starts_without_state(claims: Path, out: Path) -> None:
     with pytest.raises(CrashError):
-        go(job(), claims, out, InterruptAfter(5, crash))
+        go(job(), claims, out, AfterStep(5, crash))
     modules = [dict(module) for module in tiny.TWO_MODULES]
     modules[0]["optimizer"] = {"type": "SGD", "learningRate": 1e-2, "momentum": 0.9}
     resumed = go(job(modules=modules), claims, out, resume=True)
@@ -484,14 +469,14 @@ def test_another_optimizer_starts_without_state(claims: Path, out: Path) -> None
 def test_a_module_that_was_frozen_can_be_trained_with_the_option_resume(claims: Path, out: Path) -> None:
     """Its weights are not in the checkpoint; those that were trained before and are frozen now stay as they were."""
     with pytest.raises(CrashError):
-        go(job(), claims, out, InterruptAfter(5, crash))
+        go(job(), claims, out, AfterStep(5, crash))
     modules = [dict(module) for module in tiny.TWO_MODULES]
     modules[2] = {"name": "temperature", "parameters": ["logit_scale"], "optimizer": modules[0]["optimizer"]}
     modules[0] = {"name": "visual", "parameters": modules[0]["parameters"], "frozen": True}
     changed = job(modules=modules, checkpoint={"keepBest": False, "everySteps": 1})
     before = checkpoint_weights(out, 4)
     with pytest.raises(CrashError):
-        go(changed, claims, out, InterruptAfter(6, crash), resume=True)
+        go(changed, claims, out, AfterStep(6, crash), resume=True)
     go(changed, claims, out)
     after = dict(VisionTextDualEncoderModel.from_pretrained(out / "result").named_parameters())
     pretrained = dict(VisionTextDualEncoderModel.from_pretrained(claims / "models" / "dual").named_parameters())
@@ -505,7 +490,7 @@ def test_frozen_weights_of_the_model_that_changed_are_rejected(claims: Path, out
     shutil.copytree(claims / "models" / "dual", tmp_path / "models" / "dual")
     claim_paths = tiny.ClaimPaths(claims, {"models": tmp_path / "models", "out": out})
     with pytest.raises(CrashError):
-        run(job(), RunOptions(claims=claim_paths), InterruptAfter(5, crash))
+        run(job(), RunOptions(claims=claim_paths), AfterStep(5, crash))
     weights = load_file(tmp_path / "models" / "dual" / "model.safetensors")
     weights["logit_scale"] += 1
     save_file(weights, tmp_path / "models" / "dual" / "model.safetensors", {"format": "pt"})
@@ -519,7 +504,7 @@ def test_library_versions_that_differ_are_reported(
     with monkeypatch.context() as patch:
         patch.setattr(resume, "package_versions", lambda: {**package_versions(), "torch": "1.0"})
         with pytest.raises(CrashError):
-            go(job(), claims, out, InterruptAfter(5, crash))
+            go(job(), claims, out, AfterStep(5, crash))
     resumed, torch_version = go(job(), claims, out), package_versions()["torch"]
     assert resumed.has_message(f"versions have changed since, so results may differ: torch 1.0 -> {torch_version}")
     assert digest(resumed) == uninterrupted[0]
@@ -530,7 +515,7 @@ def test_resume_with_other_data_is_rejected(claims: Path, out: Path, tmp_path: P
     tiny.write_rows(tmp_path / "data" / "colours", tiny.captioned(30))
     claim_paths = tiny.ClaimPaths(claims, {"data": tmp_path / "data", "out": out})
     with pytest.raises(CrashError):
-        run(job(), RunOptions(claims=claim_paths), InterruptAfter(5, crash))
+        run(job(), RunOptions(claims=claim_paths), AfterStep(5, crash))
     tiny.write_rows(tmp_path / "data" / "colours", tiny.captioned(30, seed=2), "part-1.parquet")
     with pytest.raises(UserError, match="the training set has 42 samples, but had 21"):
         run(job(), RunOptions(claims=claim_paths), Recorder())
@@ -538,7 +523,7 @@ def test_resume_with_other_data_is_rejected(claims: Path, out: Path, tmp_path: P
 
 def test_older_attempt_cannot_start_after_a_newer_one(claims: Path, out: Path) -> None:
     with pytest.raises(CrashError):
-        go(job(), claims, out, InterruptAfter(3, crash), attempt=2)
+        go(job(), claims, out, AfterStep(3, crash), attempt=2)
     with pytest.raises(RunError, match="attempt 1 cannot continue: attempt 2 has started") as raised:
         go(job(), claims, out, attempt=1)
     assert raised.value.exit_code == 1
@@ -547,10 +532,10 @@ def test_older_attempt_cannot_start_after_a_newer_one(claims: Path, out: Path) -
 def test_older_attempt_cannot_write_after_a_newer_one_has_started(claims: Path, out: Path) -> None:
     def overtake() -> None:
         with pytest.raises(CrashError):
-            go(job(), claims, out, InterruptAfter(3, crash), attempt=2)
+            go(job(), claims, out, AfterStep(3, crash), attempt=2)
 
     with pytest.raises(RunError, match=r"attempt 1 cannot write to .*: attempt 2 has taken over"):
-        go(job(), claims, out, InterruptAfter(3, overtake), attempt=1)
+        go(job(), claims, out, AfterStep(3, overtake), attempt=1)
 
 
 SCRIPT = """

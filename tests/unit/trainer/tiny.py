@@ -2,7 +2,7 @@
 
 import io
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -300,3 +300,16 @@ class Recorder(Callback):
 
     def has_message(self, text: str) -> bool:
         return any(text in message for message in self.messages)
+
+
+class AfterStep(Recorder):
+    """Calls a function after a step."""
+
+    def __init__(self, step: int, action: Callable[[], None]) -> None:
+        super().__init__()
+        self.step, self.action = step, action
+
+    def on_step_end(self, record: StepRecord) -> None:
+        super().on_step_end(record)
+        if record.step == self.step:
+            self.action()

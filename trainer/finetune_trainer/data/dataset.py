@@ -204,12 +204,6 @@ class Dataset:
             if problem := _check_text(value, allow_blank):
                 yield RowProblem(index, role, problem)
 
-    def invalid_images(self) -> Iterator[RowProblem]:
-        """Images that are null or cannot be decoded; of the latter, only those among `images_to_check`."""
-        checks = ((int(index), self.check_image(int(index))) for index in self.images_to_check())
-        unreadable = (RowProblem(index, "image", check.problem) for index, check in checks if check.problem)
-        return merge_problems(self.missing_values("image"), unreadable)
-
     def images_to_check(self) -> np.ndarray:
         """Indices of the images to check before the first step, ascending: all of them, or a random sample."""
         if self.verify_all_images or len(self) <= MAX_VERIFIED_IMAGES:
